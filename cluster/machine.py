@@ -1,0 +1,29 @@
+"""This machine: which host names mean it, and which GPUs a process started here would see."""
+
+import os
+import socket
+from collections.abc import Mapping
+from pathlib import Path
+
+
+def is_this_host(name: str) -> bool:
+    """Whether a host name means this machine: its Slurm name, its own name, or one of its addresses."""
+    own = socket.gethostname()
+    if name in (os.environ.get("SLURMD_NODENAME"), own) or name.split(".")[0] == own.split(".")[0]:
+        return True
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(name, 0, type=socket.SOCK_DGRAM)[0]
+        with socket.socket(family, kind) as probe:
+            probe.bind(address)  # only an address of this machine can be bound
+    except OSError:
+        return False
+    return True
+
+
+def visible_gpus(environ: Mapping[str, str]) -> list[str] | None:
+    """Names of the GPUs that a program started here would see; None where nothing restricts it and none is found."""
+    for variable in ("CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES"):
+        if variable in environ:
+            return [gpu for gpu in environ[variable].split(",") if gpu and gpu not in ("-1", "NoDevFiles")]
+    devices = sorted(int(p.name[6:]) for p in Path("/dev").glob("nvidia[0-9]*") if p.name[6:].isdigit())
+    return [str(device) for device in devices] or None

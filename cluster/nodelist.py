@@ -1,0 +1,94 @@
+"""Slurm's two compact grammars: node lists and per-node counts.
+
+    SLURM_JOB_NODELIST=rack[1-2]n[01-02],login,gpu[7,9]-ib
+    SLURM_TASKS_PER_NODE=8(x2),4
+
+Order is kept as Slurm wrote it: the first host of the list is the one where the batch body runs.
+Grammar: https://slurm.schedmd.com/scontrol.html (hostlist expressions) and sbatch's SLURM_TASKS_PER_NODE.
+"""
+
+import re
+
+from cluster.errors import RequestError
+
+MAX_HOSTS = 1_000_000
+"""More than any Slurm system has; a list that expands further is a typing error, not an allocation."""
+
+_PIECE = re.compile(r"([^\[\],\s]+)|\[([^\[\]]*)\]")
+_RANGE = re.compile(r"(\d+)(?:-(\d+))?", re.ASCII)
+_COUNT = re.compile(r"(\d+)(?:\(x(\d+)\))?", re.ASCII)
+
+
+def expand_nodelist(nodelist: str) -> list[str]:
+    """Host names of a Slurm node list, in its order.
+
+    >>> expand_nodelist("r[1-2]n[01-02],login")
+    ['r1n01', 'r1n02', 'r2n01', 'r2n02', 'login']
+
+    Raises `RequestError` where the text is not a node list or names more than `MAX_HOSTS` hosts.
+    """
+    hosts: list[str] = []
+    position = 0
+    while True:
+        names = [""]
+        start = position
+        while piece := _PIECE.match(nodelist, position):
+            literal, ranges = piece.groups()
+            parts = [literal] if literal is not None else _expand_ranges(ranges, nodelist)
+            if len(names) * len(parts) + len(hosts) > MAX_HOSTS:
+                raise RequestError(f"node list {nodelist!r} names more than {MAX_HOSTS:,} hosts")
+            names = [name + part for name in names for part in parts]
+            position = piece.end()
+        if position == start:
+            raise _unreadable(nodelist)
+        hosts += names
+        if position == len(nodelist):
+            return hosts
+        if nodelist[position] != ",":
+            raise _unreadable(nodelist)
+        position += 1
+
+
+def expand_counts(counts: str) -> list[int]:
+    """Numbers of a per-node count such as SLURM_TASKS_PER_NODE, one for each node.
+
+    >>> expand_counts("8(x2),4")
+    [8, 8, 4]
+    """
+    numbers: list[int] = []
+    for item in counts.split(","):
+        match = _COUNT.fullmatch(item)
+        repeat = int(match[2] or 1) if match else 0
+        if match is None or repeat == 0 or len(numbers) + repeat > MAX_HOSTS:
+            raise RequestError(f"cannot read the per-node counts {counts!r}: wanted a form like '8(x2),4'")
+        numbers += [int(match[1])] * repeat
+    return numbers
+
+
+def compress_counts(numbers: list[int]) -> str:
+    """The inverse of `expand_counts`: ``[8, 8, 4]`` becomes ``'8(x2),4'``."""
+    runs: list[tuple[int, int]] = []
+    for number in numbers:
+        if runs and runs[-1][0] == number:
+            runs[-1] = (number, runs[-1][1] + 1)
+        else:
+            runs.append((number, 1))
+    return ",".join(f"{number}(x{length})" if length > 1 else str(number) for number, length in runs)
+
+
+def _expand_ranges(ranges: str, nodelist: str) -> list[str]:
+    """Contents of one bracket, zero padding kept: ``'1-2,05'`` becomes ``['1', '2', '05']``."""
+    parts: list[str] = []
+    for item in ranges.split(","):
+        match = _RANGE.fullmatch(item)
+        if match is None:
+            raise _unreadable(nodelist)
+        low, high = match[1], match[2] or match[1]
+        if int(high) < int(low) or int(high) - int(low) + len(parts) >= MAX_HOSTS:
+            raise _unreadable(nodelist)
+        parts += [f"{number:0{len(low)}d}" for number in range(int(low), int(high) + 1)]
+    return parts
+
+
+def _unreadable(nodelist: str) -> RequestError:
+    return RequestError(f"cannot read the node list {nodelist!r}: wanted a form like 'n[01-16]' or 'a1,b[2-3]-ib'")

@@ -1,0 +1,139 @@
+"""The command lines' common ground: an argument parser that ends with status 64 and says what was probably meant.
+
+argparse, not tyro as in `training`: the front end must start in a few Python start-up times, and importing tyro alone
+takes longer than that.
+"""
+
+import argparse
+import sys
+from collections.abc import Callable
+from typing import NoReturn
+
+from cluster.errors import REQUEST, ClusterError, RequestError
+
+
+class OptionParser(argparse.ArgumentParser):
+    """Errors are one line, exit status 64. No abbreviations: a new option must not change what an old script means."""
+
+    def __init__(self, prog: str, usage: str, description: str, epilog: str = "") -> None:
+        super().__init__(
+            prog=prog,
+            usage=usage,
+            description=description,
+            epilog=epilog,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+
+    def parse_options(self, arguments: list[str]) -> argparse.Namespace:
+        """Parse all arguments; an unknown one is an error that names the nearest known option."""
+        options, unknown = self.parse_known_args(arguments)
+        if unknown:
+            import difflib
+
+            given = unknown[0].partition("=")[0]
+            known = [option for action in self._actions for option in action.option_strings]
+            near = difflib.get_close_matches(given, known, 1)
+            hint = f"did you mean {near[0]}?" if near else f"see {self.prog} --help"
+            if not given.startswith("-"):
+                hint = "the program and its arguments stand after ' -- '"
+            self.error(f"unknown option {given}: {hint}")
+        return options
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(REQUEST, f"error: {message}\n")
+
+
+def split_program(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """Options before the first ``--`` and what follows it."""
+    if "--" not in arguments:
+        return arguments, []
+    at = arguments.index("--")
+    return arguments[:at], arguments[at + 1 :]
+
+
+def at_least(minimum: int) -> Callable[[str], int]:
+    """An argparse type: a whole number not below `minimum`."""
+
+    def parse(text: str) -> int:
+        if not text.isdecimal() or int(text) < minimum:
+            raise argparse.ArgumentTypeError(f"given {text!r}, wanted a whole number, {minimum} or more")
+        return int(text)
+
+    return parse
+
+
+def add_place_options(parser: argparse.ArgumentParser) -> None:
+    """Where to run and how mpirun starts ranks: the same options for `submit` and `launch`."""
+    place = parser.add_argument_group("place")
+    place.add_argument(
+        "--cluster",
+        choices=("auto", "slurm", "local"),
+        default="auto",
+        help="auto: Slurm where there is one, else this machine",
+    )
+    place.add_argument("--nodes", type=at_least(1), metavar="N", help="nodes; simulated ones on this machine")
+    place.add_argument(
+        "--ranks-per-node",
+        type=at_least(1),
+        metavar="N",
+        help="ranks on each node (default: its GPUs, or its tasks without GPUs)",
+    )
+    place.add_argument(
+        "-H", "--hosts", metavar="a:8,b:8", help="machines without a scheduler, and ranks on each, over ssh"
+    )
+    place.add_argument("--hostfile", metavar="FILE", help="the same from a file: 'name slots=8', one a line")
+    ranks = parser.add_argument_group("ranks (mpirun's own names)")
+    ranks.add_argument(
+        "--mpirun", metavar="PATH", help="which mpirun (default: first on PATH, then beside this Python)"
+    )
+    ranks.add_argument(
+        "-x",
+        dest="forward",
+        action="append",
+        default=[],
+        metavar="NAME[=VALUE]",
+        help="hand this variable to every rank, beside the usual ones",
+    )
+    ranks.add_argument(
+        "--bind-to", default="none", metavar="WHAT", help="mpirun's binding: none (default), core, numa, …"
+    )
+    ranks.add_argument("--wdir", metavar="DIR", help="working directory of the ranks (default: this one)")
+    ranks.add_argument(
+        "--output-filename",
+        metavar="DIR",
+        help="directory of the per-rank logs (default: in the attempt's directory)",
+    )
+    ranks.add_argument("--nic", metavar="NAME", help="network interface for Open MPI, NCCL and gloo alike, such as ib0")
+    ranks.add_argument("--ssh", metavar="COMMAND", help="ssh command for --hosts, such as 'ssh -p 2222'")
+    ranks.add_argument(
+        "--mpirun-arg",
+        action="append",
+        default=[],
+        metavar="ARG",
+        help="one more argument for mpirun itself (repeat it)",
+    )
+    run = parser.add_argument_group("run directory")
+    run.add_argument(
+        "--experiment-name",
+        metavar="NAME",
+        help="default: the trainer's own --experiment-name, else the job's name",
+    )
+    run.add_argument("--output-dir", metavar="DIR", help="parent of the run directory (default: outputs)")
+
+
+def run(main: Callable[[list[str]], int], arguments: list[str]) -> int:
+    """Run a command's `main`; a `ClusterError` becomes one line on standard error and its exit status."""
+    try:
+        return main(arguments)
+    except ClusterError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.status
+
+
+def environment_pair(text: str) -> tuple[str, str | None]:
+    """``NAME`` or ``NAME=VALUE`` of ``-x``."""
+    name, equals, value = text.partition("=")
+    if not name.isidentifier():
+        raise RequestError(f"-x {text!r}: wanted NAME or NAME=VALUE")
+    return name, value if equals else None

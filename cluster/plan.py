@@ -1,0 +1,83 @@
+"""What is requested: nodes, GPUs, ranks and Slurm's options, validated, and rendered to one batch script.
+
+`sbatch/gpt2_mpi.sh` makes the same request by hand; a test holds the two together.
+"""
+
+import re
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from cluster.allocation import Allocation, Host
+from cluster.errors import RequestError
+
+DEFAULT_NODES = 2
+DEFAULT_GPUS_PER_NODE = 8
+DEFAULT_TIME = "04:00:00"
+
+WARNING_SIGNAL = "B:USR1@120"
+"""USR1 to the batch body 120 s before the end: without ``B:`` it would kill Open MPI 5's daemons instead."""
+
+_OPTION_NAME = re.compile(r"[a-z][a-z0-9-]*")
+
+
+@dataclass(frozen=True)
+class ResourcePlan:
+    """A request to Slurm. `gpus_per_node` is on each node (sbatch's own ``--gpus`` is the whole job's).
+
+    `options` are further sbatch options by their long names, without dashes; an empty value is a flag.
+
+    Raises `RequestError` for counts that cannot be and for values that would break out of the script's header.
+    """
+
+    nodes: int = DEFAULT_NODES
+    gpus_per_node: int = DEFAULT_GPUS_PER_NODE
+    ranks_per_node: int | None = None
+    options: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name, value in self.options.items():
+            if not _OPTION_NAME.fullmatch(name):
+                raise RequestError(f"sbatch option {name!r}: wanted a long name without dashes, such as reservation")
+            if not value.isprintable():
+                raise RequestError(f"sbatch option --{name}: {value!r} has a line break or control character")
+
+    @property
+    def ranks_on_each_node(self) -> int:
+        """One rank a GPU, unless the request says otherwise; one rank where no GPU is asked for."""
+        return self.ranks_per_node or self.gpus_per_node or 1
+
+    def expected_allocation(self) -> Allocation:
+        """What Slurm is expected to grant, under stand-in host names."""
+        width = len(str(self.nodes))
+        cpus = self.ranks_on_each_node * int(self.options.get("cpus-per-task") or 1)
+        names = (f"node{number:0{width}d}" for number in range(1, self.nodes + 1))
+        return Allocation(
+            "slurm", tuple(Host(name, self.ranks_on_each_node, self.gpus_per_node, cpus) for name in names)
+        )
+
+    def sbatch_options(self, log: str) -> dict[str, str]:
+        """All options of the batch script; those that the user gave come last and win."""
+        options = {
+            "nodes": str(self.nodes),
+            "ntasks-per-node": str(self.ranks_on_each_node),
+            "time": DEFAULT_TIME,
+            "output": log,
+            "open-mode": "append",
+            "requeue": "",
+            "signal": WARNING_SIGNAL,
+        }
+        if self.gpus_per_node:
+            options["gpus-per-node"] = str(self.gpus_per_node)
+        return {**options, **self.options}
+
+
+def batch_script(options: Mapping[str, str], setup: Path | None, command: str) -> str:
+    """The batch script: header, the site's set-up file where there is one, and one command that replaces bash.
+
+    With ``exec`` the warning signal reaches the launcher itself and its exit status is the job's.
+    """
+    header = [f"#SBATCH --{name}" + (f"={shlex.quote(value)}" if value else "") for name, value in options.items()]
+    site = [f"source {shlex.quote(str(setup))}"] if setup else []
+    return "\n".join(["#!/bin/bash", *header, "", *site, "export SUBMITIT_EXECUTOR=slurm", f"exec {command}", ""])

@@ -1,0 +1,43 @@
+"""What each rank leaves in the attempt's directory: one small file when it begins, one when it ends.
+
+    ranks/rank-3.started.json
+    ranks/rank-3.complete.json | rank-3.saved.json | rank-3.failed.json
+
+The state is in the name, so that counting needs no file opened.
+"""
+
+import os
+import re
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from cluster.rundir import read_json, write_json
+
+STATES = ("started", "complete", "saved", "failed")
+
+_RECORD = re.compile(rf"rank-\d+\.({'|'.join(STATES)})\.json")
+
+
+def write_record(attempt_dir: Path, rank: int, state: str, facts: Mapping[str, Any]) -> None:
+    """Leave a record, stamped with the time (nanoseconds since 1970)."""
+    write_json(attempt_dir / "ranks" / f"rank-{rank}.{state}.json", {"rank": rank, **facts, "time_ns": time.time_ns()})
+
+
+def count_records(attempt_dir: Path) -> dict[str, int]:
+    """How many ranks have left a record of each state."""
+    counts = dict.fromkeys(STATES, 0)
+    for entry in os.scandir(attempt_dir / "ranks"):
+        if match := _RECORD.fullmatch(entry.name):
+            counts[match[1]] += 1
+    return counts
+
+
+def read_records(attempt_dir: Path) -> dict[str, list[dict[str, Any]]]:
+    """All records, by state."""
+    records: dict[str, list[dict[str, Any]]] = {state: [] for state in STATES}
+    for path in (attempt_dir / "ranks").iterdir():
+        if match := _RECORD.fullmatch(path.name):
+            records[match[1]].append(read_json(path))
+    return records

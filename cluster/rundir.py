@@ -1,0 +1,181 @@
+"""The run directory: its name, its layout, and run.json.
+
+    outputs/<experiment>/            0700
+      run.json                       attempts and their verdicts
+      attempt-0001/                  one launch
+        plan.json  hostfile  mpirun.txt  mpirun.log
+        ranks/rank-3.started.json    see cluster.records
+        errors/rank-3.json           TORCHELASTIC_ERROR_FILE
+        logs/rank-3.log              everything the rank printed
+
+The program's own files (metrics, checkpoints) lie beside the attempts.
+"""
+
+import json
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cluster.errors import RequestError
+
+DEFAULT_OUTPUT_DIR = "outputs"
+TRAINING_MODULE = "training."
+TRAINER_FLAGS = {
+    "experiment_name": ("--experiment-name", "-e"),
+    "output_dir": ("--output-dir", "--save-dir"),
+}
+"""Options of `training.train_llm` that name the run directory."""
+
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+=@-]{0,127}", re.ASCII)
+
+
+def check_experiment_name(name: str) -> str:
+    """The name itself, if it can be a directory's name on every file system and a Slurm job's name."""
+    if not _NAME.fullmatch(name) or ".." in name:
+        raise RequestError(
+            f"experiment name {name!r}: wanted 1 to 128 letters, digits, or _ . + = @ -, "
+            "beginning with a letter, digit or _, without '..'"
+        )
+    return name
+
+
+def run_directory(program: Sequence[str], experiment: str | None, output_dir: str | None, job_name: str | None) -> Path:
+    """The run directory of a launch, absolute. `experiment` and `output_dir` are the launcher's own options.
+
+    Our own trainer's arguments are read for the same two facts, so that both write in one place: its command line,
+    then the TOML file of its `--config`. Without either the job's name is taken, else the program's.
+
+    Raises `RequestError` where launcher and trainer are told different names.
+    """
+    settings = _trainer_settings(program)
+    experiment = _agreed("--experiment-name", experiment, settings.get("experiment_name"))
+    output_dir = _agreed("--output-dir", output_dir, settings.get("output_dir"))
+    name = check_experiment_name(experiment or job_name or _program_stem(program))
+    return Path(output_dir or DEFAULT_OUTPUT_DIR).absolute() / name
+
+
+def is_training(program: Sequence[str]) -> bool:
+    """Whether the program is a module of our own `training` package: ``python -m training.train_llm …``."""
+    return len(program) > 2 and program[1] == "-m" and program[2].startswith(TRAINING_MODULE)
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One launch within a run: its number, and the directories that it may write."""
+
+    number: int
+    run_dir: Path
+    path: Path
+    log_dir: Path
+
+    def log_of(self, rank: int) -> Path:
+        return self.log_dir / f"rank-{rank}.log"
+
+    @property
+    def mpirun_log(self) -> Path:
+        return self.path / "mpirun.log"
+
+    @property
+    def plan(self) -> Path:
+        return self.path / "plan.json"
+
+    @property
+    def hostfile(self) -> Path:
+        return self.path / "hostfile"
+
+
+def next_attempt(run_dir: Path, log_dir: str | None) -> Attempt:
+    """The attempt that a launch now would be. Nothing is written."""
+    numbers = [int(path.name.partition("-")[2]) for path in run_dir.glob("attempt-[0-9]*")]
+    number = max(numbers, default=0) + 1
+    path = run_dir / f"attempt-{number:04d}"
+    return Attempt(number, run_dir, path, Path(log_dir).absolute() if log_dir else path / "logs")
+
+
+def create_directories(attempt: Attempt) -> None:
+    """Make the run's and the attempt's directories (0700). Raises `RequestError` where they cannot be written."""
+    try:
+        attempt.run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for directory in (attempt.path, attempt.path / "ranks", attempt.path / "errors"):
+            directory.mkdir(mode=0o700)
+        attempt.log_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise RequestError(
+            f"the run directory {attempt.run_dir} cannot be written ({error.strerror}): choose another --output-dir"
+        ) from error
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Write aside and rename: a reader sees the old file or the new one, never half of it."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    aside.write_text(json.dumps(data, indent=1) + "\n")
+    aside.rename(path)
+
+
+def read_json(path: Path) -> Any:
+    """Content of a JSON file, None where there is none."""
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        return None
+
+
+def record_attempt(attempt: Attempt, facts: Mapping[str, Any]) -> None:
+    """Add or update one attempt in run.json."""
+    path = attempt.run_dir / "run.json"
+    run = read_json(path) or {"experiment": attempt.run_dir.name, "attempts": []}
+    attempts = {entry["attempt"]: entry for entry in run["attempts"]}
+    attempts[attempt.number] = {**attempts.get(attempt.number, {}), "attempt": attempt.number, **facts}
+    run["attempts"] = list(attempts.values())
+    write_json(path, run)
+
+
+def _trainer_settings(program: Sequence[str]) -> dict[str, str]:
+    """`experiment_name` and `output_dir` as our trainer will read them: TOML file first, command line over it."""
+    if not is_training(program):
+        return {}
+    arguments = program[3:]
+    config = _option(arguments, "--config")
+    settings = {name.replace("-", "_"): value for name, value in (_read_toml(config) if config else {}).items()}
+    for name, flags in TRAINER_FLAGS.items():
+        if value := _option(arguments, *flags):
+            settings[name] = value
+    return {name: str(settings[name]) for name in TRAINER_FLAGS if settings.get(name)}
+
+
+def _option(arguments: Sequence[str], *flags: str) -> str | None:
+    """Value of the last ``--flag value`` or ``--flag=value``; dashes and underscores inside a flag are the same."""
+    value = None
+    for argument, following in zip(arguments, [*arguments[1:], None], strict=True):
+        flag, equals, attached = argument.partition("=")
+        if flag[:2] + flag[2:].replace("_", "-") in flags:
+            value = attached if equals else following
+    return value
+
+
+def _agreed(option: str, launcher: str | None, trainer: str | None) -> str | None:
+    if launcher and trainer and os.path.abspath(launcher) != os.path.abspath(trainer):
+        raise RequestError(f"{option} is {launcher} for the launcher and {trainer} for the trainer: give it once")
+    return launcher or trainer
+
+
+def _read_toml(path: str) -> dict[str, Any]:
+    import tomllib
+
+    try:
+        with open(path, "rb") as file:
+            return tomllib.load(file)
+    except OSError as error:
+        raise RequestError(f"--config {path}: {error.strerror}") from error
+    except tomllib.TOMLDecodeError as error:
+        raise RequestError(f"--config {path} is not TOML: {error}") from error
+
+
+def _program_stem(program: Sequence[str]) -> str:
+    for word in program[1:] if os.path.basename(program[0]).startswith("python") else program:
+        if not word.startswith("-"):
+            return re.sub(r"[^A-Za-z0-9_]", "_", Path(word).stem)
+    return "program"

@@ -1,0 +1,265 @@
+"""The front end: from the login node to a queued job, by submitit; without Slurm, to ranks on this machine.
+
+python -m cluster.submit --nodes 2 --gpus 8 -- --experiment-name a --max-steps 1000
+python -m cluster.submit --nodes 2 --gpus 8 --program -- python my_script.py
+"""
+
+import os
+import shlex
+import shutil
+import sys
+from argparse import Namespace
+from pathlib import Path
+
+from cluster.allocation import Allocation
+from cluster.environment import mpirun_environment
+from cluster.errors import LauncherError, RequestError
+from cluster.granted import find_allocation
+from cluster.hostfile import hostfile_text
+from cluster.launch import launch_command
+from cluster.launch import main as launch
+from cluster.machine import visible_gpus
+from cluster.mpirun import OPEN_MPI_5, Mpirun, find_mpirun
+from cluster.options import OptionParser, add_place_options, at_least, run, split_program
+from cluster.plan import DEFAULT_GPUS_PER_NODE, DEFAULT_NODES, ResourcePlan, batch_script
+from cluster.program import resolve_program
+from cluster.rundir import is_training, next_attempt, run_directory
+
+USAGE = "python -m cluster.submit [options] -- [arguments of training.train_llm]"
+EPILOG = """\
+examples:
+  python -m cluster.submit --nodes 2 --gpus 8                        GPT-2 on alpaca, 16 ranks
+  python -m cluster.submit --nodes 2 --gpus 8 --dry-run -- --lr 1e-4 show everything, submit nothing
+  python -m cluster.submit --nodes 4 --program -- python my_script.py
+  python -m cluster.submit --cluster local --nodes 2 --ranks-per-node 2 -- --preset demo
+
+exit status: 0 submitted (with --wait: the job's own), 64 the request is wrong, 70 this place cannot do it"""
+
+DEFAULT_EXPERIMENT = "gpt2_mpi"
+SITE_SETUP = Path("sbatch/env.sh")
+SLURM_OPTIONS = {
+    "partition": "NAME",
+    "account": "NAME",
+    "qos": "NAME",
+    "time": "TIME",
+    "mem": "SIZE",
+    "cpus-per-task": "N",
+    "constraint": "FEATURES",
+    "exclude": "HOSTS",
+    "nodelist": "HOSTS",
+    "job-name": "NAME",
+    "mail-type": "EVENTS",
+    "mail-user": "ADDRESS",
+}
+
+
+def main(arguments: list[str]) -> int:
+    before, after = split_program(arguments)
+    options = parser().parse_options(before)
+    program = [sys.executable, "-m", "training.train_llm", *after] if not options.program else after
+    program = resolve_program(program)
+    if goes_to_slurm(options):
+        return submit_to_slurm(options, program)
+    return run_here(options, program)
+
+
+def parser() -> OptionParser:
+    options = OptionParser("python -m cluster.submit", USAGE, str(__doc__), EPILOG)
+    options.add_argument(
+        "--gpus",
+        "--gpus-per-node",
+        dest="gpus",
+        type=at_least(0),
+        metavar="N",
+        help=f"GPUs on each node (default {DEFAULT_GPUS_PER_NODE}; sbatch's own --gpus is the job's total)",
+    )
+    options.add_argument("--program", action="store_true", help="what follows -- is the program itself")
+    options.add_argument("--dry-run", action="store_true", help="print what would be submitted, submit nothing")
+    options.add_argument("--wait", action="store_true", help="wait for the end, return the job's exit status")
+    options.add_argument("--follow", action="store_true", help="like --wait, and show the log")
+    options.add_argument("--no-check", action="store_true", help="submit without checking the trainer's arguments here")
+    add_place_options(options)
+    slurm = options.add_argument_group("Slurm (sbatch's own options)")
+    for name, metavar in SLURM_OPTIONS.items():
+        slurm.add_argument(f"--{name}", metavar=metavar, type=at_least(1) if metavar == "N" else str)
+    slurm.add_argument(
+        "--sbatch",
+        action="append",
+        default=[],
+        metavar="NAME[=VALUE]",
+        help="any other sbatch option, such as --sbatch reservation=x (repeat it)",
+    )
+    return options
+
+
+def goes_to_slurm(options: Namespace) -> bool:
+    """Slurm where it is asked for, or where `auto` finds an sbatch; one line says so where it does not."""
+    if options.hosts or options.hostfile or options.cluster == "local":
+        return False
+    if shutil.which("sbatch"):
+        return True
+    if options.cluster == "slurm":
+        raise LauncherError("--cluster slurm, but there is no sbatch on PATH: run this on a login node of the cluster")
+    print("no sbatch here: running on this machine (--cluster local says so without this line)")
+    return False
+
+
+def run_here(options: Namespace, program: list[str]) -> int:
+    """The same launcher, in the foreground, on this machine or on the hosts given."""
+    allocation = here(options)
+    run_dir = experiment_directory(options, program)
+    if options.dry_run:
+        show_plan(options, allocation, program, run_dir)
+        return 0
+    if status := check_training(options, program, allocation.world_size):
+        return status
+    place = [] if options.hosts or options.hostfile else ["--cluster", "local", "--nodes", str(options.nodes or 1)]
+    ranks_per_node = options.ranks_per_node or options.gpus
+    return launch([*place, *launch_arguments(options, ranks_per_node, run_dir), "--", *program])
+
+
+def here(options: Namespace) -> Allocation:
+    """This machine's simulated nodes (or the hosts given), once it is sure that the GPUs asked for exist."""
+    gpus, nodes, present = options.gpus or 0, options.nodes or 1, len(visible_gpus(os.environ) or [])
+    if not (options.hosts or options.hostfile) and gpus * nodes > present:
+        raise RequestError(
+            f"--nodes {nodes} --gpus {gpus} asks for {gpus * nodes} GPUs, this machine has {present}: "
+            "use --ranks-per-node N for ranks without GPUs of their own"
+        )
+    asked = Namespace(**{**vars(options), "cluster": "local", "ranks_per_node": options.ranks_per_node or gpus or None})
+    return find_allocation(asked, {})
+
+
+def submit_to_slurm(options: Namespace, program: list[str]) -> int:
+    plan = request(options)
+    run_dir = experiment_directory(options, program)
+    log = run_dir / "%x-%j.log"
+    sbatch_options = {"job-name": run_dir.name, **plan.sbatch_options(str(log))}
+    setup = SITE_SETUP.absolute() if SITE_SETUP.exists() else None
+    script = batch_script(sbatch_options, setup, submitit_command(run_dir))
+    if options.dry_run:
+        print(script)
+        show_plan(options, plan.expected_allocation(), program, run_dir)
+        return 0
+    if status := check_training(options, program, plan.expected_allocation().world_size):
+        return status
+    arguments = [*launch_arguments(options, options.ranks_per_node, run_dir), "--", *program]
+    job_id = sbatch_by_submitit(script, run_dir, arguments)
+    log = run_dir / f"{sbatch_options['job-name']}-{job_id}.log"
+    print(f"plan           {plan.expected_allocation().summary()}")
+    print(f"job            {job_id}")
+    print(f"run directory  {run_dir}")
+    print(f"next           tail -F {shlex.quote(str(log))}", flush=True)
+    if not (options.wait or options.follow):
+        return 0
+    from cluster.wait import wait_for_job
+
+    return wait_for_job(job_id, log, options.follow)
+
+
+def request(options: Namespace) -> ResourcePlan:
+    """The request in the user's words. Ranks without GPUs are asked for by --ranks-per-node alone."""
+    given = {name: str(value) for name in SLURM_OPTIONS if (value := getattr(options, name.replace("-", "_")))}
+    for option in options.sbatch:
+        name, _, value = option.removeprefix("--").partition("=")
+        given[name] = value
+    gpus = options.gpus
+    if gpus is None:
+        gpus = 0 if options.ranks_per_node else DEFAULT_GPUS_PER_NODE
+    return ResourcePlan(options.nodes or DEFAULT_NODES, gpus, options.ranks_per_node, given)
+
+
+def experiment_directory(options: Namespace, program: list[str]) -> Path:
+    """Where the run will write, checked now rather than after hours in the queue."""
+    job_name = options.job_name or (DEFAULT_EXPERIMENT if is_training(program) else None)
+    run_dir = run_directory(program, options.experiment_name, options.output_dir, job_name)
+    parent = next(directory for directory in (run_dir, *run_dir.parents) if directory.exists())
+    if not os.access(parent, os.W_OK | os.X_OK) or not parent.is_dir():
+        raise RequestError(f"the run directory {run_dir} cannot be written: choose another --output-dir")
+    return run_dir
+
+
+def launch_arguments(options: Namespace, ranks_per_node: int | None, run_dir: Path) -> list[str]:
+    """The launcher's options in the job: what was said here about ranks, and the run directory in full."""
+    arguments = ["--experiment-name", run_dir.name, "--output-dir", str(run_dir.parent)]
+    for name, value in (
+        ("--ranks-per-node", ranks_per_node),
+        ("--hosts", options.hosts),
+        ("--hostfile", options.hostfile),
+        ("--mpirun", options.mpirun),
+        ("--bind-to", options.bind_to),
+        ("--wdir", options.wdir),
+        ("--output-filename", options.output_filename),
+        ("--nic", options.nic),
+        ("--ssh", options.ssh),
+    ):
+        if value:
+            arguments += [name, str(value)]
+    for name, values in (("-x", options.forward), ("--mpirun-arg", options.mpirun_arg)):
+        arguments += [f"{name}={value}" if name.startswith("--") else f"{name}{value}" for value in values]
+    return arguments
+
+
+def check_training(options: Namespace, program: list[str], ranks: int) -> int:
+    """Let the trainer check its own arguments before anything is queued; its exit status, 0 if they are right.
+
+    In a process of its own, because this one must not import torch, transformers or datasets.
+    """
+    if options.no_check or not is_training(program) or program[2] != "training.train_llm":
+        return 0
+    import subprocess
+
+    sys.stdout.flush()
+    return subprocess.run([program[0], "-m", "training.check", "--ranks", str(ranks), *program[3:]]).returncode
+
+
+def submitit_command(run_dir: Path) -> str:
+    return shlex.join([sys.executable, "-u", "-m", "submitit.core._submit", str(run_dir / "submitit")])
+
+
+def sbatch_by_submitit(script: str, run_dir: Path, arguments: list[str]) -> str:
+    """Submit; the job's id. Where sbatch refuses, its own words are the error and nothing stays behind."""
+    import submitit
+    from submitit.core.utils import FailedJobError
+
+    from cluster.launch import submitit_job
+
+    class Executor(submitit.SlurmExecutor):
+        """submitit's executor with our batch script: what the dry run prints is what is submitted."""
+
+        def _make_submission_file_text(self, command: str, uid: str) -> str:
+            return script
+
+    new = [directory for directory in (run_dir, *run_dir.parents) if not directory.exists()]
+    run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    folder = run_dir / "submitit"
+    before = set(folder.glob("*")) | set(folder.glob(".*"))
+    try:
+        return str(Executor(folder).submit(submitit_job, arguments).job_id)
+    except FailedJobError as error:
+        for path in (set(folder.glob("*")) | set(folder.glob(".*"))) - before:
+            path.unlink()
+        for directory in [folder, *new]:
+            if not any(directory.iterdir()):
+                directory.rmdir()
+        raise RequestError(f"sbatch refused: {' '.join(str(error).split())}") from error
+
+
+def show_plan(options: Namespace, allocation: Allocation, program: list[str], run_dir: Path) -> None:
+    """Hostfile, mpirun command and rank table that the launcher would use."""
+    try:
+        mpirun = find_mpirun(options.mpirun, os.environ)
+    except LauncherError:
+        print("# no mpirun on this machine: shown as for Open MPI 5")
+        mpirun = Mpirun("mpirun", OPEN_MPI_5)
+    attempt = next_attempt(run_dir, options.output_filename)
+    environ = mpirun_environment(os.environ, allocation, options.nic, mpirun.has_daemon)
+    command = launch_command(options, mpirun, allocation, program, attempt, environ)
+    print(f"# plan: {allocation.summary()}")
+    print(f"# hostfile\n{hostfile_text(allocation, mpirun.dialect)}")
+    print(f"# {mpirun.dialect.name}\n{shlex.join(command)}\n")
+    print(*allocation.table(), sep="\n")
+
+
+if __name__ == "__main__":
+    sys.exit(run(main, sys.argv[1:]))

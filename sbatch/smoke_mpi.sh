@@ -1,0 +1,28 @@
+#!/bin/bash
+# A few dozen steps of a small GPT-2 on built-in data: minutes, and nothing is downloaded. Try this one first.
+#
+#   sbatch sbatch/smoke_mpi.sh                   # from the project's root
+#   sbatch sbatch/smoke_mpi.sh --device cpu      # without GPUs that torch can use
+#
+# Options given to sbatch override these; the launcher follows what was granted.
+#SBATCH --job-name=smoke_mpi
+#SBATCH --nodes=2
+#SBATCH --ntasks-per-node=2
+#SBATCH --gpus-per-node=2
+#SBATCH --time=00:15:00
+#SBATCH --output=%x-%j.log
+#SBATCH --open-mode=append
+#SBATCH --requeue
+#SBATCH --signal=B:USR1@120
+
+set -eu
+cd "${SLURM_SUBMIT_DIR:-$PWD}" # Slurm runs a copy of this file from its spool
+if [ ! -r sbatch/env.sh ]; then
+    echo "error: no sbatch/env.sh in $PWD: submit from the project's root" >&2
+    exit 64
+fi
+. sbatch/env.sh
+
+# exec: the warning signal reaches the launcher itself, and its exit status is the job's.
+# Without --experiment-name the job's name names the run, so a requeued or resubmitted job goes on with it.
+exec python -m cluster.launch -- python -m training.train_llm --preset smoke "$@"
