@@ -6,8 +6,7 @@ own check are derived from it. It comes from Slurm's environment, from a list of
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from cluster.errors import LauncherError, RequestError
 from cluster.nodelist import expand_counts, expand_nodelist
@@ -16,8 +15,7 @@ FIRST_SPECIAL_STEP = 0xFFFFFFF0
 """Step ids from here up are Slurm's own (batch body, interactive step), smaller ones are srun steps (slurm.h)."""
 
 
-@dataclass(frozen=True)
-class Host:
+class Host(NamedTuple):
     """One node of the plan. `cpus` is 0 where nobody said; `gpus` is None where only the host itself can know."""
 
     name: str
@@ -26,8 +24,7 @@ class Host:
     cpus: int
 
 
-@dataclass(frozen=True)
-class RankPlace:
+class RankPlace(NamedTuple):
     """Where one rank runs. `gpu` is the index among the GPUs visible on its node."""
 
     rank: int
@@ -37,16 +34,11 @@ class RankPlace:
     gpu: int | None
 
 
-@dataclass(frozen=True)
-class Allocation:
+class Allocation(NamedTuple):
     """Hosts in the order of their ranks. `source` is 'slurm', 'ssh' or 'local' (nodes simulated on one machine)."""
 
     source: str
     hosts: tuple[Host, ...]
-
-    def __post_init__(self) -> None:
-        if not self.world_size:
-            raise RequestError("the allocation holds no rank: ask for at least one node with one task or GPU")
 
     @property
     def world_size(self) -> int:
@@ -98,7 +90,7 @@ class Allocation:
         return lines
 
     def to_json(self) -> dict[str, Any]:
-        return {"source": self.source, "hosts": [[h.name, h.ranks, h.gpus, h.cpus] for h in self.hosts]}
+        return {"source": self.source, "hosts": [list(host) for host in self.hosts]}
 
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> "Allocation":
@@ -179,6 +171,8 @@ def from_hostfile_text(text: str) -> Allocation:
             continue
         slots = [word.removeprefix("slots=") for word in words[1:] if word.startswith("slots=")]
         hosts.append(_host_with_ranks(f"{words[0]}:{slots[0]}" if slots else words[0], line))
+    if not hosts:
+        raise RequestError("the hostfile names no host: wanted lines such as 'a slots=8'")
     return Allocation("ssh", tuple(hosts))
 
 

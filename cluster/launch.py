@@ -10,22 +10,22 @@ import os
 import shlex
 import sys
 import time
-from argparse import Namespace
 from collections.abc import Sequence
-from pathlib import Path
 
 from cluster import slurm
 from cluster.allocation import Allocation
-from cluster.environment import forwarded_names, mpirun_environment
+from cluster.command import launch_command
+from cluster.environment import mpirun_environment
 from cluster.granted import find_allocation
 from cluster.hostfile import hostfile_text
 from cluster.logs import tail
-from cluster.mpirun import HYDRA, Mpirun, find_mpirun, mpirun_command
-from cluster.options import OptionParser, add_place_options, environment_pair, run, split_program
+from cluster.mpirun import Mpirun, find_mpirun
+from cluster.options import OptionParser, add_place_options, run, split_program
 from cluster.program import resolve_program
 from cluster.records import read_records
 from cluster.rendezvous import rendezvous
-from cluster.rundir import Attempt, create_directories, next_attempt, record_attempt, run_directory, write_json
+from cluster.rundir import Attempt, create_directories, next_attempt, run_directory
+from cluster.runfile import record_attempt, write_json
 from cluster.supervise import MpirunEnd, supervise
 from cluster.verdict import SAVED, Verdict, Witnesses, decide, first_failure, verdict_lines
 
@@ -73,38 +73,6 @@ def parser() -> OptionParser:
     options = OptionParser("python -m cluster.launch", USAGE, str(__doc__), EPILOG)
     add_place_options(options)
     return options
-
-
-def launch_command(
-    options: Namespace,
-    mpirun: Mpirun,
-    allocation: Allocation,
-    program: Sequence[str],
-    attempt: Attempt,
-    environ: dict[str, str],
-) -> list[str]:
-    """mpirun's command line; values of ``-x NAME=VALUE`` go into `environ`, so that ps shows the name alone."""
-    asked = [environment_pair(pair) for pair in options.forward]
-    environ.update({name: value for name, value in asked if value is not None})
-    ssh = options.ssh
-    if ssh and mpirun.dialect is HYDRA:
-        ssh, *rest = shlex.split(ssh)
-        environ["HYDRA_LAUNCHER_EXTRA_ARGS"] = shlex.join(rest)
-    home = str(Path(__file__).parent.parent)
-    if os.path.basename(home) not in ("site-packages", "dist-packages"):
-        environ["PYTHONPATH"] = os.pathsep.join(filter(None, [home, environ.get("PYTHONPATH")]))
-    return mpirun_command(
-        mpirun,
-        allocation,
-        hostfile=str(attempt.hostfile),
-        program=[sys.executable, "-m", "cluster.rank", str(attempt.plan), "--", *program],
-        forward=forwarded_names(environ, (name for name, _ in asked)),
-        wdir=os.path.abspath(options.wdir or "."),
-        bind_to=options.bind_to,
-        nic=options.nic,
-        ssh=ssh,
-        extra=options.mpirun_arg,
-    )
 
 
 def write_plan(attempt: Attempt, allocation: Allocation, mpirun: Mpirun, command: Sequence[str]) -> None:

@@ -1,13 +1,14 @@
 """This machine: which host names mean it, and which GPUs a process started here would see."""
 
 import os
-import socket
 from collections.abc import Mapping
 from pathlib import Path
 
 
 def is_this_host(name: str) -> bool:
     """Whether a host name means this machine: its Slurm name, its own name, or one of its addresses."""
+    import socket
+
     own = socket.gethostname()
     if name in (os.environ.get("SLURMD_NODENAME"), own) or name.split(".")[0] == own.split(".")[0]:
         return True

@@ -8,15 +8,14 @@ import os
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from cluster.allocation import Allocation
 from cluster.errors import LauncherError
 from cluster.machine import is_this_host
 
 
-@dataclass(frozen=True)
-class Dialect:
+class Dialect(NamedTuple):
     """One row per family of mpirun. In `nic` and `ssh`, ``{}`` stands for the value.
 
     Open MPI's mpirun starts the ranks of its own host itself; Hydra has a daemon (proxy) there as everywhere.
@@ -78,8 +77,7 @@ HYDRA = Dialect(
 _BY_SIBLING = {"prterun": OPEN_MPI_5, "orterun": OPEN_MPI_4, "mpiexec.hydra": HYDRA}
 
 
-@dataclass(frozen=True)
-class Mpirun:
+class Mpirun(NamedTuple):
     """An mpirun executable (absolute path) and the dialect that it speaks."""
 
     path: str

@@ -6,8 +6,9 @@
 import re
 import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
+from typing import NamedTuple
 
 from cluster.allocation import Allocation, Host
 from cluster.errors import RequestError
@@ -22,26 +23,16 @@ WARNING_SIGNAL = "B:USR1@120"
 _OPTION_NAME = re.compile(r"[a-z][a-z0-9-]*")
 
 
-@dataclass(frozen=True)
-class ResourcePlan:
+class ResourcePlan(NamedTuple):
     """A request to Slurm. `gpus_per_node` is on each node (sbatch's own ``--gpus`` is the whole job's).
 
     `options` are further sbatch options by their long names, without dashes; an empty value is a flag.
-
-    Raises `RequestError` for counts that cannot be and for values that would break out of the script's header.
     """
 
     nodes: int = DEFAULT_NODES
     gpus_per_node: int = DEFAULT_GPUS_PER_NODE
     ranks_per_node: int | None = None
-    options: Mapping[str, str] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        for name, value in self.options.items():
-            if not _OPTION_NAME.fullmatch(name):
-                raise RequestError(f"sbatch option {name!r}: wanted a long name without dashes, such as reservation")
-            if not value.isprintable():
-                raise RequestError(f"sbatch option --{name}: {value!r} has a line break or control character")
+    options: Mapping[str, str] = MappingProxyType({})
 
     @property
     def ranks_on_each_node(self) -> int:
@@ -71,6 +62,16 @@ class ResourcePlan:
         if self.gpus_per_node:
             options["gpus-per-node"] = str(self.gpus_per_node)
         return {**options, **self.options}
+
+
+def check_sbatch_options(options: Mapping[str, str]) -> Mapping[str, str]:
+    """The options themselves; `RequestError` where a name or value would break out of the script's header."""
+    for name, value in options.items():
+        if not _OPTION_NAME.fullmatch(name):
+            raise RequestError(f"sbatch option {name!r}: wanted a long name without dashes, such as reservation")
+        if not value.isprintable():
+            raise RequestError(f"sbatch option --{name}: {value!r} has a line break or control character")
+    return options
 
 
 def batch_script(options: Mapping[str, str], setup: Path | None, command: str) -> str:

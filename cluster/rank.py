@@ -24,7 +24,7 @@ from cluster.environment import default_omp_threads, rank_environment, simulated
 from cluster.errors import LAUNCHER, REQUEUE
 from cluster.machine import is_this_host, visible_gpus
 from cluster.records import write_record
-from cluster.rundir import write_json
+from cluster.runfile import write_json
 
 PR_SET_PDEATHSIG = 1
 PIPE_BYTES = 65536

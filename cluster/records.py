@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from cluster.rundir import read_json, write_json
+from cluster.runfile import read_json, write_json
 
 STATES = ("started", "complete", "saved", "failed")
 

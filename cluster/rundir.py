@@ -1,4 +1,4 @@
-"""The run directory: its name, its layout, and run.json.
+"""The run directory: its name, its layout, and the attempts within it.
 
     outputs/<experiment>/            0700
       run.json                       attempts and their verdicts
@@ -11,13 +11,11 @@
 The program's own files (metrics, checkpoints) lie beside the attempts.
 """
 
-import json
 import os
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from cluster.errors import RequestError
 
@@ -62,8 +60,7 @@ def is_training(program: Sequence[str]) -> bool:
     return len(program) > 2 and program[1] == "-m" and program[2].startswith(TRAINING_MODULE)
 
 
-@dataclass(frozen=True)
-class Attempt:
+class Attempt(NamedTuple):
     """One launch within a run: its number, and the directories that it may write."""
 
     number: int
@@ -106,31 +103,6 @@ def create_directories(attempt: Attempt) -> None:
         raise RequestError(
             f"the run directory {attempt.run_dir} cannot be written ({error.strerror}): choose another --output-dir"
         ) from error
-
-
-def write_json(path: Path, data: Any) -> None:
-    """Write aside and rename: a reader sees the old file or the new one, never half of it."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    aside.write_text(json.dumps(data, indent=1) + "\n")
-    aside.rename(path)
-
-
-def read_json(path: Path) -> Any:
-    """Content of a JSON file, None where there is none."""
-    try:
-        return json.loads(path.read_text())
-    except FileNotFoundError:
-        return None
-
-
-def record_attempt(attempt: Attempt, facts: Mapping[str, Any]) -> None:
-    """Add or update one attempt in run.json."""
-    path = attempt.run_dir / "run.json"
-    run = read_json(path) or {"experiment": attempt.run_dir.name, "attempts": []}
-    attempts = {entry["attempt"]: entry for entry in run["attempts"]}
-    attempts[attempt.number] = {**attempts.get(attempt.number, {}), "attempt": attempt.number, **facts}
-    run["attempts"] = list(attempts.values())
-    write_json(path, run)
 
 
 def _trainer_settings(program: Sequence[str]) -> dict[str, str]:

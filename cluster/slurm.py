@@ -1,9 +1,8 @@
 """Slurm's commands, asked and told: job details, states, requeue. The only module that runs them."""
 
 import re
-import subprocess
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 SECONDS = 20
 """Longest wait for one answer; a busy controller answers late, a dead one never."""
@@ -25,8 +24,7 @@ ENDED = frozenset(
 """Job states that do not change any more (squeue(1), JOB STATE CODES); PREEMPTED does where the job requeues."""
 
 
-@dataclass(frozen=True)
-class JobState:
+class JobState(NamedTuple):
     """A job as Slurm tells it. `exit_code` is the batch body's status, `signal` what ended it (0: nothing did)."""
 
     state: str
@@ -105,6 +103,8 @@ def own_job_id(environ: Mapping[str, str]) -> str:
 
 
 def _ask(command: Sequence[str]) -> str | None:
+    import subprocess
+
     try:
         answer = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS)
     except (OSError, subprocess.TimeoutExpired):

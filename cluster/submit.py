@@ -12,16 +12,15 @@ from argparse import Namespace
 from pathlib import Path
 
 from cluster.allocation import Allocation
+from cluster.command import launch_command
 from cluster.environment import mpirun_environment
 from cluster.errors import LauncherError, RequestError
-from cluster.granted import find_allocation
+from cluster.granted import named_hosts, this_machine
 from cluster.hostfile import hostfile_text
-from cluster.launch import launch_command
-from cluster.launch import main as launch
 from cluster.machine import visible_gpus
 from cluster.mpirun import OPEN_MPI_5, Mpirun, find_mpirun
 from cluster.options import OptionParser, add_place_options, at_least, run, split_program
-from cluster.plan import DEFAULT_GPUS_PER_NODE, DEFAULT_NODES, ResourcePlan, batch_script
+from cluster.plan import DEFAULT_GPUS_PER_NODE, DEFAULT_NODES, ResourcePlan, batch_script, check_sbatch_options
 from cluster.program import resolve_program
 from cluster.rundir import is_training, next_attempt, run_directory
 
@@ -113,21 +112,24 @@ def run_here(options: Namespace, program: list[str]) -> int:
         return 0
     if status := check_training(options, program, allocation.world_size):
         return status
+    from cluster.launch import main as launch
+
     place = [] if options.hosts or options.hostfile else ["--cluster", "local", "--nodes", str(options.nodes or 1)]
     ranks_per_node = options.ranks_per_node or options.gpus
     return launch([*place, *launch_arguments(options, ranks_per_node, run_dir), "--", *program])
 
 
 def here(options: Namespace) -> Allocation:
-    """This machine's simulated nodes (or the hosts given), once it is sure that the GPUs asked for exist."""
+    """The hosts given, or this machine's simulated nodes once it is sure that the GPUs asked for exist."""
+    if options.hosts or options.hostfile:
+        return named_hosts(options)
     gpus, nodes, present = options.gpus or 0, options.nodes or 1, len(visible_gpus(os.environ) or [])
-    if not (options.hosts or options.hostfile) and gpus * nodes > present:
+    if gpus * nodes > present:
         raise RequestError(
             f"--nodes {nodes} --gpus {gpus} asks for {gpus * nodes} GPUs, this machine has {present}: "
             "use --ranks-per-node N for ranks without GPUs of their own"
         )
-    asked = Namespace(**{**vars(options), "cluster": "local", "ranks_per_node": options.ranks_per_node or gpus or None})
-    return find_allocation(asked, {})
+    return this_machine(nodes, options.ranks_per_node or gpus or None)
 
 
 def submit_to_slurm(options: Namespace, program: list[str]) -> int:
@@ -166,7 +168,7 @@ def request(options: Namespace) -> ResourcePlan:
     gpus = options.gpus
     if gpus is None:
         gpus = 0 if options.ranks_per_node else DEFAULT_GPUS_PER_NODE
-    return ResourcePlan(options.nodes or DEFAULT_NODES, gpus, options.ranks_per_node, given)
+    return ResourcePlan(options.nodes or DEFAULT_NODES, gpus, options.ranks_per_node, check_sbatch_options(given))
 
 
 def experiment_directory(options: Namespace, program: list[str]) -> Path:
