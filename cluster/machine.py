@@ -1,8 +1,10 @@
-"""This machine: which host names mean it, and which GPUs a process started here would see."""
+"""This machine: which host names mean it, which GPUs a process sees, and who dies with whom."""
 
 import os
 from collections.abc import Mapping
 from pathlib import Path
+
+PR_SET_PDEATHSIG = 1
 
 
 def is_this_host(name: str) -> bool:
@@ -28,3 +30,10 @@ def visible_gpus(environ: Mapping[str, str]) -> list[str] | None:
             return [gpu for gpu in environ[variable].split(",") if gpu and gpu not in ("-1", "NoDevFiles")]
     devices = sorted(int(p.name[6:]) for p in Path("/dev").glob("nvidia[0-9]*") if p.name[6:].isdigit())
     return [str(device) for device in devices] or None
+
+
+def die_with_parent(signal_number: int) -> None:
+    """Get this signal when the parent is gone, so that whatever is killed leaves nothing behind (prctl(2))."""
+    import ctypes
+
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal_number)

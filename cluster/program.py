@@ -35,7 +35,7 @@ def resolve_program(program: Sequence[str]) -> list[str]:
 
 
 def _check_python_arguments(arguments: Sequence[str]) -> None:
-    for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
+    for argument, following in zip(arguments, [*arguments[1:], ""], strict=False):
         if argument == "-m":
             if not _module_exists(following):
                 raise RequestError(f"the module {following!r} does not exist (python -m {following})")

@@ -5,7 +5,6 @@ and only watches; a child, forked before anything heavy is imported, runs the pr
 first hand, also one that the program cannot report itself: a signal, an early ``_exit(0)``, a crash in teardown.
 """
 
-import ctypes
 import json
 import os
 import re
@@ -22,11 +21,10 @@ from typing import Any, NoReturn
 from cluster.allocation import Allocation, RankPlace
 from cluster.environment import default_omp_threads, rank_environment, simulated_gpus
 from cluster.errors import LAUNCHER, REQUEUE
-from cluster.machine import is_this_host, visible_gpus
+from cluster.machine import die_with_parent, is_this_host, visible_gpus
 from cluster.records import write_record
 from cluster.runfile import write_json
 
-PR_SET_PDEATHSIG = 1
 PIPE_BYTES = 65536
 """What a pipe holds without a reader (pipe(7)): the child's last words must fit, nobody reads before it is gone."""
 LONGEST_DETAIL = 12_000
@@ -37,7 +35,7 @@ _PYTHON = re.compile(r"python(3(\.\d+)?)?")
 
 def main(arguments: Sequence[str]) -> int:
     plan_path, _, *program = arguments
-    _die_with_parent()
+    die_with_parent(signal.SIGKILL)
     try:
         plan = json.loads(Path(plan_path).read_text())
     except OSError as error:
@@ -172,7 +170,7 @@ def as_python(program: Sequence[str]) -> list[str] | None:
 def _become_program(script: list[str] | None, program: Sequence[str], writer: int) -> NoReturn:
     """In the child: own process group (a signal to the rank arrives once, through its watcher), then the program."""
     os.setpgid(0, 0)
-    _die_with_parent()
+    die_with_parent(signal.SIGKILL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _FORWARDED_SIGNALS)
     if script is None:
         try:
@@ -234,11 +232,6 @@ def _redirect_output(log_dir: str, rank: int) -> None:
     os.dup2(log, 1)
     os.dup2(log, 2)
     os.close(log)
-
-
-def _die_with_parent() -> None:
-    """Be killed when the parent is gone, so that a killed mpirun leaves no rank behind (prctl(2))."""
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _end(outcome: str, status: int, detail: str) -> dict[str, Any]:

@@ -121,7 +121,7 @@ def _trainer_settings(program: Sequence[str]) -> dict[str, str]:
 def _option(arguments: Sequence[str], *flags: str) -> str | None:
     """Value of the last ``--flag value`` or ``--flag=value``; dashes and underscores inside a flag are the same."""
     value = None
-    for argument, following in zip(arguments, [*arguments[1:], None], strict=True):
+    for argument, following in zip(arguments, [*arguments[1:], None], strict=False):
         flag, equals, attached = argument.partition("=")
         if flag[:2] + flag[2:].replace("_", "-") in flags:
             value = attached if equals else following

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cluster.logs import LogFollower
+from cluster.machine import die_with_parent
 from cluster.records import count_records
 from cluster.rundir import Attempt
 
@@ -52,7 +53,13 @@ def supervise(command: Sequence[str], environ: Mapping[str, str], world_size: in
     """Run mpirun to its end. Its own output goes to ``mpirun.log``, rank 0's to standard output."""
     with attempt.mpirun_log.open("wb") as log:
         mpirun = subprocess.Popen(
-            command, env=environ, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+            command,
+            env=environ,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+            preexec_fn=lambda: die_with_parent(signal.SIGTERM),  # noqa: PLW1509 (no other thread runs here)
         )
     noticed = Noticed()
     _pass_signals_on(mpirun, noticed)

@@ -7,7 +7,8 @@
 # export HF_HOME=/shared/huggingface
 # <<<
 
-# The environment that `make` builds beside this folder, where there is one.
+# Which Python: the environment that `make` builds here, where there is one. PATH stays as your modules set it, so
+# that their mpirun comes before one that pip installed into the environment.
 if [ -x "$PWD/.venv/bin/python" ]; then
-    export PATH="$PWD/.venv/bin:$PATH"
+    PYTHON="$PWD/.venv/bin/python"
 fi

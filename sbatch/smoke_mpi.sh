@@ -25,4 +25,4 @@ fi
 
 # exec: the warning signal reaches the launcher itself, and its exit status is the job's.
 # Without --experiment-name the job's name names the run, so a requeued or resubmitted job goes on with it.
-exec python -m cluster.launch -- python -m training.train_llm --preset smoke "$@"
+exec "${PYTHON:-python3}" -m cluster.launch -- python -m training.train_llm --preset smoke "$@"

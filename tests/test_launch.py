@@ -1,0 +1,254 @@
+"""The launcher on this machine, with every real mpirun: what ranks get, and the verdict on what they do."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, Mpi
+
+PRINT_ENVIRONMENT = """
+import json, os, sys
+names = ["RANK", "WORLD_SIZE", "LOCAL_RANK", "GIVEN", "INHERITED", "HF_HOME", "OMP_NUM_THREADS"]
+names += ["MASTER_ADDR", "CLUSTER_RUN_DIR", "TORCHELASTIC_ERROR_FILE"]
+seen = {name: os.environ.get(name) for name in names}
+json.dump({**seen, "cwd": os.getcwd(), "python": sys.executable}, sys.stdout)
+"""
+FAULT = """
+import os, signal, sys, time
+rank = int(os.environ["RANK"])
+if rank == int(os.environ.get("GUILTY", "1")):
+    {fault}
+time.sleep({patience})
+"""
+
+
+def launch_command(mpi: Mpi, *options: str) -> list[str]:
+    return [sys.executable, "-m", "cluster.launch", "--cluster", "local", "--mpirun", str(mpi.mpirun), *options]
+
+
+def launch(mpi: Mpi, cwd: Path, *options: str, **environ: str) -> subprocess.CompletedProcess[str]:
+    """Two simulated nodes of two ranks run ``program.py``."""
+    return subprocess.run(
+        launch_command(mpi, "--nodes", "2", "--ranks-per-node", "2", *options, "--", "python", "program.py"),
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        env={**os.environ, "PYTHONPATH": str(ROOT), **environ},
+    )
+
+
+def program(cwd: Path, text: str) -> None:
+    (cwd / "program.py").write_text(text)
+
+
+def test_ranks_get_what_the_options_say(mpi: Mpi, tmp_path: Path) -> None:
+    (tmp_path / "work").mkdir()
+    (tmp_path / "work/program.py").write_text("")
+    program(tmp_path, PRINT_ENVIRONMENT)
+
+    done = launch(
+        mpi,
+        tmp_path,
+        *["-x", "GIVEN=a b=c", "-x", "INHERITED", "--wdir", str(tmp_path), "--output-filename", str(tmp_path / "logs")],
+        *["--bind-to", "none", "--experiment-name", "e", "--output-dir", str(tmp_path / "out")],
+        INHERITED="from outside",
+        HF_HOME="/data/hf",
+        OMP_NUM_THREADS="3",
+    )
+
+    assert done.returncode == 0, done.stdout + done.stderr
+    seen = json.loads((tmp_path / "logs/rank-3.log").read_text())
+    assert seen == {
+        "RANK": "3",
+        "WORLD_SIZE": "4",
+        "LOCAL_RANK": "1",
+        "GIVEN": "a b=c",
+        "INHERITED": "from outside",
+        "HF_HOME": "/data/hf",
+        "OMP_NUM_THREADS": "3",
+        "MASTER_ADDR": "127.0.0.1",
+        "CLUSTER_RUN_DIR": str(tmp_path / "out/e"),
+        "TORCHELASTIC_ERROR_FILE": str(tmp_path / "out/e/attempt-0001/errors/rank-3.json"),
+        "cwd": str(tmp_path),
+        "python": sys.executable,
+    }
+    assert "GIVEN=a b=c" not in (tmp_path / "out/e/attempt-0001/mpirun.txt").read_text()
+
+
+@pytest.mark.parametrize(
+    ("fault", "status", "last_lines"),
+    [
+        ("raise ValueError('boom')", 1, ["    raise ValueError('boom')", "ValueError: boom"]),
+        ("sys.exit(3)", 3, ["left with exit status 3"]),
+        ("os._exit(0)", 1, ["left with exit status 0 before the program had ended"]),
+        ("os.kill(os.getpid(), signal.SIGKILL)", 137, ["was killed by SIGKILL"]),
+        ("os.kill(os.getpid(), signal.SIGSEGV)", 139, ["was killed by SIGSEGV"]),
+    ],
+    ids=["exception", "exit", "early exit 0", "SIGKILL", "SIGSEGV"],
+)
+def test_the_guilty_rank_ends_the_attempt_and_the_log(
+    mpi: Mpi, tmp_path: Path, fault: str, status: int, last_lines: list[str]
+) -> None:
+    program(tmp_path, FAULT.format(fault=fault, patience=600))
+
+    done = launch(mpi, tmp_path)
+
+    assert done.returncode == status
+    verdict = done.stdout[done.stdout.index("── ") :].splitlines()
+    assert verdict[0].startswith(f"── rank failed · exit status {status} · attempt 1 · ")
+    assert verdict[2].startswith(f"rank 1 on {os.uname().nodename} ")
+    assert all(line in done.stdout for line in last_lines)
+    assert last_lines[-1] in "\n".join(verdict[2:])
+    [attempt] = json.loads((tmp_path / "outputs/program/run.json").read_text())["attempts"]
+    assert (attempt["verdict"]["rank"], attempt["verdict"]["status"]) == (1, status)
+
+
+def test_nothing_is_left_behind_when_the_launcher_is_killed(mpi: Mpi, tmp_path: Path) -> None:
+    program(tmp_path, FAULT.format(fault="pass", patience=600))
+    launcher = subprocess.Popen(
+        launch_command(mpi, "--ranks-per-node", "2", "--", "python", "program.py"),
+        cwd=tmp_path,
+        stdout=subprocess.DEVNULL,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    ranks = tmp_path / "outputs/program/attempt-0001/ranks"
+    wait_until(lambda: len(list(ranks.glob("*.started.json"))) == 2)
+
+    launcher.kill()
+    launcher.wait()
+
+    wait_until(lambda: not processes_that_mention(str(tmp_path)))
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_stopped_launcher_stops_all_ranks_and_says_so(
+    mpi: Mpi, tmp_path: Path, number: signal.Signals, status: int
+) -> None:
+    program(tmp_path, FAULT.format(fault="pass", patience=600))
+    launcher = subprocess.Popen(
+        launch_command(mpi, "--ranks-per-node", "2", "--", "python", "program.py"),
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    ranks = tmp_path / "outputs/program/attempt-0001/ranks"
+    wait_until(lambda: len(list(ranks.glob("*.started.json"))) == 2)
+
+    launcher.send_signal(number)
+    out, _ = launcher.communicate(timeout=60)
+
+    assert launcher.returncode == status
+    assert f"── cancelled · exit status {status}" in out
+    wait_until(lambda: not processes_that_mention(str(tmp_path)))
+
+
+def test_usr1_reaches_every_rank_and_a_saved_run_ends_with_75(mpi: Mpi, tmp_path: Path) -> None:
+    program(
+        tmp_path,
+        "import signal, sys, time\n"
+        "signal.signal(signal.SIGUSR1, lambda *_: sys.exit(75))\n"
+        "print('ready', flush=True)\n"
+        "time.sleep(600)\n",
+    )
+    launcher = subprocess.Popen(
+        launch_command(mpi, "--nodes", "2", "--ranks-per-node", "2", "--", "python", "program.py"),
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    logs = tmp_path / "outputs/program/attempt-0001/logs"
+    wait_until(lambda: [log.read_text() for log in logs.glob("*.log")] == ["ready\n"] * 4)
+
+    launcher.send_signal(signal.SIGUSR1)
+    out, _ = launcher.communicate(timeout=60)
+
+    assert launcher.returncode == 75
+    assert "── saved for requeue · exit status 75" in out
+    assert "next: submit the same command again, it goes on" in out
+
+
+@pytest.mark.parametrize("mpi", ["openmpi-5.0.11"], indirect=True)
+def test_a_rank_of_another_world_is_named_before_the_program_starts(mpi: Mpi, tmp_path: Path) -> None:
+    program(tmp_path, "print('started')\n")
+    smaller = tmp_path / "mpirun"
+    smaller.write_text(f'#!/bin/bash\nexec {mpi.mpirun} "${{@/#4/3}}"\n')
+    smaller.chmod(0o755)
+
+    done = launch(Mpi("smaller world", smaller, mpi.dialect), tmp_path)
+
+    assert done.returncode == 70
+    assert "is in a world of 3, the plan wants 4 ranks" in done.stdout
+    assert "started" not in done.stdout
+
+
+@pytest.mark.parametrize("mpi", ["openmpi-4.1.8"], indirect=True)
+def test_where_mpirun_refuses_its_own_words_end_the_log(mpi: Mpi, tmp_path: Path) -> None:
+    program(tmp_path, "")
+
+    done = launch(mpi, tmp_path, "--mpirun-arg=--no-such-argument")
+
+    assert done.returncode == 70
+    assert "before any rank began" in done.stdout
+    assert "--no-such-argument" in done.stdout[done.stdout.index("── launcher failed") :]
+
+
+JOB = {"SLURM_JOB_ID": "1", "SLURM_JOB_NODELIST": "n1"}
+
+
+@pytest.mark.parametrize(
+    ("options", "environ", "status", "message"),
+    [
+        (["--cluster", "slurm"], {}, 64, "error: --cluster slurm, but this is no Slurm job"),
+        (["--mpirun", "no-such-mpirun"], {}, 70, "error: no no-such-mpirun on PATH"),
+        (
+            [],
+            {"SLURM_JOB_ID": "1", "SLURM_STEP_ID": "0", "SLURM_JOB_NODELIST": "n1"},
+            70,
+            "error: this is srun step 1.0",
+        ),
+        ([], {"SLURM_JOB_ID": "1", "SLURM_HET_SIZE": "2", "SLURM_JOB_NODELIST": "n1"}, 70, "error: heterogeneous jobs"),
+        (["-x", "A B=1"], {}, 64, "error: -x 'A B=1': wanted NAME or NAME=VALUE"),
+    ],
+)
+def test_what_cannot_be_launched_is_one_line_and_nothing_is_written(
+    options: list[str], environ: dict[str, str], status: int, message: str, tmp_path: Path
+) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "cluster.launch", *options, "--", "true"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT), **environ},
+    )
+
+    assert done.returncode == status
+    [line] = done.stderr.splitlines()
+    assert line.startswith(message)
+    assert list(tmp_path.iterdir()) == []
+
+
+def processes_that_mention(text: str) -> list[str]:
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            command = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+        except OSError:
+            continue
+        if text in command and int(process.name) != os.getpid():
+            found.append(command)
+    return found
+
+
+def wait_until(condition, seconds: float = 60.0) -> None:
+    """Wait for an event; the time limit only ends a test that has already failed."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.05)

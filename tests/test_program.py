@@ -1,0 +1,44 @@
+"""The program is checked before anything is queued."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from cluster.errors import RequestError
+from cluster.program import resolve_program
+
+
+def test_a_bare_python_becomes_this_python(tmp_path: Path) -> None:
+    script = tmp_path / "s.py"
+    script.write_text("")
+
+    assert resolve_program(["python", str(script), "--lr", "1"]) == [sys.executable, str(script), "--lr", "1"]
+    assert resolve_program(["python3", "-u", "-m", "json.tool"]) == [sys.executable, "-u", "-m", "json.tool"]
+
+
+def test_another_program_is_found_on_path() -> None:
+    assert resolve_program(["sh", "-c", "true"])[0].endswith("/sh")
+
+
+@pytest.mark.parametrize(
+    ("program", "message"),
+    [
+        ([], "no program: put it after ' -- '"),
+        (["no-such-program"], "the program no-such-program does not exist"),
+        (["python", "no_such_script.py"], r"the script no_such_script\.py does not exist in /"),
+        (["python", "-m", "no_such_module"], "the module 'no_such_module' does not exist"),
+        (["python", "-m", "training.no_such_module"], "the module 'training.no_such_module' does not exist"),
+        (["python", "-m", ""], "the module '' does not exist"),
+        (["python"], "no script or module after python"),
+    ],
+)
+def test_a_program_that_does_not_exist_is_refused(program: list[str], message: str) -> None:
+    with pytest.raises(RequestError, match=message):
+        resolve_program(program)
+
+
+def test_a_module_deep_in_a_package_is_found_without_importing_the_package() -> None:
+    assert resolve_program(["python", "-m", "hypothesis.extra.cli"])[-1] == "hypothesis.extra.cli"
+    assert resolve_program(["python", "-m", "torch.distributed.run"])[-1] == "torch.distributed.run"
+    assert "torch.distributed.run" not in sys.modules

@@ -1,0 +1,101 @@
+"""Names and layout of the run directory, and run.json."""
+
+import json
+import stat
+from pathlib import Path
+
+import pytest
+
+from cluster.errors import RequestError
+from cluster.rundir import check_experiment_name, create_directories, next_attempt, run_directory
+from cluster.runfile import record_attempt
+
+TRAIN = ["/venv/bin/python", "-m", "training.train_llm"]
+
+
+@pytest.mark.parametrize("name", ["a", "gpt2-alpaca", "lr=1e-4", "run_2.1+x@y", "9"])
+def test_ordinary_names_are_accepted(name: str) -> None:
+    assert check_experiment_name(name) == name
+
+
+@pytest.mark.parametrize(
+    "name", ["", ".", "..", "a/b", "../a", "a..b", "-rf", ".hidden", "a b", "a\nb", "a\x1b[0m", "é", "x" * 129]
+)
+def test_names_that_could_leave_the_directory_or_break_a_header_are_refused(name: str) -> None:
+    with pytest.raises(RequestError, match="wanted 1 to 128 letters"):
+        check_experiment_name(name)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "name"),
+    [
+        (["--experiment-name", "a"], "a"),
+        (["--experiment-name=a"], "a"),
+        (["--experiment_name", "a"], "a"),
+        (["-e", "a"], "a"),
+        (["--experiment-name", "a", "--lr", "1", "--experiment-name", "b"], "b"),
+        ([], "job"),
+    ],
+)
+def test_the_trainers_own_experiment_name_is_the_launchers_too(arguments: list[str], name: str) -> None:
+    assert run_directory([*TRAIN, *arguments], None, None, "job").name == name
+
+
+@pytest.mark.parametrize("flag", ["--output-dir", "--save-dir"])
+def test_the_trainers_output_dir_is_the_launchers_too(flag: str) -> None:
+    assert run_directory([*TRAIN, flag, "/out", "-e", "a"], None, None, None) == Path("/out/a")
+
+
+def test_names_may_stand_in_the_trainers_toml_file(tmp_path: Path) -> None:
+    file = tmp_path / "c.toml"
+    file.write_text('experiment-name = "from-file"\noutput_dir = "/out"\n')
+
+    assert run_directory([*TRAIN, "--config", str(file)], None, None, None) == Path("/out/from-file")
+    assert run_directory([*TRAIN, "--config", str(file), "-e", "b"], None, None, None) == Path("/out/b")
+
+
+def test_launcher_and_trainer_must_not_be_told_different_names() -> None:
+    with pytest.raises(RequestError, match="--experiment-name is a for the launcher and b for the trainer"):
+        run_directory([*TRAIN, "-e", "b"], "a", None, None)
+
+
+def test_another_programs_arguments_are_its_own() -> None:
+    program = ["/venv/bin/python", "my_script.py", "--output-dir", "/elsewhere", "-e", "x"]
+
+    assert run_directory(program, None, None, None) == Path.cwd() / "outputs/my_script"
+
+
+def test_attempts_are_numbered_on_and_private(tmp_path: Path) -> None:
+    first = next_attempt(tmp_path / "out/a", None)
+    create_directories(first)
+    second = next_attempt(tmp_path / "out/a", None)
+    create_directories(second)
+
+    assert (first.number, second.number) == (1, 2)
+    assert stat.S_IMODE(second.path.stat().st_mode) == 0o700
+    assert stat.S_IMODE((tmp_path / "out/a").stat().st_mode) == 0o700
+    assert second.log_of(3) == tmp_path / "out/a/attempt-0002/logs/rank-3.log"
+
+
+def test_a_run_directory_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+
+    with pytest.raises(RequestError, match=r"cannot be written .*choose another --output-dir"):
+        create_directories(next_attempt(tmp_path / "file/a", None))
+
+
+def test_run_json_keeps_every_attempt_and_its_verdict(tmp_path: Path) -> None:
+    first, second = (next_attempt(tmp_path / "a", None)._replace(number=number) for number in (1, 2))
+    create_directories(first)
+
+    record_attempt(first, {"started": 1.0})
+    record_attempt(second, {"started": 2.0})
+    record_attempt(first, {"verdict": {"kind": "complete"}})
+
+    assert json.loads((tmp_path / "a/run.json").read_text()) == {
+        "experiment": "a",
+        "attempts": [
+            {"attempt": 1, "started": 1.0, "verdict": {"kind": "complete"}},
+            {"attempt": 2, "started": 2.0},
+        ],
+    }

@@ -1,0 +1,157 @@
+"""The front end as a user types it: what it prints, what it refuses, and that it leaves nothing behind."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+
+def submit(*arguments: str, cwd: Path = ROOT, **environ: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "cluster.submit", *arguments],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        env={**os.environ, "PYTHONPATH": str(ROOT), **environ},
+    )
+
+
+@pytest.fixture
+def no_slurm(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A PATH without any sbatch."""
+    empty = tmp_path_factory.mktemp("bin")
+    (empty / "sh").symlink_to("/bin/sh")
+    return str(empty)
+
+
+@pytest.fixture
+def login_node(tmp_path: Path) -> str:
+    """A PATH with an sbatch that must not be called."""
+    sbatch = tmp_path / "bin/sbatch"
+    sbatch.parent.mkdir()
+    sbatch.write_text("#!/bin/sh\ntouch called\n")
+    sbatch.chmod(0o755)
+    return f"{sbatch.parent}:/usr/bin:/bin"
+
+
+def test_a_dry_run_shows_script_hostfile_command_and_rank_table(login_node: str, tmp_path: Path) -> None:
+    done = submit(
+        *["--nodes", "2", "--gpus", "8", "--partition", "a100", "--sbatch", "reservation=r1", "--dry-run"],
+        *["--output-dir", str(tmp_path / "out"), "--", "--experiment-name", "a", "--lr", "1e-4"],
+        cwd=tmp_path,
+        PATH=login_node,
+    )
+
+    assert done.returncode == 0, done.stderr
+    out = done.stdout
+    assert "#SBATCH --nodes=2\n#SBATCH --ntasks-per-node=8\n" in out
+    assert "#SBATCH --partition=a100\n#SBATCH --reservation=r1\n" in out
+    assert "# plan: 2 nodes × 8 GPUs = 16 ranks\n" in out
+    assert "node1 slots=8\nnode2 slots=8\n" in out
+    assert f"-m cluster.rank {tmp_path}/out/a/attempt-0001/plan.json -- " in out
+    assert "-m training.train_llm --experiment-name a --lr 1e-4\n" in out
+    assert out.splitlines()[-1].split() == ["15", "1", "node2", "7", "7"]
+    assert not (tmp_path / "out").exists()
+    assert not (tmp_path / "called").exists()
+
+
+def test_without_sbatch_one_line_says_that_it_runs_here(no_slurm: str, tmp_path: Path) -> None:
+    script = tmp_path / "s.py"
+    script.write_text("import os; print('rank', os.environ['RANK'])\n")
+
+    done = submit("--ranks-per-node", "2", "--program", "--", "python", "s.py", cwd=tmp_path, PATH=no_slurm)
+
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("no sbatch here: running on this machine")
+    assert "rank 0\n── complete · exit status 0" in done.stdout
+
+
+def test_simulated_nodes_have_their_own_node_ranks(tmp_path: Path) -> None:
+    script = tmp_path / "s.py"
+    script.write_text(
+        "import os\nprint(*(os.environ[n] for n in ('RANK', 'LOCAL_RANK', 'GROUP_RANK', 'WORLD_SIZE')))\n"
+    )
+
+    done = submit(
+        *["--cluster", "local", "--nodes", "2", "--ranks-per-node", "2", "--program", "--", "python", "s.py"],
+        cwd=tmp_path,
+    )
+
+    assert done.returncode == 0, done.stderr
+    logs = tmp_path / "outputs/s/attempt-0001/logs"
+    assert [(logs / f"rank-{rank}.log").read_text() for rank in range(4)] == [
+        "0 0 0 4\n",
+        "1 1 0 4\n",
+        "2 0 1 4\n",
+        "3 1 1 4\n",
+    ]
+    [attempt] = json.loads((tmp_path / "outputs/s/run.json").read_text())["attempts"]
+    assert attempt["verdict"]["kind"] == "complete"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "message"),
+    [
+        (["--dry-runn"], 64, "error: unknown option --dry-runn: did you mean --dry-run?"),
+        (["--nodse=2"], 64, "error: unknown option --nodse: did you mean --nodes?"),
+        (["train.py"], 64, "error: unknown option train.py: the program and its arguments stand after ' -- '"),
+        (["--nodes", "0"], 64, "error: argument --nodes: given '0', wanted a whole number, 1 or more"),
+        (["--nodes", "-1"], 64, "error: argument --nodes: "),
+        (
+            ["--gpus", "two"],
+            64,
+            "error: argument --gpus/--gpus-per-node: given 'two', wanted a whole number",
+        ),
+        (["--program"], 64, "error: no program: put it after ' -- '"),
+        (["--program", "--", "python", "nowhere.py"], 64, "error: the script nowhere.py does not exist in "),
+        (["--cluster", "slurm"], 70, "error: --cluster slurm, but there is no sbatch on PATH"),
+        (["--gpus", "64"], 64, "error: --nodes 1 --gpus 64 asks for 64 GPUs, this machine has 0"),
+        (["--hosts", "a:x"], 64, "error: cannot read the host 'a:x'"),
+        (["--hosts", "a", "--hostfile", "b"], 64, "error: --hosts and --hostfile both name hosts"),
+        (["--hostfile", "nowhere"], 64, "error: --hostfile nowhere: No such file or directory"),
+        (["--", "--experiment-name", "../a"], 64, "error: experiment name '../a': wanted 1 to 128 letters"),
+        (["--", "--config", "nowhere.toml"], 64, "error: --config nowhere.toml: No such file or directory"),
+        (["--output-dir", "/proc/self/x"], 64, "error: "),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_bad_input_is_one_line_and_nothing_is_written(
+    arguments: list[str], status: int, message: str, no_slurm: str, tmp_path: Path
+) -> None:
+    done = submit(*arguments, cwd=tmp_path, CUDA_VISIBLE_DEVICES="", PATH=no_slurm)
+
+    assert done.returncode == status
+    [line] = done.stderr.splitlines()
+    assert line.startswith(message)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_header_cannot_be_broken_by_an_option(login_node: str, tmp_path: Path) -> None:
+    done = submit("--partition", "a\n#SBATCH --uid=0", "--", "-e", "a", cwd=tmp_path, PATH=login_node)
+
+    assert done.returncode == 64
+    assert "has a line break or control character" in done.stderr
+    assert not (tmp_path / "called").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--learning-rat", "1"], "--learning-rate"),
+        (["--preset", "demo", "--dataset-name", "nowhere.json"], "nowhere.json"),
+        (["--preset", "demo", "--seq-length", "100000"], "100000"),
+    ],
+)
+def test_the_trainers_own_arguments_are_checked_before_anything_is_queued(
+    arguments: list[str], message: str, login_node: str, tmp_path: Path
+) -> None:
+    done = submit("--", *arguments, cwd=tmp_path, PATH=login_node, HF_HUB_OFFLINE="1")
+
+    assert done.returncode == 64
+    assert done.stderr.startswith("error: ")
+    assert message in done.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bin"]
