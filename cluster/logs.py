@@ -28,4 +28,5 @@ def tail(path: Path) -> str:
     """Last lines of a text file, empty where there is none."""
     if not path.exists():
         return ""
-    return "\n".join(path.read_text(errors="replace").splitlines()[-TAIL_LINES:])
+    text = path.read_text(errors="replace").replace("\0", "")  # Open MPI 5 ends its messages with NUL
+    return "\n".join(text.splitlines()[-TAIL_LINES:])

@@ -71,6 +71,27 @@ def parse_accounting(rows: str) -> JobState:
     return JobState(state.split()[0], "", int(code), int(number or 0))
 
 
+def refusal(script: str) -> str | None:
+    """What ``sbatch --test-only`` has against the batch script, in its own words; None where it would accept it.
+
+    sbatch itself queues some requests that can never start (more nodes than the partition has).
+    """
+    import subprocess
+
+    try:
+        answer = subprocess.run(
+            ["sbatch", "--test-only"], input=script, capture_output=True, text=True, timeout=SECONDS
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return None if answer.returncode == 0 else " ".join(answer.stderr.split())
+
+
+def nodes_out_of_service() -> bool:
+    """Whether some node is down or drained: then ``--test-only`` also refuses what could start once it is back."""
+    return bool(_ask(["sinfo", "--noheader", "--states=down,drain,fail,maint", "--format=%n"]))
+
+
 def requeue(job_id: str) -> bool:
     """Queue this job (or array element) again; Slurm then ends the present run. False where Slurm refuses."""
     return _ask(["scontrol", "requeue", job_id]) is not None

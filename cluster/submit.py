@@ -11,6 +11,7 @@ import sys
 from argparse import Namespace
 from pathlib import Path
 
+from cluster import slurm
 from cluster.allocation import Allocation
 from cluster.command import launch_command
 from cluster.environment import mpirun_environment
@@ -78,10 +79,10 @@ def parser() -> OptionParser:
     options.add_argument("--follow", action="store_true", help="like --wait, and show the log")
     options.add_argument("--no-check", action="store_true", help="submit without checking the trainer's arguments here")
     add_place_options(options)
-    slurm = options.add_argument_group("Slurm (sbatch's own options)")
+    sbatch = options.add_argument_group("Slurm (sbatch's own options)")
     for name, metavar in SLURM_OPTIONS.items():
-        slurm.add_argument(f"--{name}", metavar=metavar, type=at_least(1) if metavar == "N" else str)
-    slurm.add_argument(
+        sbatch.add_argument(f"--{name}", metavar=metavar, type=at_least(1) if metavar == "N" else str)
+    sbatch.add_argument(
         "--sbatch",
         action="append",
         default=[],
@@ -145,6 +146,7 @@ def submit_to_slurm(options: Namespace, program: list[str]) -> int:
         return 0
     if status := check_training(options, program, plan.expected_allocation().world_size):
         return status
+    check_with_slurm(script)
     arguments = [*launch_arguments(options, options.ranks_per_node, run_dir), "--", *program]
     job_id = sbatch_by_submitit(script, run_dir, arguments)
     log = run_dir / f"{sbatch_options['job-name']}-{job_id}.log"
@@ -213,6 +215,15 @@ def check_training(options: Namespace, program: list[str], ranks: int) -> int:
 
     sys.stdout.flush()
     return subprocess.run([program[0], "-m", "training.check", "--ranks", str(ranks), *program[3:]]).returncode
+
+
+def check_with_slurm(script: str) -> None:
+    """Raise `RequestError` with sbatch's own words for a request that Slurm could never start."""
+    words = slurm.refusal(script)
+    if words and slurm.nodes_out_of_service():
+        print(f"warning: sbatch --test-only says: {words} (some nodes are down or drained: queued all the same)")
+    elif words:
+        raise RequestError(f"sbatch refused: {words}")
 
 
 def submitit_command(run_dir: Path) -> str:

@@ -4,8 +4,9 @@ mpirun's exit status is one witness among several. Open MPI 5 returns 0 when a n
 a rank that leaves early with status 0; so success is what every planned rank itself proved, and nothing else.
 """
 
+import re
 import signal
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -15,6 +16,9 @@ from cluster.rundir import Attempt
 
 COMPLETED, SAVED, USER_ERROR, RANK_FAILED = "complete", "saved for requeue", "user error", "rank failed"
 NODE_LOST, LAUNCHER_FAILED, CANCELLED = "node lost", "launcher failed", "cancelled"
+
+_LOST_HOST = re.compile(r"Remote daemon: .* on node (\S+)")
+"""Open MPI's words (4.1 and 5.0) where it loses a daemon; its own ranks it then kills without a record."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +54,12 @@ class Verdict:
 
 def first_failure(failed: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
     """The record that began it. Ranks that die after it (connection reset, mpirun's own SIGTERM) are victims."""
-    return min(failed, key=lambda record: record["time_ns"], default=None)
+    return min(failed, key=lambda record: (_stopped_by_mpirun(record), record["time_ns"]), default=None)
+
+
+def _stopped_by_mpirun(record: Mapping[str, Any]) -> bool:
+    """Whether this is how mpirun ends the other ranks: its SIGTERM says nothing about who began."""
+    return record["outcome"] == "signal" and record["detail"] == "SIGTERM"
 
 
 def decide(seen: Witnesses) -> Verdict:
@@ -63,9 +72,10 @@ def decide(seen: Witnesses) -> Verdict:
     if seen.stopped_by is not None:
         name = signal.Signals(seen.stopped_by).name
         return Verdict(CANCELLED, 128 + seen.stopped_by, f"{name} reached the launcher; all ranks were stopped")
-    if guilty := first_failure(seen.failed):
-        return _blame(guilty, seen)
-    return _silence(seen)
+    guilty = first_failure(seen.failed)
+    if guilty is None or (_stopped_by_mpirun(guilty) and len(seen.failed) < len(seen.started)):
+        return _silence(seen)
+    return _blame(guilty, seen)
 
 
 def _blame(guilty: dict[str, Any], seen: Witnesses) -> Verdict:
@@ -88,13 +98,14 @@ def _blame(guilty: dict[str, Any], seen: Witnesses) -> Verdict:
 
 def _silence(seen: Witnesses) -> Verdict:
     """No rank failed by its own word, and not all completed: who never spoke, and where."""
-    spoken = {record["rank"] for record in [*seen.complete, *seen.saved]}
     begun = {record["rank"] for record in seen.started}
-    silent = [place for place in seen.allocation.rank_map() if place.rank not in spoken]
     if not begun:
         summary = f"mpirun ended with status {seen.mpirun_status} before any rank began"
         return Verdict(LAUNCHER_FAILED, LAUNCHER, summary, detail=seen.mpirun_log_tail)
-    first = next((place for place in silent if place.rank in begun), silent[0])
+    spoken = {record["rank"] for record in [*seen.complete, *seen.saved, *seen.failed]}
+    silent = [place for place in seen.allocation.rank_map() if place.rank not in spoken]
+    lost = _LOST_HOST.findall(seen.mpirun_log_tail)
+    first = min(silent, key=lambda place: (place.host not in lost, place.rank not in begun, place.rank))
     verb = "began but never ended" if first.rank in begun else "never began"
     others = f" ({len(silent)} of {seen.allocation.world_size} ranks are silent)" if len(silent) > 1 else ""
     summary = f"{verb}{others}, though mpirun ended with status {seen.mpirun_status}"

@@ -10,5 +10,5 @@
 # Which Python: the environment that `make` builds here, where there is one. PATH stays as your modules set it, so
 # that their mpirun comes before one that pip installed into the environment.
 if [ -x "$PWD/.venv/bin/python" ]; then
-    PYTHON="$PWD/.venv/bin/python"
+    export PYTHON="$PWD/.venv/bin/python"
 fi

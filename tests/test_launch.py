@@ -5,11 +5,12 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
+
 from conftest import ROOT, Mpi
+from waiting import wait_until
 
 PRINT_ENVIRONMENT = """
 import json, os, sys
@@ -244,11 +245,3 @@ def processes_that_mention(text: str) -> list[str]:
         if text in command and int(process.name) != os.getpid():
             found.append(command)
     return found
-
-
-def wait_until(condition, seconds: float = 60.0) -> None:
-    """Wait for an event; the time limit only ends a test that has already failed."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(0.05)

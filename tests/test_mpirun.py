@@ -4,7 +4,6 @@ import stat
 from pathlib import Path
 
 import pytest
-from conftest import Mpi
 
 from cluster.allocation import Allocation, Host
 from cluster.errors import LauncherError
@@ -20,6 +19,7 @@ from cluster.mpirun import (
     find_mpirun,
     mpirun_command,
 )
+from conftest import Mpi
 
 UNEVEN = Allocation("ssh", (Host("b", 8, None, 0), Host("a", 4, None, 0)))
 

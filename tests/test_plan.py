@@ -4,10 +4,10 @@ import re
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
 
 from cluster.errors import RequestError
 from cluster.plan import ResourcePlan, batch_script, check_sbatch_options
+from conftest import ROOT
 
 GOLDEN = """\
 #!/bin/bash

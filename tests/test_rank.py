@@ -8,11 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
 
 from cluster.allocation import Allocation, Host
 from cluster.machine import is_this_host, visible_gpus
 from cluster.rank import as_python, identity, judge, mismatch
+from conftest import ROOT
 
 TWO_BY_TWO = Allocation("slurm", (Host("n1", 2, 2, 4), Host("n2", 2, 2, 4)))
 GPUS = ["0", "1"]

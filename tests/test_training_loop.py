@@ -1,0 +1,117 @@
+"""The loop by itself, on a tiny model in this process."""
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from training.evaluate import evaluate, evaluation_batches, perplexity
+from training.loop import LoopPlan, dropout_seed, make_loader, train_steps
+from training.optimizer import make_optimizer
+from training.sampler import RankBatches, SampleOrder
+from training.tokens import Blocks
+
+CPU = torch.device("cpu")
+BLOCKS = Blocks((np.arange(400) * 7 % 11).astype(np.uint16), 10)
+PLAN = LoopPlan(0, 6, 1, 1e-2, "constant", 0, 1.0, False)
+
+
+class Bigram(torch.nn.Module):
+    """Predicts the next token from the last one; the loss as a causal language model returns it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.table = torch.nn.Embedding(11, 11)
+
+    def forward(self, input_ids, labels):
+        logits = self.table(input_ids[:, :-1])
+        return SimpleNamespace(loss=torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten()))
+
+
+def run(plan=PLAN, batch=4, workers=0, model=None, stop=False):
+    model = model or Bigram()
+    batches = RankBatches(SampleOrder(len(BLOCKS), 0), 0, 1, batch, plan.accumulation, 0, plan.total)
+    steps = train_steps(
+        model,
+        make_optimizer(model, 0.0, CPU),
+        make_loader(BLOCKS, batches, workers, CPU),
+        plan,
+        SimpleNamespace(requested=stop),
+        CPU,
+    )
+    return list(steps), model
+
+
+def test_the_loss_falls():
+    results, _ = run(replace(PLAN, total=40))
+    assert results[-1].loss < results[0].loss - 0.2
+    assert [result.step for result in results] == list(range(1, 41))
+
+
+def test_accumulated_batches_give_the_step_of_one_large_batch():
+    large, one = run(batch=8)
+    small, two = run(replace(PLAN, accumulation=2), batch=4)
+    assert [r.loss for r in small] == pytest.approx([r.loss for r in large], rel=1e-5)
+    assert torch.allclose(one.table.weight, two.table.weight, atol=1e-6)
+
+
+def test_processes_that_read_ahead_change_nothing():
+    assert [r.loss for r in run(workers=1)[0]] == [r.loss for r in run()[0]]
+
+
+def test_every_phase_has_its_seconds_and_they_fit_into_the_step():
+    for result in run()[0]:
+        assert set(result.phases) == {"data", "forward", "backward", "update"}
+        assert all(seconds > 0 for seconds in result.phases.values())
+        assert sum(result.phases.values()) <= result.seconds
+
+
+def test_gradients_are_clipped_to_the_norm_and_reported_before_it():
+    results, clipped = run(replace(PLAN, total=1, max_grad_norm=1e-4))
+    assert results[0].grad_norm > 1e-4
+    norm = torch.linalg.vector_norm(torch.stack([p.grad.norm() for p in clipped.parameters()]))
+    assert float(norm) == pytest.approx(1e-4, rel=1e-2)
+    _, whole = run(replace(PLAN, total=1, max_grad_norm=0.0))
+    assert float(whole.table.weight.grad.norm()) == pytest.approx(results[0].grad_norm, rel=1e-5)
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_update():
+    model = Bigram()
+    with torch.no_grad():
+        model.table.weight[3, 3] = float("nan")
+    before = model.table.weight.clone()
+    with pytest.raises(FloatingPointError, match=r"the loss is not finite at step 1 on rank 0; the weights were not"):
+        run(model=model)
+    assert torch.equal(model.table.weight.nan_to_num(9), before.nan_to_num(9))
+
+
+def test_a_request_to_stop_shows_in_the_step_it_came_in():
+    assert all(result.stop for result in run(stop=True)[0])
+    assert not any(result.stop for result in run()[0])
+
+
+def test_ranks_and_resumed_steps_drop_out_differently():
+    seeds = {dropout_seed(seed, rank, step) for seed in (0, 1) for rank in (0, 1) for step in (0, 5)}
+    assert len(seeds) == 8
+
+
+def test_held_out_blocks_are_shared_out_once_each_up_to_the_limit():
+    shares = [evaluation_batches(11, 2, rank, 3, most=2) for rank in range(3)]
+    assert sorted(i for share in shares for batch in share for i in batch) == list(range(11))
+    assert [len(evaluation_batches(100, 2, rank, 3, most=2)) for rank in range(3)] == [2, 2, 2]
+
+
+def test_the_held_out_loss_weighs_every_sequence_the_same():
+    model = Bigram()
+    whole = evaluate(model, BLOCKS, [range(40)], False, CPU)
+    uneven = evaluate(model, BLOCKS, [range(39), range(39, 40)], False, CPU)
+    assert uneven == pytest.approx(whole, rel=1e-6)
+    assert evaluate(model, BLOCKS, [], False, CPU) is None
+
+
+def test_perplexity_is_e_to_the_loss_and_never_an_error():
+    assert perplexity(0.0) == 1.0
+    assert perplexity(1e6) == float("inf")

@@ -1,0 +1,228 @@
+"""Whole runs, as a user starts them: alone, by the guide's mpirun command, interrupted, resumed, refused."""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+TINY = ["--preset", "smoke", "--seq-length", "32", "--batch-size", "2", "--max-steps", "6", "--ckpt-freq", "2"]
+TINY += ["--eval-freq", "3", "--device", "cpu"]
+RANK_VARIABLES = ("RANK", "WORLD_SIZE", "OMPI_", "PMI", "PRTE", "SLURM_", "MASTER_", "CLUSTER_", "LOCAL_", "MPI_")
+
+
+def environment(**more: str) -> dict[str, str]:
+    """This process's environment without any launcher's variables."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(RANK_VARIABLES)}
+    return kept | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"} | more
+
+
+def alone(output: Path, *argv: str, **env: str) -> subprocess.CompletedProcess[str]:
+    """A run of one process."""
+    command = [sys.executable, "-m", "training.train_llm", "--output-dir", str(output), *argv]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment(**env), cwd=output)
+
+
+def mpirun(output: Path, ranks: int, *argv: str, master: bool = True) -> subprocess.CompletedProcess[str]:
+    """The command of the guide's mpirun chapter, on this machine."""
+    found = Path(sys.executable).with_name("mpirun")
+    program = str(found) if found.exists() else shutil.which("mpirun")
+    if program is None:
+        pytest.skip("no mpirun: neither beside this Python nor on PATH")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    where = ["-x", "MASTER_ADDR=127.0.0.1", "-x", f"MASTER_PORT={port}"] if master else []
+    command = [program, "-np", str(ranks), "--bind-to", "none", "--oversubscribe", *where, "-x", "OMP_NUM_THREADS=1"]
+    command += [sys.executable, "-m", "training.train_llm", "--output-dir", str(output), *argv]
+    allow = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
+    return subprocess.run(command, capture_output=True, text=True, timeout=180, env=environment(**allow), cwd=output)
+
+
+def rows(run: Path) -> list[dict]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def losses(run: Path) -> list[tuple[int, float]]:
+    return [(row["step"], row["loss"]) for row in rows(run) if "loss" in row]
+
+
+def flip_a_bit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.fixture(scope="module")
+def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The output directory that the runs of this file share, and with it their cache of tokens."""
+    return tmp_path_factory.mktemp("outputs")
+
+
+@pytest.fixture(scope="module")
+def whole(output: Path) -> subprocess.CompletedProcess[str]:
+    """An undisturbed run of one process, in `output/whole`."""
+    done = alone(output, "-e", "whole", *TINY)
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+@pytest.fixture(scope="module")
+def pair(output: Path) -> subprocess.CompletedProcess[str]:
+    """An undisturbed run of two ranks, in `output/pair`."""
+    done = mpirun(output, 2, "-e", "pair", *TINY)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done
+
+
+def test_a_run_says_what_it_trains_and_what_came_out(whole, output: Path):
+    assert "starting from random initialisation (it has no weights)" in whole.stdout
+    for line in ("complete: 6 steps", "held out    loss", "sample      ", "answer    ", str(output / "whole")):
+        assert line in whole.stdout
+    assert whole.stderr == ""
+
+
+def test_metrics_have_a_row_for_each_step_and_each_evaluation(whole, output: Path):
+    written = rows(output / "whole")
+    assert [row["step"] for row in written if "loss" in row] == [1, 2, 3, 4, 5, 6]
+    assert [row["step"] for row in written if "eval_loss" in row] == [3, 6]
+    expected = {"step", "epoch", "loss", "lr", "grad_norm", "tokens_per_second", "step_seconds", "memory_peak_bytes"}
+    expected |= {f"{phase}_seconds" for phase in ("data", "forward", "backward", "update")}
+    assert set(written[0]) == expected
+    assert written[-1]["perplexity"] > 1
+
+
+def test_the_run_directory_holds_what_was_promised(whole, output: Path):
+    run = output / "whole"
+    names = {"config.json", "metrics.jsonl", "summary.json", "checkpoints"}
+    assert {path.name for path in run.iterdir()} == names
+    assert sorted(os.listdir(run / "checkpoints")) == ["step-00000004", "step-00000006"]
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["final_loss"] == losses(run)[-1][1] < summary["first_loss"]
+    assert set(summary["samples"][0]) == {"prompt", "answer", "expected"}
+    assert Path(summary["checkpoint"]).is_dir()
+
+
+def test_the_same_seed_gives_the_same_losses_to_the_last_digit(whole, output: Path):
+    assert alone(output, "-e", "again", *TINY).returncode == 0
+    assert losses(output / "again") == losses(output / "whole")
+
+
+def test_a_resumed_run_passes_over_a_damaged_checkpoint_and_repeats_the_undisturbed_one(whole, output: Path):
+    cut = output / "cut"
+    shutil.copytree(output / "whole", cut)
+    (cut / "summary.json").unlink()
+    flip_a_bit(cut / "checkpoints" / "step-00000006" / "optimizer.pt")
+    done = alone(output, "-e", "cut", *TINY)
+    assert done.returncode == 0, done.stderr
+    assert "step-00000006 is not whole (optimizer.pt has another hash than when it was written): skipped" in done.stdout
+    assert "resumed from" in done.stdout
+    assert "step 5/6" in done.stdout
+    assert "step 4/6" not in done.stdout
+    assert losses(cut) == losses(output / "whole")
+    assert [row["eval_loss"] for row in rows(cut) if "eval_loss" in row] == [
+        row["eval_loss"] for row in rows(output / "whole") if "eval_loss" in row
+    ]
+
+
+def test_a_complete_run_says_so_and_shows_its_summary_again(whole, output: Path):
+    before = (output / "whole" / "metrics.jsonl").read_bytes()
+    done = alone(output, "-e", "whole", *TINY)
+    assert done.returncode == 0
+    assert "already complete at step 6" in done.stdout
+    assert "complete: 6 steps" in done.stdout
+    assert (output / "whole" / "metrics.jsonl").read_bytes() == before
+
+
+def test_the_guides_mpirun_command_trains_one_model_on_all_ranks(pair, output: Path):
+    assert "ranks: 2 on cpu, launcher: Open MPI" in pair.stdout
+    assert pair.stdout.count("complete: 6 steps") == 1
+    assert [step for step, _ in losses(output / "pair")] == [1, 2, 3, 4, 5, 6]
+
+
+def test_two_ranks_resume_to_the_same_losses(pair, output: Path):
+    cut = output / "pair-cut"
+    shutil.copytree(output / "pair", cut)
+    (cut / "summary.json").unlink()
+    shutil.rmtree(cut / "checkpoints" / "step-00000006")
+    done = mpirun(output, 2, "-e", "pair-cut", *TINY)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "resumed from" in done.stdout
+    assert losses(cut) == losses(output / "pair")
+
+
+def test_an_error_that_only_rank_zero_meets_stops_all_ranks_with_one_line(output: Path):
+    done = mpirun(output, 2, "-e", "refused", *TINY, "--dataset-name", "none.json")
+    assert done.returncode == 64
+    assert done.stderr.count("error: ") == 1
+    assert "error: --dataset-name none.json: no such file or folder" in done.stderr
+    assert "Traceback" not in done.stderr + done.stdout
+    assert not (output / "refused").exists()
+
+
+def test_mpirun_without_a_master_address_is_told_what_to_pass(output: Path):
+    done = mpirun(output, 2, *TINY, master=False)
+    assert done.returncode == 64
+    assert done.stderr.count("error: MASTER_ADDR and MASTER_PORT not set") == 1
+    assert "-x MASTER_ADDR=<first host> -x MASTER_PORT=5001" in done.stderr
+
+
+def test_another_model_cannot_resume_a_run_and_nothing_is_touched(whole, output: Path, tmp_path: Path):
+    before = (output / "whole" / "config.json").read_bytes()
+    done = alone(output, "-e", "whole", *TINY, "--seq-length", "16")
+    assert done.returncode == 64
+    assert "was started with --seq-length 32, now 16 is asked" in done.stderr
+    assert (output / "whole" / "config.json").read_bytes() == before
+
+
+def test_usr1_saves_and_asks_to_be_run_again(output: Path):
+    command = [sys.executable, "-m", "training.train_llm", "--output-dir", str(output), "-e", "usr1", *TINY]
+    command += ["--max-steps", "100000", "--ckpt-freq", "0", "--eval-freq", "0"]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment(), cwd=output
+    )
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("step 1/"):
+            break
+    process.send_signal(signal.SIGUSR1)
+    rest, _ = process.communicate(timeout=60)
+    assert process.returncode == 75, rest
+    assert "on SIGUSR1; the same command trains on from there" in rest
+    last = losses(output / "usr1")[-1][0]
+    assert os.listdir(output / "usr1" / "checkpoints") == [f"step-{last:08d}"]
+
+
+def test_a_fault_leaves_an_error_record_and_a_wrong_request_does_not(output: Path, tmp_path: Path):
+    record = tmp_path / "error.json"
+    refused = alone(output, *TINY, "-e", "none", "--dataset-name", "none.json", TORCHELASTIC_ERROR_FILE=str(record))
+    assert refused.returncode == 64
+    assert not record.exists()
+    fault = alone(
+        output, *TINY, "-e", "fault", "--lr", "1e30", "--warmup-steps", "0", TORCHELASTIC_ERROR_FILE=str(record)
+    )
+    assert fault.returncode == 1
+    assert "FloatingPointError" in record.read_text()
+    assert "not finite" in fault.stderr or "gradient's norm" in fault.stderr
+
+
+def test_without_a_name_the_launchers_run_directory_is_used(output: Path, tmp_path: Path):
+    given = tmp_path / "given"
+    done = alone(output, *TINY, "--max-steps", "1", CLUSTER_RUN_DIR=str(given))
+    assert done.returncode == 0, done.stderr
+    assert (given / "summary.json").exists()
+
+
+def test_granted_gpus_that_torch_does_not_see_are_an_error(output: Path):
+    torch = pytest.importorskip("torch")
+    if torch.cuda.is_available():
+        pytest.skip("torch sees GPUs here")
+    done = alone(output, *TINY, "-e", "gpu", "--device", "auto", CUDA_VISIBLE_DEVICES="0")
+    assert done.returncode == 64
+    assert "GPUs were granted (CUDA_VISIBLE_DEVICES=0) but torch sees none" in done.stderr

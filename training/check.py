@@ -1,0 +1,82 @@
+"""Check a training request without training: the same arguments as `training.train_llm`, exit status 0 or 64.
+
+    python -m training.check --ranks 16 --experiment-name a --dataset-name data.json
+
+Runs where no GPU and no other rank is, such as a login node before a job is queued. Nothing is written but
+the hub's own cache. What only the compute node can know (its GPUs, what its network reaches) is not looked
+at."""
+
+import os
+import sys
+from collections.abc import Sequence
+
+from training.config import TrainConfig, config_from_argv
+from training.errors import COMPLETE, INPUT_ERROR, InputError
+from training.run_directory import check_same_run, check_writable, run_directory
+
+PROG = "python -m training.check"
+
+
+def main(argv: Sequence[str]) -> int:
+    """Check the request; prints one line and returns 64 where it cannot be carried out."""
+    try:
+        ranks, rest = take_ranks(argv)
+        check(config_from_argv(rest, PROG), ranks)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return INPUT_ERROR
+    return COMPLETE
+
+
+def take_ranks(argv: Sequence[str]) -> tuple[int | None, list[str]]:
+    """The number after a leading `--ranks`, and the arguments of training.
+
+    Raises:
+        InputError: no number of at least 1 follows.
+    """
+    if not argv or argv[0] != "--ranks":
+        return None, list(argv)
+    if len(argv) < 2 or not argv[1].isdigit() or int(argv[1]) < 1:
+        raise InputError(f"--ranks {argv[1] if len(argv) > 1 else ''}: a number of at least 1 is wanted")
+    return int(argv[1]), list(argv[2:])
+
+
+def check(config: TrainConfig, ranks: int | None) -> None:
+    """Everything about a request that can be known before it runs.
+
+    Args:
+        config: the request.
+        ranks: how many will train; None does not check that the data is enough for them.
+
+    Raises:
+        InputError: the first thing that is wrong.
+    """
+    run = run_directory(config, os.environ)
+    check_writable(run)
+    if config.max_steps is not None:
+        from training.schedule import warmup_steps
+
+        warmup_steps(config.warmup_steps, config.max_steps)
+
+    from training.documents import check_hub_dataset, is_hub_name, load_corpus
+    from training.model import find_model, load_tokenizer, quiet_libraries
+
+    quiet_libraries()
+    source = find_model(config, weights=False)
+    check_same_run(run, config, source.architecture)
+    if is_hub_name(config.dataset_name) and check_hub_dataset(config.dataset_name):
+        # It is there; to know more would be to download it, which is the job's work.
+        return
+    corpus = load_corpus(
+        config.dataset_name, config.dataset_subset, config.text_column, config.validation_split_percentage
+    )
+    if ranks is not None:
+        from training.tokens import check_enough, tokenise_corpus
+
+        tokens = tokenise_corpus(corpus, load_tokenizer(source))
+        batch, accumulation = config.batch_size, config.gradient_accumulation_steps
+        check_enough(len(tokens.train), tokens.documents, config.seq_length, ranks, batch, accumulation)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,76 @@
+"""Which device this rank trains on. GPUs that were granted but cannot be seen are an error, never a silent
+CPU run."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Literal
+
+from training.errors import InputError
+from training.ranks import RankInfo
+
+if TYPE_CHECKING:
+    import torch
+
+
+def choose_device(
+    wanted: Literal["auto", "cuda", "cpu"], ranks: RankInfo, visible_gpus: int, environ: Mapping[str, str]
+) -> str:
+    """`cpu` or `cuda:<index>` for this rank.
+
+    Args:
+        wanted: the option --device.
+        ranks: this process's place.
+        visible_gpus: how many GPUs torch sees here.
+        environ: where a grant of GPUs shows.
+
+    Raises:
+        InputError: GPUs are wanted or granted, and torch sees none or too few.
+    """
+    if wanted == "cpu":
+        return "cpu"
+    if visible_gpus == 0:
+        grant = granted_gpus(environ)
+        if wanted == "auto" and grant is None:
+            return "cpu"
+        why = f"GPUs were granted ({grant})" if grant else "--device cuda was given"
+        raise InputError(
+            f"{why} but torch sees none: install a torch built for CUDA and check the driver with nvidia-smi, "
+            f"or give --device cpu to train on the CPU"
+        )
+    if visible_gpus >= ranks.local_world_size:
+        return f"cuda:{ranks.local_rank}"
+    if visible_gpus == 1 and _one_gpu_each(environ):
+        return "cuda:0"
+    raise InputError(
+        f"{ranks.local_world_size} ranks on this host but torch sees {visible_gpus} of its GPUs: start one rank per "
+        f"GPU, or give --device cpu"
+    )
+
+
+def granted_gpus(environ: Mapping[str, str]) -> str | None:
+    """The variable by which GPUs were granted to this process, as `NAME=value`; None where there is none."""
+    devices = environ.get("CUDA_VISIBLE_DEVICES")
+    if devices is not None:
+        # Set but empty means that this process was deliberately given none, whatever the job as a whole has.
+        return f"CUDA_VISIBLE_DEVICES={devices}" if devices not in ("", "-1", "NoDevFiles") else None
+    for name in ("SLURM_JOB_GPUS", "SLURM_GPUS_ON_NODE"):
+        if environ.get(name, "") not in ("", "0"):
+            return f"{name}={environ[name]}"
+    return None
+
+
+def _one_gpu_each(environ: Mapping[str, str]) -> bool:
+    """Whether each rank was given one GPU of its own, rather than all ranks sharing the host's only one."""
+    return len(environ.get("CUDA_VISIBLE_DEVICES", "").split(",")) == 1 and "CUDA_VISIBLE_DEVICES" in environ
+
+
+def device_name(device: "torch.device") -> str:
+    """The GPU's name as its maker writes it, or `cpu`."""
+    import torch
+
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+
+
+def threads_per_rank(cpus: int, ranks: RankInfo) -> int:
+    """CPU threads for one rank where nobody set OMP_NUM_THREADS: torch alone would take every CPU for every
+    rank."""
+    return max(1, cpus // ranks.local_world_size)

@@ -1,0 +1,17 @@
+"""What a training process says when it stops early, and the exit status that goes with it."""
+
+COMPLETE = 0
+INPUT_ERROR = 64  # EX_USAGE of sysexits.h: running the same request again cannot help.
+SAVED_FOR_REQUEUE = 75  # EX_TEMPFAIL of sysexits.h: a checkpoint is on disk, run the same request again.
+
+
+class InputError(ValueError):
+    """The request cannot be carried out as given.
+
+    The message is one line that says what was given, what was wanted and what to do next. It is printed as
+    `error: <message>` without a traceback, and the process exits with `INPUT_ERROR`.
+    """
+
+
+class PeerError(RuntimeError):
+    """Another rank failed, and this one stops because of it: the fault is in the rank the message names."""

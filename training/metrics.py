@@ -1,0 +1,93 @@
+"""`metrics.jsonl`: one JSON object per logged step and per evaluation, each step once, whatever was
+interrupted."""
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+
+from training.loop import StepResult
+
+
+def step_row(
+    result: StepResult, epoch: float, tokens: int, mfu: float | None, memory: Mapping[str, int]
+) -> dict[str, Any]:
+    """The row of one optimizer step.
+
+    Args:
+        result: the step.
+        epoch: passes over the training data so far, a fraction.
+        tokens: tokens of this step, over all ranks.
+        mfu: model FLOPs utilisation, where the device's peak is known.
+        memory: bytes, of rank 0.
+    """
+    row: dict[str, Any] = {
+        "step": result.step,
+        "epoch": round(epoch, 6),
+        "loss": result.loss,
+        "lr": result.lr,
+        "grad_norm": result.grad_norm,
+        "tokens_per_second": tokens / result.seconds,
+    }
+    row |= {f"{phase}_seconds": round(seconds, 6) for phase, seconds in result.phases.items()}
+    row["step_seconds"] = round(result.seconds, 6)
+    row |= memory
+    if mfu is not None:
+        row["mfu"] = mfu
+    return row
+
+
+def memory_bytes(device: torch.device) -> dict[str, int]:
+    """Memory that torch has allocated on the GPU, or the process's largest resident size on a CPU, in
+    bytes."""
+    if device.type == "cuda":
+        return {
+            "memory_allocated_bytes": torch.cuda.memory_allocated(device),
+            "memory_peak_bytes": torch.cuda.max_memory_allocated(device),
+        }
+    import resource
+
+    return {"memory_peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
+
+
+class MetricsFile:
+    """Appends rows; each is on disk as a whole line as soon as it is written."""
+
+    def __init__(self, path: Path, last_step: int) -> None:
+        """Open for appending after `last_step`: rows beyond it, of an attempt whose later steps are lost,
+        are dropped."""
+        _keep_until(path, last_step)
+        self._file: IO[str] = path.open("a", encoding="utf-8")
+
+    def write(self, row: Mapping[str, Any]) -> None:
+        """Add a row; numbers that JSON has no way to write become null."""
+        clean = {
+            key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in row.items()
+        }
+        self._file.write(json.dumps(clean) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+def _keep_until(path: Path, last_step: int) -> None:
+    if not path.exists():
+        return
+    kept = [line for line in path.read_text(encoding="utf-8").splitlines() if _step(line) <= last_step]
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    aside.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+    os.replace(aside, path)
+
+
+def _step(line: str) -> float:
+    """The step of a row; infinite for half a line, so that it is dropped."""
+    try:
+        return json.loads(line)["step"]
+    except (ValueError, KeyError, TypeError):
+        return math.inf

@@ -1,0 +1,213 @@
+"""The model and its tokenizer, from a Hugging Face name, a local folder, or the built-in demo.
+
+Only rank 0 asks the hub or reads weights; the other ranks build the same architecture and DDP sends them the
+parameters."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from training.config import TrainConfig
+from training.demo import DEMO, demo_architecture, demo_tokenizer
+from training.errors import InputError
+
+WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
+DESCRIPTION = ("*.json", "*.txt", "*.model", "*.jinja")
+OTHERWISE = "give a local model folder, or --model-name demo, which is built in"
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """What a model's name stands for."""
+
+    name: str
+    architecture: dict[str, Any]
+    """The Hugging Face configuration, with `model_type`."""
+    folder: Path | None
+    """Where configuration, tokenizer and weights lie on the host of rank 0; None for the demo."""
+    pretrained: bool
+    """Whether training starts from weights in `folder`."""
+
+
+def find_model(config: TrainConfig, weights: bool = True) -> ModelSource:
+    """Look the model up, downloading it where it is a hub name that the cache does not hold.
+
+    Args:
+        config: names the model and says whether weights are insisted on.
+        weights: False asks for the description alone, to check a request without a download of gigabytes.
+
+    Raises:
+        InputError: no such model, no causal language model, no weights where they are insisted on, or a
+        sequence
+            longer than it takes.
+    """
+    if config.model_name == DEMO and not Path(DEMO).exists():
+        source = ModelSource(DEMO, demo_architecture(), None, False)
+    else:
+        path = Path(config.model_name)
+        folder = path if path.is_dir() else _hub_folder(config, weights)
+        has_weights = any(any(folder.glob(pattern)) for pattern in WEIGHTS)
+        source = ModelSource(
+            config.model_name,
+            _architecture(folder, config.model_name),
+            folder,
+            has_weights and not config.from_scratch,
+        )
+    if config.pretrained and not source.pretrained and (weights or source.folder is None):
+        raise InputError(
+            f"--pretrained, but --model-name {config.model_name} has no weights (*.safetensors or pytorch_model*.bin); "
+            f"give a model that has some, or --from-scratch"
+        )
+    check_seq_length(config.seq_length, source)
+    return source
+
+
+def check_seq_length(seq_length: int, source: ModelSource) -> None:
+    """Refuse sequences longer than the model's positions.
+
+    Raises:
+        InputError: names both lengths.
+    """
+    text = source.architecture.get("text_config") or source.architecture
+    limit = next((text[key] for key in ("n_positions", "max_position_embeddings") if text.get(key)), None)
+    if limit is not None and seq_length > limit:
+        raise InputError(
+            f"--seq-length {seq_length}: --model-name {source.name} takes at most {limit} tokens; give that"
+        )
+
+
+def _hub_folder(config: TrainConfig, weights: bool) -> Path:
+    """The snapshot of a hub model in the local cache, completed from the hub where that can be reached."""
+    name = config.model_name
+    if name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise InputError(f"--model-name {name}: no such folder; {OTHERWISE}")
+    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
+
+    weights = weights and not config.from_scratch
+    reachable = True
+    files: list[str] = []
+    try:
+        files = [file.rfilename for file in HfApi().model_info(name, timeout=10).siblings or []]
+    except HFValidationError as error:
+        raise InputError(f"--model-name {name}: no such folder, and no name of a hub model; {OTHERWISE}") from error
+    except RepositoryNotFoundError as error:
+        raise InputError(
+            f"--model-name {name}: the hub has no such model, or it is private and no token is set (HF_TOKEN); "
+            f"{OTHERWISE}"
+        ) from error
+    except Exception:
+        # Offline mode, no route, a proxy's refusal, a time-out: as many classes as there are HTTP libraries.
+        reachable = False
+    patterns = [*DESCRIPTION]
+    if weights:
+        patterns.append(WEIGHTS[0] if any(file.endswith(".safetensors") for file in files) else WEIGHTS[1])
+    try:
+        folder = Path(snapshot_download(name, allow_patterns=patterns, local_files_only=not reachable))
+    except GatedRepoError as error:
+        raise InputError(
+            f"--model-name {name}: the hub wants its terms accepted and a token (HF_TOKEN); {OTHERWISE}"
+        ) from error
+    except OSError as error:
+        raise InputError(
+            f"--model-name {name}: no such folder, the hub cannot be reached, and it is not in the local cache; "
+            f"{OTHERWISE}"
+        ) from error
+    if weights and not reachable and not any(any(folder.glob(pattern)) for pattern in WEIGHTS):
+        # A cache filled in part must not turn a fine-tuning into a training from nothing.
+        raise InputError(
+            f"--model-name {name}: the hub cannot be reached and the local cache has no weights of it; "
+            f"give --from-scratch to start from random initialisation, or a local model folder"
+        )
+    return folder
+
+
+def _architecture(folder: Path, name: str) -> dict[str, Any]:
+    if not (folder / "config.json").is_file():
+        raise InputError(f"--model-name {name}: there is no config.json in {folder}; {OTHERWISE}")
+    from transformers import AutoConfig
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    try:
+        architecture: dict[str, Any] = AutoConfig.from_pretrained(folder).to_dict()
+    except (OSError, ValueError, KeyError) as error:
+        first = (str(error).splitlines() or [""])[0]
+        raise InputError(f"--model-name {name}: {folder}/config.json cannot be used ({first}); {OTHERWISE}") from error
+    if architecture.get("model_type") not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        raise InputError(
+            f"--model-name {name}: {architecture.get('model_type')} is no causal language model that "
+            f"transformers knows; {OTHERWISE}"
+        )
+    return architecture
+
+
+def load_tokenizer(source: ModelSource) -> Any:
+    """The model's tokenizer.
+
+    Raises:
+        InputError: the model has none, or one with more tokens than the model has embeddings.
+    """
+    if source.folder is None:
+        return demo_tokenizer()
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source.folder)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        first = (str(error).splitlines() or [""])[0]
+        raise InputError(
+            f"--model-name {source.name}: no tokenizer in {source.folder} ({first}); {OTHERWISE}"
+        ) from error
+    if len(tokenizer) <= len(set(tokenizer.all_special_ids)):
+        # What transformers makes of a folder that has no vocabulary, without a word.
+        raise InputError(f"--model-name {source.name}: no tokenizer in {source.folder}; {OTHERWISE}")
+    text = source.architecture.get("text_config") or source.architecture
+    if len(tokenizer) > text["vocab_size"]:
+        raise InputError(
+            f"--model-name {source.name}: its tokenizer has {len(tokenizer)} tokens and its configuration a "
+            f"vocab_size of {text['vocab_size']}; raise that in {source.folder}/config.json"
+        )
+    return tokenizer
+
+
+def build_model(architecture: dict[str, Any], weights: Path | None) -> Any:
+    """The model in float32: from the weights of a folder, or randomly initialised from torch's current seed.
+
+    Raises:
+        InputError: the weights do not fit the architecture.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    values = {key: value for key, value in architecture.items() if key != "model_type"}
+    config = AutoConfig.for_model(architecture["model_type"], **values)
+    if weights is None:
+        model: Any = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    else:
+        try:
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                weights, config=config, dtype=torch.float32, output_loading_info=True
+            )
+        except (OSError, ValueError, RuntimeError) as error:
+            first = (str(error).splitlines() or [""])[0]
+            raise InputError(
+                f"the weights in {weights} cannot be loaded ({first}); give --from-scratch, or repair them"
+            ) from error
+        model, report = loaded
+        if report["missing_keys"]:
+            raise InputError(
+                f"the weights in {weights} lack {len(report['missing_keys'])} of the model's tensors, "
+                f"{min(report['missing_keys'])} for one; give --from-scratch, or repair them"
+            )
+    # Without it transformers looks the loss up by the class's name, which breaks torch.compile's graph
+    # before the loss.
+    model.loss_type = "ForCausalLM"
+    return model
+
+
+def quiet_libraries() -> None:
+    """Keep the libraries' progress bars and advice out of the log."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()

@@ -1,0 +1,109 @@
+"""What rank 0 finds before the training starts: the model, the data as tokens, and the checkpoint to go on
+from.
+
+Everything that can be wrong with the request is found here before anything is written.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from training.checkpoint import Progress, drop_unfinished, newest_checkpoint, read_progress
+from training.config import TrainConfig
+from training.documents import load_corpus
+from training.model import ModelSource, find_model, load_tokenizer
+from training.run_directory import RunDirectory, check_same_run, check_writable, make_run_directory, write_config
+from training.sampler import remaining_steps
+from training.schedule import warmup_steps
+from training.summary import read_summary
+from training.tokens import check_enough, read_tokens, store_tokens, token_folder, tokenise_corpus
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What all ranks need to know to start; small enough to be sent to each."""
+
+    source: ModelSource
+    token_folder: Path
+    documents: int
+    """Training documents."""
+    done: Progress
+    total: int
+    """Optimizer steps of the whole run."""
+    warmup: int
+    """Optimizer steps of the warm-up."""
+    resume_from: Path | None
+    """The newest whole checkpoint."""
+    finished: dict[str, Any] | None
+    """The summary, where there is nothing left to train."""
+
+    @property
+    def weights(self) -> Path | None:
+        """The folder whose weights training starts from; None for random initialisation."""
+        return self.resume_from or (self.source.folder if self.source.pretrained else None)
+
+
+def prepare(config: TrainConfig, run: RunDirectory, world_size: int, say: Callable[[str], None]) -> Prepared:
+    """Find or make everything a run needs. Called by rank 0 alone.
+
+    Raises:
+        InputError: the request cannot be carried out; nothing was written then.
+    """
+    check_writable(run)
+    source = find_model(config)
+    check_same_run(run, config, source.architecture)
+    tokenizer = load_tokenizer(source)
+    corpus = load_corpus(
+        config.dataset_name, config.dataset_subset, config.text_column, config.validation_split_percentage
+    )
+    folder = token_folder(corpus, tokenizer, config.output_dir)
+    cached = read_tokens(folder)
+    tokens = cached or tokenise_corpus(corpus, tokenizer)
+    sequences = len(tokens.train) // config.seq_length
+    batch, accumulation = config.batch_size, config.gradient_accumulation_steps
+    check_enough(len(tokens.train), tokens.documents, config.seq_length, world_size, batch, accumulation)
+    resume_from = newest_checkpoint(run.checkpoints, say)
+    done = read_progress(resume_from) if resume_from else Progress(0, 0)
+    per_step = world_size * batch * accumulation
+    total = done.step + remaining_steps(
+        sequences, config.num_epochs, config.max_steps, done.step, done.samples, per_step
+    )
+    warmup = warmup_steps(config.warmup_steps, total)
+
+    make_run_directory(run)
+    if cached is None:
+        store_tokens(folder, tokens)
+    write_config(run, config, source.architecture, world_size)
+    drop_unfinished(run.checkpoints)
+    summary = read_summary(run)
+    finished = summary if summary is not None and summary["steps"] == done.step == total else None
+    return Prepared(source, folder, tokens.documents, done, total, warmup, resume_from, finished)
+
+
+def start_text(
+    config: TrainConfig, run: RunDirectory, found: Prepared, ranks: str, parameters: int, sequences: int, held_out: int
+) -> str:
+    """The lines that say what is about to be trained, from where, on what.
+
+    Args:
+        config, run, found: the run.
+        ranks: how many, on what, started by whom.
+        parameters: of the model.
+        sequences: training sequences.
+        held_out: sequences held out.
+    """
+    if found.resume_from is not None:
+        start = f"resumed from {found.resume_from}"
+    elif found.source.pretrained:
+        start = "starting from its weights"
+    else:
+        start = "starting from random initialisation" + ("" if config.from_scratch else " (it has no weights)")
+    tokens = config.batch_size * config.gradient_accumulation_steps * config.seq_length
+    return (
+        f"training {config.model_name} ({parameters / 1e6:.1f}M parameters), {start}\n"
+        f"  data  {config.dataset_name}: {found.documents:,} documents, {sequences:,} sequences of {config.seq_length} "
+        f"tokens, {held_out:,} held out\n"
+        f"  plan  {ranks}, {found.total} steps, {tokens:,} tokens per rank and step\n"
+        f"  in    {run.root}"
+    )

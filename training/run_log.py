@@ -1,0 +1,57 @@
+"""What a run tells while it runs: to `metrics.jsonl`, and to whoever looks on. Only rank 0 tells anything."""
+
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any
+
+from training.display import Display, on_a_terminal
+from training.evaluate import perplexity
+from training.metrics import MetricsFile
+from training.ranks import RankInfo
+from training.run_directory import RunDirectory
+
+
+class RunLog:
+    """Takes steps and evaluations; silent on the other ranks."""
+
+    def __init__(self, run: RunDirectory, done: int, total: int, log_freq: int, ranks: RankInfo) -> None:
+        self._total, self._log_freq = total, log_freq
+        self._outlets: tuple[MetricsFile, Display] | None = None
+        if ranks.rank == 0:
+            self._outlets = (
+                MetricsFile(run.metrics, done),
+                Display(done, total, on_a_terminal(ranks.launcher)),
+            )
+
+    def step(self, row: Mapping[str, Any]) -> None:
+        """A step's row of metrics."""
+        if self._outlets is None:
+            return
+        metrics, display = self._outlets
+        if row["step"] % self._log_freq == 0 or row["step"] == self._total:
+            metrics.write(row)
+        display.step(row)
+
+    def evaluation(self, step: int, loss: float | None) -> None:
+        """A loss on the held-out documents, in nats per token; None where nothing is held out."""
+        if self._outlets is None or loss is None:
+            return
+        metrics, display = self._outlets
+        metrics.write({"step": step, "eval_loss": loss, "perplexity": perplexity(loss)})
+        display.line(f"step {step}/{self._total} · held-out loss {loss:.4f} · perplexity {perplexity(loss):.2f}")
+
+    def line(self, text: str) -> None:
+        """Something that happened."""
+        if self._outlets is not None:
+            self._outlets[1].line(text)
+
+    def __enter__(self) -> "RunLog":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._outlets is not None:
+            metrics, display = self._outlets
+            metrics.close()
+            display.close()

@@ -1,0 +1,94 @@
+"""What came out of a run, for a reader and as `summary.json`."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from training.display import clock
+from training.run_directory import RunDirectory
+from training.sample import Sample
+
+
+def read_summary(run: RunDirectory) -> dict[str, Any] | None:
+    """The summary of a complete run; None where there is none that can be read."""
+    try:
+        return json.loads(run.summary.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def summarise(
+    run: RunDirectory,
+    checkpoint: Path,
+    world_size: int,
+    device: str,
+    seconds: float,
+    samples: Sequence[Sample],
+) -> dict[str, Any]:
+    """The summary of a complete run, its figures read from the metrics of all attempts.
+
+    Args:
+        run: the run.
+        checkpoint: the last one.
+        world_size: ranks of this attempt.
+        device: what they trained on.
+        seconds: that this attempt spent on optimizer steps.
+        samples: answers of the trained model.
+    """
+    rows = [json.loads(line) for line in run.metrics.read_text(encoding="utf-8").splitlines()]
+    steps = [row for row in rows if "loss" in row]
+    evaluations = [row for row in rows if "eval_loss" in row]
+    held_out = evaluations[-1] if evaluations else {"eval_loss": None, "perplexity": None}
+    return {
+        "steps": steps[-1]["step"],
+        "epochs": steps[-1]["epoch"],
+        "world_size": world_size,
+        "device": device,
+        "seconds": round(seconds, 3),
+        "tokens_per_second": median(row["tokens_per_second"] for row in steps),
+        "first_loss": steps[0]["loss"],
+        "final_loss": steps[-1]["loss"],
+        "eval_loss": held_out["eval_loss"],
+        "perplexity": held_out["perplexity"],
+        "samples": [asdict(sample) for sample in samples],
+        "run_directory": str(run.root.absolute()),
+        "metrics": str(run.metrics.absolute()),
+        "checkpoint": str(checkpoint.absolute()),
+    }
+
+
+def summary_text(summary: Mapping[str, Any]) -> str:
+    """The summary as lines."""
+
+    def number(value: float | None, form: str) -> str:
+        return "none" if value is None else format(value, form)
+
+    lines = [
+        f"complete: {summary['steps']} steps, {summary['epochs']:.2f} epochs",
+        f"  ranks       {summary['world_size']} on {summary['device']}",
+        f"  speed       {summary['tokens_per_second']:,.0f} tokens/s, {clock(summary['seconds'])} of training",
+        f"  loss        {summary['first_loss']:.4f} at first, {summary['final_loss']:.4f} at last",
+        f"  held out    loss {number(summary['eval_loss'], '.4f')}, perplexity {number(summary['perplexity'], '.2f')}",
+    ]
+    for sample in summary["samples"]:
+        lines += [
+            f"  sample      {_short(sample['prompt'])}",
+            f"    answer    {_short(sample['answer'])}",
+            f"    expected  {_short(sample['expected'])}",
+        ]
+    lines += [
+        f"  model       {summary['checkpoint']}",
+        f"  metrics     {summary['metrics']}",
+        f"  all in      {summary['run_directory']}",
+    ]
+    return "\n".join(lines)
+
+
+def _short(text: str, limit: int = 160) -> str:
+    """On one line: of a long prompt the end, where the question stands, of others the beginning."""
+    question = text.split("### Instruction:\n")[-1].removesuffix("\n\n### Response:\n").replace("\n\n### Input:\n", " ")
+    line = " ".join(question.split())
+    return line if len(line) <= limit else line[: limit - 1] + "…"

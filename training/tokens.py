@@ -1,0 +1,177 @@
+"""Documents as one long row of tokens, made once, cached on disk and memory-mapped by every rank.
+
+An end-of-text token stands after every document. Blocks of the sequence length are cut when they are read,
+so the cache does not depend on it.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from training.documents import Corpus, Documents
+from training.errors import InputError
+
+CACHE = ".cache"
+QUESTIONS = 64
+FORMAT = 1
+# A network file system may show a new folder late to the hosts that did not make it.
+VISIBLE_WITHIN_SECONDS = 30.0
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """A flat array of token ids, read in blocks.
+
+    `blocks[i]` is int64 of shape [length]; the tokens left over after the last whole block are not used.
+    """
+
+    tokens: np.ndarray
+    """Shape [tokens], an unsigned integer type."""
+    length: int
+    """Tokens per block: the sequence length."""
+
+    def __len__(self) -> int:
+        return len(self.tokens) // self.length
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        return self.tokens[index * self.length : (index + 1) * self.length].astype(np.int64)
+
+
+@dataclass(frozen=True)
+class TokenisedCorpus:
+    """A corpus as tokens, in memory or memory-mapped."""
+
+    train: np.ndarray
+    """Shape [tokens], as is `held_out`."""
+    held_out: np.ndarray
+    documents: int
+    """Training documents."""
+    questions: list[tuple[str, str]]
+    """Held-out prompts with the answers that the data gives to them."""
+
+
+def token_folder(corpus: Corpus, tokenizer: Any, output_dir: Path) -> Path:
+    """Where the tokens of this corpus by this tokenizer are cached."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    text = backend.to_str() if backend is not None else json.dumps(sorted(tokenizer.get_vocab().items()))
+    parts = [FORMAT, corpus.fingerprint, type(tokenizer).__name__, text, tokenizer.eos_token_id]
+    key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:24]
+    return output_dir / CACHE / f"tokens-{key}"
+
+
+def tokenise_corpus(corpus: Corpus, tokenizer: Any) -> TokenisedCorpus:
+    """Both parts of a corpus as tokens.
+
+    Raises:
+        InputError: the tokenizer has no end-of-text token.
+    """
+    end = tokenizer.eos_token_id
+    if end is None:
+        raise InputError(
+            "the model's tokenizer has no end-of-text token to put between documents; choose another model"
+        )
+    return TokenisedCorpus(
+        tokenise(corpus.train, tokenizer, end),
+        tokenise(corpus.held_out, tokenizer, end),
+        len(corpus.train),
+        corpus.held_out.questions(QUESTIONS),
+    )
+
+
+def read_tokens(folder: Path) -> TokenisedCorpus | None:
+    """The cached tokens, memory-mapped; None where there are none yet."""
+    if not (folder / "meta.json").exists():
+        return None
+    meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+    train, held_out = (np.load(folder / f"{part}.npy", mmap_mode="r") for part in ("train", "held_out"))
+    return TokenisedCorpus(train, held_out, meta["documents"], read_questions(folder))
+
+
+def read_questions(folder: Path) -> list[tuple[str, str]]:
+    """Held-out prompts and answers of cached tokens."""
+    meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+    return [(prompt, answer) for prompt, answer in meta["questions"]]
+
+
+def store_tokens(folder: Path, corpus: TokenisedCorpus) -> None:
+    """Cache the tokens: written aside and renamed, so that the folder is whole or not there.
+
+    Raises:
+        InputError: the folder cannot be written.
+    """
+    aside = folder.with_name(f"{folder.name}.{os.getpid()}")
+    try:
+        aside.mkdir(parents=True)
+        np.save(aside / "train.npy", corpus.train)
+        np.save(aside / "held_out.npy", corpus.held_out)
+        meta = {"documents": corpus.documents, "questions": corpus.questions}
+        (aside / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
+        try:
+            os.rename(aside, folder)
+        except OSError:
+            # Another run on the same data was faster; its tokens are the same.
+            if not (folder / "meta.json").exists():
+                raise
+    except OSError as error:
+        raise InputError(f"{folder} cannot be written: {error.strerror}; choose another --output-dir") from error
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def tokenise(documents: Documents, tokenizer: Any, end: int) -> np.ndarray:
+    """All documents as one array, each followed by `end`; 16 bits a token where the vocabulary allows."""
+    kind = np.uint16 if max(len(tokenizer), end + 1) <= 2**16 else np.uint32
+    parts: list[np.ndarray] = []
+    for texts in documents.batches():
+        # A thousand at a time is what keeps the tokenizer's threads busy.
+        encoded = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
+        parts += [np.asarray([*ids, end], dtype=kind) for ids in encoded]
+    return np.concatenate(parts) if parts else np.zeros(0, dtype=kind)
+
+
+def open_blocks(folder: Path, name: str, length: int) -> Blocks:
+    """The memory-mapped tokens of `train` or `held_out`.
+
+    Raises:
+        InputError: this host cannot see the folder that rank 0 wrote.
+    """
+    path = folder / f"{name}.npy"
+    deadline = time.monotonic() + VISIBLE_WITHIN_SECONDS
+    while not path.exists():
+        if time.monotonic() > deadline:
+            raise InputError(
+                f"{path} was written by rank 0 and is not there: every host must see the same --output-dir; put it on "
+                f"a shared file system"
+            )
+        time.sleep(0.5)
+    return Blocks(np.load(path, mmap_mode="r"), length)
+
+
+def check_enough(tokens: int, documents: int, length: int, ranks: int, batch_size: int, accumulation: int) -> None:
+    """Refuse data that does not fill one optimizer step.
+
+    Args:
+        tokens: training tokens.
+        documents: training documents.
+        length: tokens per sequence.
+        ranks: ranks, each of which takes `batch_size` sequences `accumulation` times in a step.
+        batch_size: sequences per rank in one forward pass.
+        accumulation: forward passes per step.
+
+    Raises:
+        InputError: with these figures.
+    """
+    needed = ranks * batch_size * accumulation
+    if tokens // length < needed:
+        raise InputError(
+            f"too few rows: {documents} documents give {tokens} tokens, or {tokens // length} sequences of {length}, "
+            f"but one step takes {needed} ({ranks} ranks × batch {batch_size} × accumulation {accumulation}); "
+            f"lower --batch-size or --seq-length, or give more data"
+        )
