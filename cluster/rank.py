@@ -2,9 +2,10 @@
 
 mpirun starts ``python -m cluster.rank PLAN -- PROGRAM…`` once per rank. The process that mpirun sees stays small
 and only watches; a child, forked before anything heavy is imported, runs the program. So every end is recorded at
-first hand, also one that the program cannot report itself: a signal, an early ``_exit(0)``, a crash in teardown.
+first hand, also one that the program cannot report itself: a signal, an early ``_exit(0)``.
 """
 
+import atexit
 import json
 import os
 import re
@@ -12,6 +13,7 @@ import runpy
 import signal
 import socket
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Mapping, Sequence
@@ -145,8 +147,7 @@ def judge(said: Mapping[str, Any] | None, code: int, is_python: bool) -> tuple[s
     A program that is not Python can say nothing: its status 0 is taken for completion.
     """
     if code < 0:
-        name = signal.Signals(-code).name
-        return "signal", 128 - code, name if said is None else f"{name} after the program had ended"
+        return "signal", 128 - code, signal.Signals(-code).name
     if said is not None and said["outcome"] == "exception":
         return "exception", code or 1, said["detail"]
     if code > 0:
@@ -192,9 +193,21 @@ def _become_program(script: list[str] | None, program: Sequence[str], writer: in
         print(detail, end="", file=sys.stderr)
         _write_error_file(error, detail)
         status, said = 1, {"outcome": "exception", "detail": detail}
+    _leave(status, said, writer)
+
+
+def _leave(status: int, said: Mapping[str, str], writer: int) -> NoReturn:
+    """End as Python does up to the point where it would tear itself down: threads, atexit, streams.
+
+    The tear-down is left out because native threads of torch sometimes crash in it (``terminate called without an
+    active exception``), long after the program has done its work; it frees only what the kernel frees anyway.
+    """
+    threading._shutdown()  # type: ignore[attr-defined]
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
     os.write(writer, json.dumps(said).encode())
-    os.close(writer)
-    sys.exit(status)
+    os._exit(status)
 
 
 def _run_python(script: list[str]) -> None:

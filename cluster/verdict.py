@@ -59,7 +59,7 @@ def first_failure(failed: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
 
 def _stopped_by_mpirun(record: Mapping[str, Any]) -> bool:
     """Whether this is how mpirun ends the other ranks: its SIGTERM says nothing about who began."""
-    return record["outcome"] == "signal" and record["detail"] == "SIGTERM"
+    return (record["outcome"], record["detail"]) == ("signal", "SIGTERM")
 
 
 def decide(seen: Witnesses) -> Verdict:

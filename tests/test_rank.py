@@ -111,7 +111,7 @@ SAID_EXCEPTION = {"outcome": "exception", "detail": "ValueError: boom"}
         (SAID_COMPLETE, 75, True, ("saved", 75, "")),
         (None, 3, False, ("exit", 3, "")),
         (None, -9, True, ("signal", 137, "SIGKILL")),
-        (SAID_COMPLETE, -11, True, ("signal", 139, "SIGSEGV after the program had ended")),
+        (SAID_COMPLETE, -15, True, ("signal", 143, "SIGTERM")),
     ],
 )
 def test_an_end_is_judged_by_what_was_said_and_how_it_left(
@@ -209,6 +209,25 @@ def test_every_way_to_leave_is_recorded(tmp_path: Path, text: str, status: int, 
 def test_a_saved_rank_leaves_with_zero_so_that_mpirun_lets_the_others_save(tmp_path: Path) -> None:
     assert run_rank(tmp_path, script(tmp_path, "import sys; sys.exit(75)")).returncode == 0
     assert end_of(tmp_path, "saved")["status"] == 75
+
+
+def test_atexit_and_threads_finish_and_a_crash_in_the_interpreters_tear_down_cannot_spoil_the_end(
+    tmp_path: Path,
+) -> None:
+    text = (
+        "import atexit, os, threading, time\n"
+        "class Native:\n"
+        "    def __del__(self): os.abort()\n"
+        "native = Native()\n"
+        "native.itself = native\n"
+        "atexit.register(print, 'atexit')\n"
+        "threading.Thread(target=lambda: (time.sleep(0.2), print('thread'))).start()\n"
+    )
+    (tmp_path / "direct.py").write_text(text)
+
+    assert subprocess.run([sys.executable, str(tmp_path / "direct.py")], capture_output=True).returncode == -6
+    assert run_rank(tmp_path, script(tmp_path, text)).returncode == 0
+    assert (tmp_path / "attempt-0001/logs/rank-0.log").read_text() == "thread\natexit\n"
 
 
 def test_a_program_that_is_not_python_runs_as_it_is(tmp_path: Path) -> None:

@@ -57,6 +57,29 @@ def test_mpiruns_zero_is_no_success_where_a_rank_is_silent() -> None:
     assert verdict.summary == "began but never ended, though mpirun ended with status 0"
 
 
+def test_the_host_that_mpirun_lost_is_named_before_its_own_victims() -> None:
+    words = "  HNP daemon   : [x@0,0] on node n1\n  Remote daemon: [x@0,1] on node n2\n"
+
+    killed = decide(seen(mpirun_log_tail=words))
+    terminated = decide(seen(failed=[record(0, "signal", 143, "SIGTERM")], mpirun_log_tail=words))
+
+    for verdict in (killed, terminated):
+        assert (verdict.kind, verdict.status, verdict.rank, verdict.host) == ("node lost", 71, 2, "n2")
+
+
+def test_mpiruns_own_sigterm_is_never_the_beginning() -> None:
+    early = record(0, "signal", 143, "SIGTERM", time_ns=100)
+    late = record(2, "signal", 137, "SIGKILL", time_ns=200)
+
+    assert decide(seen(failed=[early, late])).rank == 2
+
+
+def test_a_rank_that_somebody_terminated_is_blamed_where_none_is_silent() -> None:
+    ended = [record(rank, "signal", 143, "SIGTERM", time_ns=100 - rank) for rank in range(4)]
+
+    assert decide(seen(failed=ended)).rank == 3
+
+
 def test_the_first_failure_is_blamed_not_its_victims() -> None:
     victim = record(0, "exception", 1, "Traceback …\nRuntimeError: Connection reset by peer", time_ns=200)
     guilty = record(3, "exception", 1, "Traceback …\nValueError: boom", time_ns=100)
