@@ -6,6 +6,7 @@
 Allocation -> hostfile -> mpirun -> ranks, then the verdict. It runs once, on the first node.
 """
 
+import logging
 import os
 import shlex
 import sys
@@ -65,6 +66,7 @@ def main(arguments: list[str]) -> int:
 
 def submitit_job(arguments: list[str]) -> None:
     """What submitit calls in the batch body. SystemExit passes through it: the job's status is the true one."""
+    logging.getLogger("submitit").setLevel(logging.WARNING)  # the verdict stays the end of the log
     if status := run(main, arguments):
         sys.exit(status)
 

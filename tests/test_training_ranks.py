@@ -26,7 +26,7 @@ SRUN = BATCH_BODY | {
     ("environ", "expected"),
     [
         ({}, RankInfo("single", 0, 1, 0, 1)),
-        (TORCHRUN, RankInfo("torchrun", 5, 8, 1, 4)),
+        (TORCHRUN, RankInfo("torchrun's variables", 5, 8, 1, 4)),
         (OPEN_MPI, RankInfo("Open MPI", 3, 4, 1, 2)),
         (HYDRA, RankInfo("MPICH", 2, 4, 0, 2)),
         (SRUN, RankInfo("srun", 6, 16, 2, 4)),
@@ -42,7 +42,7 @@ def test_a_rank_of_mpirun_in_a_slurm_job_is_no_rank_zero_of_slurm():
 
 
 def test_torchrun_inside_an_srun_step_is_torchrun():
-    assert RankInfo.from_env(SRUN | TORCHRUN).launcher == "torchrun"
+    assert RankInfo.from_env(SRUN | TORCHRUN).launcher == "torchrun's variables"
 
 
 def test_half_of_torchruns_variables_are_not_torchrun():
