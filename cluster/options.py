@@ -5,6 +5,8 @@ takes longer than that.
 """
 
 import argparse
+import os
+import signal
 import sys
 from collections.abc import Callable
 from typing import NoReturn
@@ -90,6 +92,7 @@ def add_place_options(parser: argparse.ArgumentParser) -> None:
     ranks.add_argument(
         "-x",
         dest="forward",
+        type=environment_pair,
         action="append",
         default=[],
         metavar="NAME[=VALUE]",
@@ -111,7 +114,7 @@ def add_place_options(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="ARG",
-        help="one more argument for mpirun itself (repeat it)",
+        help="one more argument for mpirun itself: --mpirun-arg=--display-map",
     )
     run = parser.add_argument_group("run directory")
     run.add_argument(
@@ -129,6 +132,12 @@ def run(main: Callable[[list[str]], int], arguments: list[str]) -> int:
     except ClusterError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.status
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 128 + signal.SIGINT
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the reader has gone: nothing more to say, nothing to flush
+        return 128 + signal.SIGPIPE
 
 
 def environment_pair(text: str) -> tuple[str, str | None]:

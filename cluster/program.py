@@ -16,11 +16,13 @@ from cluster.errors import RequestError
 _PYTHON = re.compile(r"python(3(\.\d+)?)?")
 
 
-def resolve_program(program: Sequence[str]) -> list[str]:
-    """The same command with an absolute executable; a bare ``python`` is this Python.
+def resolve_program(program: Sequence[str], wdir: str = ".") -> list[str]:
+    """The same command with an absolute executable; a bare ``python`` is this Python. Ranks run it in `wdir`.
 
     Raises `RequestError` where executable, script or module do not exist.
     """
+    if not Path(wdir).is_dir():
+        raise RequestError(f"--wdir {wdir} is no directory")
     if not program:
         raise RequestError("no program: put it after ' -- ', such as: -- python my_script.py")
     command, *arguments = program
@@ -30,36 +32,38 @@ def resolve_program(program: Sequence[str]) -> list[str]:
     if found is None:
         raise RequestError(f"the program {program[0]} does not exist or cannot be executed")
     if found == sys.executable or _PYTHON.fullmatch(os.path.basename(found)):
-        _check_python_arguments(arguments)
+        _check_python_arguments(arguments, Path(wdir).absolute())
     return [os.path.abspath(found), *arguments]
 
 
-def _check_python_arguments(arguments: Sequence[str]) -> None:
+def _check_python_arguments(arguments: Sequence[str], wdir: Path) -> None:
     for argument, following in zip(arguments, [*arguments[1:], ""], strict=False):
         if argument == "-m":
-            if not _module_exists(following):
+            if not _module_exists(following, wdir):
                 raise RequestError(f"the module {following!r} does not exist (python -m {following})")
             return
         if argument == "-c":
             return
         if not argument.startswith("-"):
-            if not Path(argument).is_file():
-                raise RequestError(f"the script {argument} does not exist in {os.getcwd()}")
+            if not (wdir / argument).exists():
+                raise RequestError(f"the script {argument} does not exist in {wdir}")
             return
     raise RequestError("no script or module after python: wanted python my_script.py or python -m my_module")
 
 
-def _module_exists(name: str) -> bool:
+def _module_exists(name: str, wdir: Path) -> bool:
     """Whether ``python -m name`` finds a module. Packages on the way are looked up, not imported."""
     top, *below = name.split(".")
+    if _is_module(wdir, Path(*name.split("."))):
+        return True
     try:
         spec = importlib.util.find_spec(top) if top else None
     except ValueError:
         return False
     if spec is None or not below:
         return spec is not None
-    relative = Path(*below)
-    return any(
-        Path(folder, relative).with_suffix(".py").is_file() or Path(folder, relative, "__main__.py").is_file()
-        for folder in spec.submodule_search_locations or []
-    )
+    return any(_is_module(Path(folder), Path(*below)) for folder in spec.submodule_search_locations or [])
+
+
+def _is_module(folder: Path, relative: Path) -> bool:
+    return (folder / f"{relative}.py").is_file() or (folder / relative / "__main__.py").is_file()

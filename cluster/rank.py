@@ -1,22 +1,19 @@
 """One rank: check that it stands where the plan says, run the program, and leave a record of how it ended.
 
 mpirun starts ``python -m cluster.rank PLAN -- PROGRAM…`` once per rank. The process that mpirun sees stays small
-and only watches; a child, forked before anything heavy is imported, runs the program. So every end is recorded at
-first hand, also one that the program cannot report itself: a signal, an early ``_exit(0)``.
+and only watches; a child runs the program, in the program's own interpreter (see `cluster.program_main`). So every
+end is recorded at first hand, also one that the program cannot report itself: a signal, an early ``_exit(0)``.
 """
 
-import atexit
+import contextlib
 import json
 import os
 import re
-import runpy
 import signal
 import socket
 import sys
-import threading
 import time
-import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -25,19 +22,23 @@ from cluster.environment import default_omp_threads, rank_environment, simulated
 from cluster.errors import LAUNCHER, REQUEUE
 from cluster.machine import die_with_parent, is_this_host, visible_gpus
 from cluster.records import write_record
-from cluster.runfile import write_json
+from cluster.verdict import is_victim
 
-PIPE_BYTES = 65536
-"""What a pipe holds without a reader (pipe(7)): the child's last words must fit, nobody reads before it is gone."""
-LONGEST_DETAIL = 12_000
-"""Characters of a traceback that are kept, from its end; escaped in JSON they still fit the pipe."""
+PROGRAM_MAIN = Path(__file__).with_name("program_main.py")
+LOOK_EVERY = 0.05
+"""Seconds between two looks at the program."""
+GRACE_FOR_THE_GUILTY = 1.0
+"""Seconds that a rank whose peer has gone stays, so that mpirun does not kill that peer before its own record."""
+
 _FORWARDED_SIGNALS = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)
 _PYTHON = re.compile(r"python(3(\.\d+)?)?")
 
 
 def main(arguments: Sequence[str]) -> int:
-    plan_path, _, *program = arguments
+    for number in (signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)
     die_with_parent(signal.SIGKILL)
+    plan_path, _, *program = arguments
     try:
         plan = json.loads(Path(plan_path).read_text())
     except OSError as error:
@@ -52,7 +53,7 @@ def main(arguments: Sequence[str]) -> int:
     attempt_dir = Path(plan["attempt_dir"])
     facts: dict[str, Any] = {"host": socket.gethostname(), "pid": os.getpid()}
     if problem := mismatch(allocation, rank, size, local_rank, visible_gpus(os.environ), is_this_host):
-        print(f"error: {problem}", file=sys.stderr)
+        print(f"error: rank {rank} on {facts['host']} {problem}", file=sys.stderr)
         write_record(attempt_dir, rank, "failed", {**facts, **_end("mismatch", LAUNCHER, problem)})
         return LAUNCHER
     place = allocation.place(rank)
@@ -65,9 +66,18 @@ def main(arguments: Sequence[str]) -> int:
     facts["gpu"] = gpu_name(place, visible_gpus(os.environ))
     _redirect_output(plan["log_dir"], rank)
     write_record(attempt_dir, rank, "started", facts)
-    outcome, status, detail = watch(program)
-    state = outcome if outcome in ("complete", "saved") else "failed"
-    write_record(attempt_dir, rank, state, {**facts, **_end(outcome, status, detail)})
+
+    def record_exception(told: Mapping[str, Any]) -> None:
+        raised = {**_end("exception", 1, told["detail"]), "time_ns": told["time_ns"]}
+        write_record(attempt_dir, rank, "failed", {**facts, **raised})
+
+    outcome, status, detail = watch(program, record_exception)
+    end = _end(outcome, status, detail)
+    if is_victim(end):
+        time.sleep(GRACE_FOR_THE_GUILTY)
+    if outcome != "exception":
+        state = outcome if outcome in ("complete", "saved") else "failed"
+        write_record(attempt_dir, rank, state, {**facts, **end})
     return 0 if outcome == "saved" else status  # mpirun would kill the ranks that are still saving
 
 
@@ -84,25 +94,24 @@ def identity(environ: Mapping[str, str]) -> tuple[int, int, int]:
 def mismatch(
     allocation: Allocation, rank: int, size: int, local_rank: int, visible: list[str] | None, is_here: Any
 ) -> str | None:
-    """One sentence on the first way in which this rank does not stand where the plan says, else None.
+    """What is wrong with this rank's place by the plan, worded to follow its name; None where nothing is.
 
     `visible` are the GPUs this process can see (None: nothing restricts them and none was found);
     ``is_here(name)`` tells whether a host name means this machine.
     """
-    here = socket.gethostname()
     if size != allocation.world_size:
-        return f"rank {rank} on {here} is in a world of {size}, the plan wants {allocation.world_size} ranks"
+        return f"is in a world of {size}, the plan wants {allocation.world_size} ranks"
     place = allocation.place(rank)
     if allocation.source == "local":
         return None
     if not is_here(place.host):
-        return f"rank {rank} runs on {here}, the plan wants it on {place.host}"
+        return f"should be on {place.host} by the plan"
     if local_rank != place.local_rank:
-        return f"rank {rank} on {here} has local rank {local_rank}, the plan wants {place.local_rank}"
+        return f"has local rank {local_rank}, the plan wants {place.local_rank}"
     if place.gpu is not None and place.gpu >= len(visible or []):
         seen = f"{len(visible or [])} GPU{'' if len(visible or []) == 1 else 's'}"
         return (
-            f"rank {rank} on {here} sees {seen}, the plan gives it GPU {place.gpu} of "
+            f"sees {seen}, the plan gives it GPU {place.gpu} of "
             f"{allocation.hosts[place.node].gpus}: ask Slurm with --gpus-per-node (not --gpus-per-task)"
         )
     return None
@@ -115,127 +124,108 @@ def gpu_name(place: RankPlace, visible: list[str] | None) -> str | None:
     return visible[place.gpu]
 
 
-def watch(program: Sequence[str]) -> tuple[str, int, str]:
+def watch(program: Sequence[str], on_exception: Callable[[Mapping[str, Any]], None]) -> tuple[str, int, str]:
     """Run the program in a child and wait: how it ended, the exit status for mpirun, and the detail.
 
     Ends are 'complete', 'saved' (status 75), 'exception' (detail: the traceback), 'exit' (any other status),
-    'signal' (detail: its name) and 'incomplete' (status 0, but the program left before its end).
+    'signal' (detail: its name) and 'incomplete' (status 0, but the program left before its end). `on_exception` is
+    called as soon as the program raises, which may be long before its threads let it end.
     """
-    script = as_python(program)
     reader, writer = os.pipe()
+    command = observed_command(program, writer)
     signal.pthread_sigmask(signal.SIG_BLOCK, _FORWARDED_SIGNALS)
     child = os.fork()
     if child == 0:
-        os.close(reader)
-        _become_program(script, program, writer)
+        _become(command or program, writer)
     os.close(writer)
     for number in _FORWARDED_SIGNALS:
         signal.signal(number, lambda number, _frame: os.kill(child, number))
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _FORWARDED_SIGNALS)
-    _, wait_status = os.waitpid(child, 0)
-    os.set_blocking(reader, False)  # a worker process of the program may still hold the other end open
-    try:
-        said = os.read(reader, PIPE_BYTES)
-    except BlockingIOError:
-        said = b""
-    return judge(json.loads(said) if said else None, os.waitstatus_to_exitcode(wait_status), script is not None)
+    os.set_blocking(reader, False)
+    said, ended, wait_status = b"", 0, 0
+    told: Mapping[str, Any] | None = None
+    while not ended:
+        ended, wait_status = os.waitpid(child, os.WNOHANG)  # before the pipe is read: its last words are then in it
+        said += _read_all(reader)
+        if told is None and (told := _as_message(said)) and told["outcome"] == "exception":
+            on_exception(told)
+        if not ended:
+            time.sleep(LOOK_EVERY)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(child, signal.SIGKILL)  # worker processes that the program left
+    return judge(told, os.waitstatus_to_exitcode(wait_status), command is not None)
 
 
-def judge(said: Mapping[str, Any] | None, code: int, is_python: bool) -> tuple[str, int, str]:
-    """What the end was, from what the child `said` and how it left (`code` < 0 is a signal).
+def judge(told: Mapping[str, Any] | None, code: int, is_python: bool) -> tuple[str, int, str]:
+    """What the end was, from what the program's interpreter `told` and how it left (`code` < 0 is a signal).
 
     A program that is not Python can say nothing: its status 0 is taken for completion.
     """
+    if told is not None and told["outcome"] == "exception":
+        return "exception", code if code > 0 else 1, told["detail"]
     if code < 0:
         return "signal", 128 - code, signal.Signals(-code).name
-    if said is not None and said["outcome"] == "exception":
-        return "exception", code or 1, said["detail"]
     if code > 0:
         return "saved" if code == REQUEUE else "exit", code, ""
-    if said is not None or not is_python:
+    if told is not None or not is_python:
         return "complete", 0, ""
     return "incomplete", 1, "left with exit status 0 before the program had ended"
 
 
-def as_python(program: Sequence[str]) -> list[str] | None:
-    """``[script.py, …]`` or ``[-m, module, …]`` where the program is this Python's, else None (run it as it is)."""
-    command, *arguments = program
-    same = os.path.realpath(command) == os.path.realpath(sys.executable) or _PYTHON.fullmatch(command)
-    while arguments and arguments[0] == "-u":
-        arguments = arguments[1:]
-    if not same or not arguments or (arguments[0].startswith("-") and arguments[0] != "-m"):
+def observed_command(program: Sequence[str], descriptor: int) -> list[str] | None:
+    """The same Python, flags and program, run by `program_main` which reports to `descriptor`; else None.
+
+    None for what is not Python, and for a Python that reads its program from standard input.
+    """
+    python, *arguments = program
+    if not _PYTHON.fullmatch(os.path.basename(python)):
         return None
-    return arguments
+    flags: list[str] = []
+    while arguments and arguments[0].startswith("-") and arguments[0] not in ("-", "-m", "-c"):
+        flags.append(arguments.pop(0))
+        if flags[-1] in ("-W", "-X") and arguments:
+            flags.append(arguments.pop(0))
+    if not arguments or arguments[0] == "-":
+        return None
+    return [python, *flags, str(PROGRAM_MAIN), str(descriptor), *arguments]
 
 
-def _become_program(script: list[str] | None, program: Sequence[str], writer: int) -> NoReturn:
-    """In the child: own process group (a signal to the rank arrives once, through its watcher), then the program."""
+def _become(command: Sequence[str], writer: int) -> NoReturn:
+    """In the child: own process group (a signal to the rank arrives once, through its watcher), then the program.
+
+    USR1 and USR2 are ignored until the program handles them: a warning must not kill one that does not know it.
+    """
     os.setpgid(0, 0)
     die_with_parent(signal.SIGKILL)
+    os.set_inheritable(writer, True)
+    for number in (signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _FORWARDED_SIGNALS)
-    if script is None:
-        try:
-            os.execvp(program[0], list(program))
-        except OSError as error:
-            print(f"error: cannot run {program[0]}: {error.strerror}", file=sys.stderr)
-            os._exit(127 if isinstance(error, FileNotFoundError) else 126)
-    status = 0
-    said = {"outcome": "complete", "detail": ""}
     try:
-        _run_python(script)
-    except SystemExit as leaving:
-        if isinstance(leaving.code, str):
-            print(leaving.code, file=sys.stderr)
-        status = leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
-    except BaseException as error:
-        error.__traceback__ = _program_part(error.__traceback__)
-        detail = "".join(traceback.format_exception(error))[-LONGEST_DETAIL:]
-        print(detail, end="", file=sys.stderr)
-        _write_error_file(error, detail)
-        status, said = 1, {"outcome": "exception", "detail": detail}
-    _leave(status, said, writer)
+        os.execvp(command[0], list(command))
+    except OSError as error:
+        print(f"error: cannot run {command[0]}: {error.strerror}", file=sys.stderr, flush=True)
+        os._exit(127 if isinstance(error, FileNotFoundError) else 126)
 
 
-def _leave(status: int, said: Mapping[str, str], writer: int) -> NoReturn:
-    """End as Python does up to the point where it would tear itself down: threads, atexit, streams.
-
-    The tear-down is left out because native threads of torch sometimes crash in it (``terminate called without an
-    active exception``), long after the program has done its work; it frees only what the kernel frees anyway.
-    """
-    threading._shutdown()  # type: ignore[attr-defined]
-    atexit._run_exitfuncs()
-    for stream in (sys.stdout, sys.stderr):
-        stream.flush()
-    os.write(writer, json.dumps(said).encode())
-    os._exit(status)
+def _read_all(descriptor: int) -> bytes:
+    """What can be read now. A worker process of the program may hold the other end open for ever."""
+    chunks = b""
+    try:
+        while chunk := os.read(descriptor, 65536):
+            chunks += chunk
+    except BlockingIOError:
+        pass
+    return chunks
 
 
-def _run_python(script: list[str]) -> None:
-    """Run it the way ``python script.py`` and ``python -m module`` do, in this process."""
-    if script[0] == "-m":
-        sys.argv = script[1:]
-        sys.path[0] = os.getcwd()
-        runpy.run_module(script[1], run_name="__main__", alter_sys=True)
-    else:
-        sys.argv = script
-        sys.path[0] = os.path.dirname(os.path.abspath(script[0]))
-        runpy.run_path(script[0], run_name="__main__")
-
-
-def _program_part(trace: Any) -> Any:
-    """The traceback without the frames of this module and of runpy, which say nothing to the user."""
-    inner = trace
-    while inner and inner.tb_frame.f_code.co_filename in (__file__, runpy.__file__, "<frozen runpy>"):
-        inner = inner.tb_next
-    return inner or trace
-
-
-def _write_error_file(error: BaseException, detail: str) -> None:
-    """TORCHELASTIC_ERROR_FILE in the form of torch's `record`, unless the program has written it itself."""
-    path = Path(os.environ["TORCHELASTIC_ERROR_FILE"])
-    if not path.exists():
-        extra = {"py_callstack": detail, "timestamp": str(int(time.time()))}
-        write_json(path, {"message": {"message": f"{type(error).__name__}: {error}", "extraInfo": extra}})
+def _as_message(said: bytes) -> Mapping[str, Any] | None:
+    """The program's message once it is whole; the half of one that a kill cut off is none."""
+    try:
+        message: Mapping[str, Any] = json.loads(said)
+    except ValueError:
+        return None
+    return message
 
 
 def _redirect_output(log_dir: str, rank: int) -> None:

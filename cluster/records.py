@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from cluster.errors import LauncherError
 from cluster.runfile import read_json, write_json
 
 STATES = ("started", "complete", "saved", "failed")
@@ -21,14 +22,14 @@ _RECORD = re.compile(rf"rank-\d+\.({'|'.join(STATES)})\.json")
 
 
 def write_record(attempt_dir: Path, rank: int, state: str, facts: Mapping[str, Any]) -> None:
-    """Leave a record, stamped with the time (nanoseconds since 1970)."""
-    write_json(attempt_dir / "ranks" / f"rank-{rank}.{state}.json", {"rank": rank, **facts, "time_ns": time.time_ns()})
+    """Leave a record; `time_ns` (nanoseconds since 1970) is now, unless the facts say otherwise."""
+    write_json(attempt_dir / "ranks" / f"rank-{rank}.{state}.json", {"rank": rank, "time_ns": time.time_ns(), **facts})
 
 
 def count_records(attempt_dir: Path) -> dict[str, int]:
     """How many ranks have left a record of each state."""
     counts = dict.fromkeys(STATES, 0)
-    for entry in os.scandir(attempt_dir / "ranks"):
+    for entry in _entries(attempt_dir):
         if match := _RECORD.fullmatch(entry.name):
             counts[match[1]] += 1
     return counts
@@ -37,7 +38,14 @@ def count_records(attempt_dir: Path) -> dict[str, int]:
 def read_records(attempt_dir: Path) -> dict[str, list[dict[str, Any]]]:
     """All records, by state."""
     records: dict[str, list[dict[str, Any]]] = {state: [] for state in STATES}
-    for path in (attempt_dir / "ranks").iterdir():
-        if match := _RECORD.fullmatch(path.name):
-            records[match[1]].append(read_json(path))
+    for entry in _entries(attempt_dir):
+        if match := _RECORD.fullmatch(entry.name):
+            records[match[1]].append(read_json(Path(entry)))
     return records
+
+
+def _entries(attempt_dir: Path) -> list["os.DirEntry[str]"]:
+    try:
+        return list(os.scandir(attempt_dir / "ranks"))
+    except FileNotFoundError as error:
+        raise LauncherError(f"{attempt_dir} has gone while its ranks ran: they were stopped") from error

@@ -2,6 +2,7 @@
 
     outputs/<experiment>/            0700
       run.json                       attempts and their verdicts
+      launcher.lock                  held while an attempt runs
       attempt-0001/                  one launch
         plan.json  hostfile  mpirun.txt  mpirun.log
         ranks/rank-3.started.json    see cluster.records
@@ -11,9 +12,11 @@
 The program's own files (metrics, checkpoints) lie beside the attempts.
 """
 
+import fcntl
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,6 +30,7 @@ TRAINER_FLAGS = {
 }
 """Options of `training.train_llm` that name the run directory."""
 
+_ATTEMPT = re.compile(r"attempt-(\d+)")
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+=@-]{0,127}", re.ASCII)
 
 
@@ -53,6 +57,14 @@ def run_directory(program: Sequence[str], experiment: str | None, output_dir: st
     output_dir = _agreed("--output-dir", output_dir, settings.get("output_dir"))
     name = check_experiment_name(experiment or job_name or _program_stem(program))
     return Path(output_dir or DEFAULT_OUTPUT_DIR).absolute() / name
+
+
+def name_run_directory(program: Sequence[str], run_dir: Path) -> list[str]:
+    """The program, told its run directory in full if it is our trainer (the last of a repeated option wins)."""
+    if not is_training(program):
+        return list(program)
+    name = [] if "experiment_name" in _trainer_settings(program) else ["--experiment-name", run_dir.name]
+    return [*program, *name, "--output-dir", str(run_dir.parent)]
 
 
 def is_training(program: Sequence[str]) -> bool:
@@ -86,23 +98,55 @@ class Attempt(NamedTuple):
 
 def next_attempt(run_dir: Path, log_dir: str | None) -> Attempt:
     """The attempt that a launch now would be. Nothing is written."""
-    numbers = [int(path.name.partition("-")[2]) for path in run_dir.glob("attempt-[0-9]*")]
-    number = max(numbers, default=0) + 1
+    names = (_ATTEMPT.fullmatch(path.name) for path in run_dir.glob("attempt-*"))
+    number = max((int(name[1]) for name in names if name), default=0) + 1
     path = run_dir / f"attempt-{number:04d}"
-    return Attempt(number, run_dir, path, Path(log_dir).absolute() if log_dir else path / "logs")
+    return Attempt(number, run_dir, path, Path(log_dir).absolute() / path.name if log_dir else path / "logs")
+
+
+@contextmanager
+def only_launcher_of(run_dir: Path) -> Iterator[None]:
+    """Hold the run directory while an attempt runs: two at once would overwrite each other's checkpoints.
+
+    Raises `RequestError` where another launcher holds it, or where the directory cannot be written.
+    """
+    try:
+        run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        lock = (run_dir / "launcher.lock").open("a+")
+    except OSError as error:
+        raise _unwritable(run_dir, error) from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            raise RequestError(
+                f"{run_dir} is in use by {lock.read().strip() or 'another launcher'}: "
+                "wait for its end, or choose another --experiment-name"
+            ) from None
+        except OSError:
+            pass  # a file system without locks
+        lock.truncate(0)
+        job = os.environ.get("SLURM_JOB_ID")
+        lock.write(f"process {os.getpid()} on {os.uname().nodename}" + (f", job {job}" if job else "") + "\n")
+        lock.flush()
+        yield
 
 
 def create_directories(attempt: Attempt) -> None:
-    """Make the run's and the attempt's directories (0700). Raises `RequestError` where they cannot be written."""
+    """Make the attempt's directories (0700). Raises `RequestError` where they cannot be written."""
     try:
-        attempt.run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         for directory in (attempt.path, attempt.path / "ranks", attempt.path / "errors"):
             directory.mkdir(mode=0o700)
         attempt.log_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
-        raise RequestError(
-            f"the run directory {attempt.run_dir} cannot be written ({error.strerror}): choose another --output-dir"
-        ) from error
+        raise _unwritable(attempt.run_dir, error) from error
+
+
+def _unwritable(run_dir: Path, error: OSError) -> RequestError:
+    return RequestError(
+        f"the run directory {run_dir} cannot be written ({error.strerror}): choose another --output-dir"
+    )
 
 
 def _trainer_settings(program: Sequence[str]) -> dict[str, str]:
@@ -110,15 +154,15 @@ def _trainer_settings(program: Sequence[str]) -> dict[str, str]:
     if not is_training(program):
         return {}
     arguments = program[3:]
-    config = _option(arguments, "--config")
+    config = option_value(arguments, "--config")
     settings = {name.replace("-", "_"): value for name, value in (_read_toml(config) if config else {}).items()}
     for name, flags in TRAINER_FLAGS.items():
-        if value := _option(arguments, *flags):
+        if value := option_value(arguments, *flags):
             settings[name] = value
     return {name: str(settings[name]) for name in TRAINER_FLAGS if settings.get(name)}
 
 
-def _option(arguments: Sequence[str], *flags: str) -> str | None:
+def option_value(arguments: Sequence[str], *flags: str) -> str | None:
     """Value of the last ``--flag value`` or ``--flag=value``; dashes and underscores inside a flag are the same."""
     value = None
     for argument, following in zip(arguments, [*arguments[1:], None], strict=False):

@@ -23,7 +23,7 @@ from cluster.mpirun import OPEN_MPI_5, Mpirun, find_mpirun
 from cluster.options import OptionParser, add_place_options, at_least, run, split_program
 from cluster.plan import DEFAULT_GPUS_PER_NODE, DEFAULT_NODES, ResourcePlan, batch_script, check_sbatch_options
 from cluster.program import resolve_program
-from cluster.rundir import is_training, next_attempt, run_directory
+from cluster.rundir import is_training, name_run_directory, next_attempt, option_value, run_directory
 
 USAGE = "python -m cluster.submit [options] -- [arguments of training.train_llm]"
 EPILOG = """\
@@ -51,13 +51,24 @@ SLURM_OPTIONS = {
     "mail-type": "EVENTS",
     "mail-user": "ADDRESS",
 }
+OWNED_OPTIONS = {
+    "nodes": "--nodes",
+    "gpus": "--gpus (on each node)",
+    "gpus-per-node": "--gpus (on each node)",
+    "gpus-per-task": "--gpus (on each node)",
+    "ntasks": "--nodes and --ranks-per-node",
+    "ntasks-per-node": "--ranks-per-node",
+    "output": "--output-dir",
+    "error": "--output-dir",
+    "array": "a template, such as sbatch --array=0-3 sbatch/gpt2_mpi.sh",
+}
 
 
 def main(arguments: list[str]) -> int:
     before, after = split_program(arguments)
     options = parser().parse_options(before)
     program = [sys.executable, "-m", "training.train_llm", *after] if not options.program else after
-    program = resolve_program(program)
+    program = resolve_program(program, options.wdir or ".")
     if goes_to_slurm(options):
         return submit_to_slurm(options, program)
     return run_here(options, program)
@@ -106,12 +117,14 @@ def goes_to_slurm(options: Namespace) -> bool:
 
 def run_here(options: Namespace, program: list[str]) -> int:
     """The same launcher, in the foreground, on this machine or on the hosts given."""
+    if ignored := without_meaning_here(options):
+        print(f"note: without Slurm {', '.join(ignored)} has no meaning")
     allocation = here(options)
     run_dir = experiment_directory(options, program)
     if options.dry_run:
         show_plan(options, allocation, program, run_dir)
         return 0
-    if status := check_training(options, program, allocation.world_size):
+    if status := check_training(options, name_run_directory(program, run_dir), allocation.world_size):
         return status
     from cluster.launch import main as launch
 
@@ -120,9 +133,17 @@ def run_here(options: Namespace, program: list[str]) -> int:
     return launch([*place, *launch_arguments(options, ranks_per_node, run_dir), "--", *program])
 
 
+def without_meaning_here(options: Namespace) -> list[str]:
+    """The options given that only sbatch could follow."""
+    given = [f"--{name}" for name in SLURM_OPTIONS if getattr(options, name.replace("-", "_"))]
+    return [*given, *(["--sbatch"] if options.sbatch else [])]
+
+
 def here(options: Namespace) -> Allocation:
     """The hosts given, or this machine's simulated nodes once it is sure that the GPUs asked for exist."""
     if options.hosts or options.hostfile:
+        if options.nodes or options.gpus:
+            raise RequestError("--hosts names the nodes and their ranks: leave out --nodes and --gpus")
         return named_hosts(options)
     gpus, nodes, present = options.gpus or 0, options.nodes or 1, len(visible_gpus(os.environ) or [])
     if gpus * nodes > present:
@@ -144,7 +165,8 @@ def submit_to_slurm(options: Namespace, program: list[str]) -> int:
         print(script)
         show_plan(options, plan.expected_allocation(), program, run_dir)
         return 0
-    if status := check_training(options, program, plan.expected_allocation().world_size):
+    ranks = plan.expected_allocation().world_size
+    if status := check_training(options, name_run_directory(program, run_dir), ranks):
         return status
     check_with_slurm(script)
     arguments = [*launch_arguments(options, options.ranks_per_node, run_dir), "--", *program]
@@ -166,6 +188,8 @@ def request(options: Namespace) -> ResourcePlan:
     given = {name: str(value) for name in SLURM_OPTIONS if (value := getattr(options, name.replace("-", "_")))}
     for option in options.sbatch:
         name, _, value = option.removeprefix("--").partition("=")
+        if name in OWNED_OPTIONS:
+            raise RequestError(f"--sbatch {name}: use {OWNED_OPTIONS[name]}, the plan is made from it")
         given[name] = value
     gpus = options.gpus
     if gpus is None:
@@ -175,12 +199,17 @@ def request(options: Namespace) -> ResourcePlan:
 
 def experiment_directory(options: Namespace, program: list[str]) -> Path:
     """Where the run will write, checked now rather than after hours in the queue."""
-    job_name = options.job_name or (DEFAULT_EXPERIMENT if is_training(program) else None)
+    job_name = options.job_name or (default_experiment(program) if is_training(program) else None)
     run_dir = run_directory(program, options.experiment_name, options.output_dir, job_name)
     parent = next(directory for directory in (run_dir, *run_dir.parents) if directory.exists())
     if not os.access(parent, os.W_OK | os.X_OK) or not parent.is_dir():
         raise RequestError(f"the run directory {run_dir} cannot be written: choose another --output-dir")
     return run_dir
+
+
+def default_experiment(program: list[str]) -> str:
+    """The preset's name, so that a trial run does not take the place of the real one."""
+    return option_value(program, "--preset") or DEFAULT_EXPERIMENT
 
 
 def launch_arguments(options: Namespace, ranks_per_node: int | None, run_dir: Path) -> list[str]:
@@ -199,8 +228,9 @@ def launch_arguments(options: Namespace, ranks_per_node: int | None, run_dir: Pa
     ):
         if value:
             arguments += [name, str(value)]
-    for name, values in (("-x", options.forward), ("--mpirun-arg", options.mpirun_arg)):
-        arguments += [f"{name}={value}" if name.startswith("--") else f"{name}{value}" for value in values]
+    for name, value in options.forward:
+        arguments += ["-x", name if value is None else f"{name}={value}"]
+    arguments += [f"--mpirun-arg={value}" for value in options.mpirun_arg]
     return arguments
 
 
@@ -267,7 +297,7 @@ def show_plan(options: Namespace, allocation: Allocation, program: list[str], ru
         mpirun = Mpirun("mpirun", OPEN_MPI_5)
     attempt = next_attempt(run_dir, options.output_filename)
     environ = mpirun_environment(os.environ, allocation, options.nic, mpirun.has_daemon)
-    command = launch_command(options, mpirun, allocation, program, attempt, environ)
+    command = launch_command(options, mpirun, allocation, name_run_directory(program, run_dir), attempt, environ)
     print(f"# plan: {allocation.summary()}")
     print(f"# hostfile\n{hostfile_text(allocation, mpirun.dialect)}")
     print(f"# {mpirun.dialect.name}\n{shlex.join(command)}\n")

@@ -5,17 +5,18 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from cluster.logs import LogFollower
 from cluster.machine import die_with_parent
-from cluster.records import count_records
+from cluster.records import count_records, read_records
 from cluster.rundir import Attempt
+from cluster.verdict import is_victim
 
 LOOK_EVERY = 0.1
 """Seconds between two looks at mpirun, the records and rank 0's log."""
-GRACE_AFTER_FAILURE = 5.0
+GRACE_AFTER_FAILURE = 3.0
 """Seconds in which the other ranks may still write their tracebacks. MPICH leaves them running when one exits."""
 GRACE_AFTER_COMPLETION = 10.0
 """Seconds that mpirun may take to return once all ranks ended well: Open MPI 5.0 sometimes never does (prrte 1839)."""
@@ -33,6 +34,8 @@ class Noticed:
     ended_well_at: float | None = None
     stop_at: float | None = None
     stopped_by: int | None = None
+    warnings: list[int] = field(default_factory=list)
+    """Signals for the ranks that wait until all ranks have begun."""
 
     def overdue(self, now: float) -> bool:
         """Whether mpirun should have ended by now: a rank failed, or all ended well, and it had its time."""
@@ -64,6 +67,19 @@ def supervise(command: Sequence[str], environ: Mapping[str, str], world_size: in
     noticed = Noticed()
     _pass_signals_on(mpirun, noticed)
     shown = LogFollower(attempt.log_of(0), sys.stdout.buffer)
+    try:
+        _watch(mpirun, noticed, world_size, attempt, shown)
+    finally:
+        if mpirun.poll() is None:
+            mpirun.terminate()
+    _wait_for_records(attempt)
+    shown.copy_new()
+    return MpirunEnd(mpirun.returncode, noticed.stopped_by)
+
+
+def _watch(
+    mpirun: subprocess.Popen[bytes], noticed: Noticed, world_size: int, attempt: Attempt, shown: LogFollower
+) -> None:
     while mpirun.poll() is None:
         shown.copy_new()
         now = time.monotonic()
@@ -72,22 +88,25 @@ def supervise(command: Sequence[str], environ: Mapping[str, str], world_size: in
             noticed.failed_at = now
         if counts["complete"] + counts["saved"] == world_size and noticed.ended_well_at is None:
             noticed.ended_well_at = now
+        if noticed.warnings and counts["started"] == world_size:
+            mpirun.send_signal(noticed.warnings.pop())
         if noticed.stop_at is None and noticed.overdue(now):
             noticed.stop_at = now
             mpirun.terminate()
         elif noticed.stop_at is not None and now - noticed.stop_at > GRACE_TO_STOP:
             mpirun.kill()
         time.sleep(LOOK_EVERY)
-    _wait_for_records(attempt, world_size)
-    shown.copy_new()
-    return MpirunEnd(mpirun.returncode, noticed.stopped_by)
 
 
 def _pass_signals_on(mpirun: subprocess.Popen[bytes], noticed: Noticed) -> None:
-    """USR1 and USR2 go to all ranks through mpirun; TERM and INT stop the attempt, the second time at once."""
+    """USR1 and USR2 go to all ranks through mpirun; TERM and INT stop the attempt, the second time at once.
+
+    A warning waits until every rank has begun, because before that it would kill mpirun or its daemons.
+    """
 
     def forward(number: int, _frame: Any) -> None:
-        mpirun.send_signal(number)
+        if number not in noticed.warnings:
+            noticed.warnings.append(number)
 
     def stop(number: int, _frame: Any) -> None:
         if noticed.stopped_by is None:
@@ -102,11 +121,13 @@ def _pass_signals_on(mpirun: subprocess.Popen[bytes], noticed: Noticed) -> None:
         signal.signal(number, stop)
 
 
-def _wait_for_records(attempt: Attempt, world_size: int) -> None:
-    """Give a shared file system time to show the last records, unless they already tell the whole story."""
+def _wait_for_records(attempt: Attempt) -> None:
+    """Give a shared file system time to show the last records, unless they already tell who began."""
     deadline = time.monotonic() + GRACE_FOR_RECORDS
     while time.monotonic() < deadline:
         counts = count_records(attempt.path)
-        if counts["failed"] or counts["complete"] + counts["saved"] == world_size or not counts["started"]:
+        if counts["complete"] + counts["saved"] + counts["failed"] == counts["started"]:
+            return
+        if not all(is_victim(record) for record in read_records(attempt.path)["failed"]):
             return
         time.sleep(LOOK_EVERY)

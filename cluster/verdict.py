@@ -20,6 +20,13 @@ NODE_LOST, LAUNCHER_FAILED, CANCELLED = "node lost", "launcher failed", "cancell
 _LOST_HOST = re.compile(r"Remote daemon: .* on node (\S+)")
 """Open MPI's words (4.1 and 5.0) where it loses a daemon; its own ranks it then kills without a record."""
 
+_PEER_GONE = re.compile(
+    r"Connection (reset|closed|refused)|Broken pipe|Socket closed|PeerError|ncclRemoteError|remote process exited"
+    r"|Connection was likely closed|Timed out waiting|wait timeout|NCCL communicator was aborted",
+    re.IGNORECASE,
+)
+"""How gloo, NCCL, the TCP store and our trainer say that another rank has gone."""
+
 
 @dataclass(frozen=True)
 class Witnesses:
@@ -53,8 +60,18 @@ class Verdict:
 
 
 def first_failure(failed: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
-    """The record that began it. Ranks that die after it (connection reset, mpirun's own SIGTERM) are victims."""
-    return min(failed, key=lambda record: (_stopped_by_mpirun(record), record["time_ns"]), default=None)
+    """The record that began it: the earliest that is not plainly the consequence of another rank's end."""
+    return min(failed, key=lambda record: (is_victim(record), record["time_ns"]), default=None)
+
+
+def is_victim(record: Mapping[str, Any]) -> bool:
+    """Whether a rank only followed another: stopped by mpirun, or its error is that a peer has gone.
+
+    A rank that fails may close its connections seconds before its own traceback is out, so time alone would blame
+    whoever notices first.
+    """
+    last_line = record["detail"].rstrip().rpartition("\n")[2]
+    return _stopped_by_mpirun(record) or (record["outcome"] == "exception" and bool(_PEER_GONE.search(last_line)))
 
 
 def _stopped_by_mpirun(record: Mapping[str, Any]) -> bool:
@@ -82,7 +99,7 @@ def _blame(guilty: dict[str, Any], seen: Witnesses) -> Verdict:
     rank, host, gpu, status = guilty["rank"], guilty["host"], guilty.get("gpu"), guilty["status"]
     detail = guilty["detail"]
     if guilty["outcome"] == "mismatch":
-        return Verdict(LAUNCHER_FAILED, LAUNCHER, f"is not where the plan says: {guilty['detail']}", rank, host, gpu)
+        return Verdict(LAUNCHER_FAILED, LAUNCHER, guilty["detail"], rank, host, gpu)
     if guilty["outcome"] == "exit" and status == REQUEST:
         return Verdict(USER_ERROR, REQUEST, "refused its arguments", rank, host, gpu, seen.guilty_log_tail)
     what = {
@@ -91,8 +108,8 @@ def _blame(guilty: dict[str, Any], seen: Witnesses) -> Verdict:
         "signal": f"was killed by {guilty['detail']}",
         "incomplete": guilty["detail"],
     }[guilty["outcome"]]
-    if guilty["outcome"] != "exception" and seen.guilty_log_tail:
-        detail = "its last output:\n" + seen.guilty_log_tail
+    if guilty["outcome"] != "exception":
+        detail = f"its last output:\n{seen.guilty_log_tail}" if seen.guilty_log_tail else ""
     return Verdict(RANK_FAILED, status, what, rank, host, gpu, detail)
 
 
@@ -128,7 +145,8 @@ def _next(verdict: Verdict, attempt: Attempt, requeue: bool) -> str | None:
     if verdict.kind == COMPLETED:
         return None
     if verdict.kind == SAVED:
-        return "nothing to do, the job is queued again" if requeue else "submit the same command again, it goes on"
+        again = "submit the same command again, it goes on"
+        return f"the job queues itself again (if Slurm refuses: {again})" if requeue else again
     if verdict.kind in (LAUNCHER_FAILED, NODE_LOST) or verdict.rank is None:
         return f"less {attempt.mpirun_log}"
     return f"less {attempt.log_of(verdict.rank)}"

@@ -15,8 +15,7 @@
 #SBATCH --requeue
 #SBATCH --signal=B:USR1@120
 
-set -eu
-cd "${SLURM_SUBMIT_DIR:-$PWD}" # Slurm runs a copy of this file from its spool
+cd "${SLURM_SUBMIT_DIR:-$PWD}" || exit # Slurm runs a copy of this file from its spool
 if [ ! -r sbatch/env.sh ]; then
     echo "error: no sbatch/env.sh in $PWD: submit from the project's root" >&2
     exit 64

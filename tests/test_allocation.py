@@ -86,6 +86,16 @@ def test_the_interactive_step_of_salloc_is_no_srun_step() -> None:
     assert from_slurm({**BATCH_BODY, "SLURM_STEP_ID": "4294967290"}, None).world_size == 4
 
 
+def test_a_host_without_a_gpu_in_a_gpu_job_is_refused() -> None:
+    with pytest.raises(LauncherError, match="none on n2: ask with --gpus-per-node"):
+        from_slurm(BATCH_BODY, {"n1": 2, "n2": 0})
+
+
+def test_a_job_id_without_a_node_list_is_no_job() -> None:
+    with pytest.raises(LauncherError, match="SLURM_JOB_NODELIST is not"):
+        from_slurm({"SLURM_JOB_ID": "7"}, None)
+
+
 def test_a_heterogeneous_job_is_refused() -> None:
     with pytest.raises(LauncherError, match="heterogeneous"):
         from_slurm({**BATCH_BODY, "SLURM_HET_SIZE": "2"}, None)

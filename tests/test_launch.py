@@ -49,13 +49,13 @@ def program(cwd: Path, text: str) -> None:
 
 def test_ranks_get_what_the_options_say(mpi: Mpi, tmp_path: Path) -> None:
     (tmp_path / "work").mkdir()
-    (tmp_path / "work/program.py").write_text("")
-    program(tmp_path, PRINT_ENVIRONMENT)
+    program(tmp_path / "work", PRINT_ENVIRONMENT)
 
     done = launch(
         mpi,
         tmp_path,
-        *["-x", "GIVEN=a b=c", "-x", "INHERITED", "--wdir", str(tmp_path), "--output-filename", str(tmp_path / "logs")],
+        *["-x", "GIVEN=a b=c", "-x", "INHERITED", "--wdir", str(tmp_path / "work")],
+        *["--output-filename", str(tmp_path / "logs")],
         *["--bind-to", "none", "--experiment-name", "e", "--output-dir", str(tmp_path / "out")],
         INHERITED="from outside",
         HF_HOME="/data/hf",
@@ -63,7 +63,7 @@ def test_ranks_get_what_the_options_say(mpi: Mpi, tmp_path: Path) -> None:
     )
 
     assert done.returncode == 0, done.stdout + done.stderr
-    seen = json.loads((tmp_path / "logs/rank-3.log").read_text())
+    seen = json.loads((tmp_path / "logs/attempt-0001/rank-3.log").read_text())
     assert seen == {
         "RANK": "3",
         "WORLD_SIZE": "4",
@@ -75,7 +75,7 @@ def test_ranks_get_what_the_options_say(mpi: Mpi, tmp_path: Path) -> None:
         "MASTER_ADDR": "127.0.0.1",
         "CLUSTER_RUN_DIR": str(tmp_path / "out/e"),
         "TORCHELASTIC_ERROR_FILE": str(tmp_path / "out/e/attempt-0001/errors/rank-3.json"),
-        "cwd": str(tmp_path),
+        "cwd": str(tmp_path / "work"),
         "python": sys.executable,
     }
     assert "GIVEN=a b=c" not in (tmp_path / "out/e/attempt-0001/mpirun.txt").read_text()
@@ -203,11 +203,61 @@ def test_where_mpirun_refuses_its_own_words_end_the_log(mpi: Mpi, tmp_path: Path
 JOB = {"SLURM_JOB_ID": "1", "SLURM_JOB_NODELIST": "n1"}
 
 
+@pytest.mark.parametrize("mpi", ["openmpi-5.0.11", "mpich-5.0.2"], indirect=True)
+def test_the_rank_that_began_is_blamed_also_when_it_closes_its_connections_first(mpi: Mpi, tmp_path: Path) -> None:
+    program(
+        tmp_path,
+        "import os, time\n"
+        "if os.environ['RANK'] == '3':\n"
+        "    try:\n"
+        "        raise ValueError('boom')\n"
+        "    finally:\n"
+        "        open('gone', 'w').close()\n"
+        "        time.sleep(0.5)\n"
+        "while not os.path.exists('gone'): time.sleep(0.01)\n"
+        "raise RuntimeError('Connection closed by peer [127.0.0.1]:1234')\n",
+    )
+
+    done = launch(mpi, tmp_path)
+
+    assert done.stdout.splitlines()[-1] == "ValueError: boom"
+    assert "rank 3 on " in done.stdout
+
+
+@pytest.mark.parametrize("mpi", ["openmpi-5.0.11"], indirect=True)
+def test_a_second_launch_of_one_experiment_is_refused_while_the_first_runs(mpi: Mpi, tmp_path: Path) -> None:
+    program(tmp_path, "import os, time\nwhile not os.path.exists('over'): time.sleep(0.05)\n")
+    command = launch_command(mpi, "--ranks-per-node", "1", "--", "python", "program.py")
+    first = subprocess.Popen(
+        command, cwd=tmp_path, stdout=subprocess.DEVNULL, env={**os.environ, "PYTHONPATH": str(ROOT)}
+    )
+    wait_until(lambda: list(tmp_path.glob("outputs/program/attempt-0001/ranks/*")))
+
+    second = launch(mpi, tmp_path)
+    (tmp_path / "over").touch()
+
+    assert second.returncode == 64
+    assert f"is in use by process {first.pid} on " in second.stderr
+    assert first.wait() == 0
+    assert not (tmp_path / "outputs/program/attempt-0002").exists()
+
+
+@pytest.mark.parametrize("mpi", ["openmpi-4.1.8"], indirect=True)
+def test_a_run_directory_that_vanishes_ends_the_attempt_with_one_line(mpi: Mpi, tmp_path: Path) -> None:
+    program(tmp_path, "import shutil, time\nshutil.rmtree('outputs', ignore_errors=True)\ntime.sleep(600)\n")
+
+    done = launch(mpi, tmp_path)
+
+    assert done.returncode == 70
+    assert "has gone while its ranks ran" in done.stderr
+    wait_until(lambda: not processes_that_mention(str(tmp_path)))
+
+
 @pytest.mark.parametrize(
     ("options", "environ", "status", "message"),
     [
         (["--cluster", "slurm"], {}, 64, "error: --cluster slurm, but this is no Slurm job"),
-        (["--mpirun", "no-such-mpirun"], {}, 70, "error: no no-such-mpirun on PATH"),
+        (["--mpirun", "no-such-mpirun"], {}, 70, "error: --mpirun no-such-mpirun: no such program"),
         (
             [],
             {"SLURM_JOB_ID": "1", "SLURM_STEP_ID": "0", "SLURM_JOB_NODELIST": "n1"},

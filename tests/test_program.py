@@ -17,6 +17,17 @@ def test_a_bare_python_becomes_this_python(tmp_path: Path) -> None:
     assert resolve_program(["python3", "-u", "-m", "json.tool"]) == [sys.executable, "-u", "-m", "json.tool"]
 
 
+def test_script_and_module_are_looked_for_where_the_ranks_will_run(tmp_path: Path) -> None:
+    (tmp_path / "s.py").write_text("")
+    (tmp_path / "pkg").mkdir()
+    (tmp_path / "pkg/__main__.py").write_text("")
+
+    assert resolve_program(["python", "s.py"], str(tmp_path))[1:] == ["s.py"]
+    assert resolve_program(["python", "-m", "pkg"], str(tmp_path))[1:] == ["-m", "pkg"]
+    with pytest.raises(RequestError, match=r"s\.py does not exist in"):
+        resolve_program(["python", "s.py"])
+
+
 def test_another_program_is_found_on_path() -> None:
     assert resolve_program(["sh", "-c", "true"])[0].endswith("/sh")
 

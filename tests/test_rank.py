@@ -2,17 +2,18 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
+import venv
 from pathlib import Path
 
 import pytest
 
 from cluster.allocation import Allocation, Host
 from cluster.machine import is_this_host, visible_gpus
-from cluster.rank import as_python, identity, judge, mismatch
+from cluster.rank import PROGRAM_MAIN, identity, judge, mismatch, observed_command
 from conftest import ROOT
+from waiting import wait_until
 
 TWO_BY_TWO = Allocation("slurm", (Host("n1", 2, 2, 4), Host("n2", 2, 2, 4)))
 GPUS = ["0", "1"]
@@ -42,19 +43,18 @@ def test_a_rank_that_stands_where_the_plan_says_is_let_through() -> None:
     ("rank", "size", "local_rank", "visible", "message"),
     [
         (3, 2, 1, GPUS, "is in a world of 2, the plan wants 4 ranks"),
-        (1, 4, 1, GPUS, "the plan wants it on n1"),
+        (1, 4, 1, GPUS, "should be on n1 by the plan"),
         (3, 4, 0, GPUS, "has local rank 0, the plan wants 1"),
         (3, 4, 1, ["0"], "sees 1 GPU, the plan gives it GPU 1 of 2: ask Slurm with --gpus-per-node"),
         (3, 4, 1, None, "sees 0 GPUs"),
     ],
 )
-def test_every_difference_from_the_plan_names_the_rank(
+def test_every_difference_from_the_plan_is_said(
     rank: int, size: int, local_rank: int, visible: list[str] | None, message: str
 ) -> None:
     problem = mismatch(TWO_BY_TWO, rank, size, local_rank, visible, on_n2)
 
     assert problem is not None
-    assert problem.startswith(f"rank {rank} ")
     assert message in problem
 
 
@@ -78,21 +78,29 @@ def test_visible_gpus_are_those_of_cuda_visible_devices(value: str, gpus: list[s
     assert visible_gpus({"CUDA_VISIBLE_DEVICES": value}) == gpus
 
 
+MAIN = str(PROGRAM_MAIN)
+
+
 @pytest.mark.parametrize(
-    ("program", "script"),
+    ("program", "command"),
     [
-        ([sys.executable, "s.py", "--lr", "1"], ["s.py", "--lr", "1"]),
-        (["python", "-u", "-m", "training.train_llm"], ["-m", "training.train_llm"]),
-        ([sys.executable, "-O", "s.py"], None),
-        ([sys.executable, "-c", "pass"], None),
-        (["/opt/other/bin/python3", "s.py"], None),
-        (["./a.out"], None),
+        (["/venv/bin/python", "s.py", "-u"], ["/venv/bin/python", MAIN, "7", "s.py", "-u"]),
+        (["python3", "-m", "mod", "-x"], ["python3", MAIN, "7", "-m", "mod", "-x"]),
+        (["python3.12", "-u", "-O", "s.py"], ["python3.12", "-u", "-O", MAIN, "7", "s.py"]),
+        (
+            ["python", "-W", "error", "-X", "dev", "-c", "1"],
+            ["python", "-W", "error", "-X", "dev", MAIN, "7", "-c", "1"],
+        ),
+        (["python", "-"], None),
+        (["python"], None),
+        (["./a.out", "s.py"], None),
+        (["python2", "s.py"], None),
     ],
 )
-def test_this_pythons_scripts_and_modules_run_in_process_all_else_as_it_is(
-    program: list[str], script: list[str] | None
+def test_a_python_program_runs_in_its_own_interpreter_with_its_flags(
+    program: list[str], command: list[str] | None
 ) -> None:
-    assert as_python(program) == script
+    assert observed_command(program, 7) == command
 
 
 SAID_COMPLETE = {"outcome": "complete", "detail": ""}
@@ -112,6 +120,7 @@ SAID_EXCEPTION = {"outcome": "exception", "detail": "ValueError: boom"}
         (None, 3, False, ("exit", 3, "")),
         (None, -9, True, ("signal", 137, "SIGKILL")),
         (SAID_COMPLETE, -15, True, ("signal", 143, "SIGTERM")),
+        (SAID_EXCEPTION, -9, True, ("exception", 1, "ValueError: boom")),
     ],
 )
 def test_an_end_is_judged_by_what_was_said_and_how_it_left(
@@ -174,7 +183,7 @@ def test_an_exception_leaves_traceback_record_and_torchelastics_error_file(tmp_p
     end = end_of(tmp_path, "failed")
     assert end["outcome"] == "exception"
     assert str(end["detail"]).startswith("Traceback (most recent call last):\n  File")
-    assert "cluster/rank.py" not in str(end["detail"])
+    assert "program_main.py" not in str(end["detail"])
     assert str(end["detail"]).endswith("ValueError: boom\n")
     error = json.loads((tmp_path / "attempt-0001/errors/rank-0.json").read_text())
     assert error["message"]["message"] == "ValueError: boom"
@@ -235,20 +244,112 @@ def test_a_program_that_is_not_python_runs_as_it_is(tmp_path: Path) -> None:
     assert (tmp_path / "attempt-0001/logs/rank-0.log").read_text() == "rank 0 of 1\n"
 
 
-def test_a_worker_that_outlives_the_program_does_not_delay_the_record(tmp_path: Path) -> None:
+def test_workers_that_the_program_left_end_with_it(tmp_path: Path) -> None:
     text = (
-        "import os, time\n"
-        "worker = os.fork()\n"
-        "if worker == 0:\n"
-        "    os.close(1), os.close(2), time.sleep(600)\n"
-        "open('worker', 'w').write(str(worker))\n"
+        "import os, subprocess, sys\n"
+        f"worker = subprocess.Popen(['sleep', '600'])\n"
+        f"open({str(tmp_path / 'worker')!r}, 'w').write(str(worker.pid))\n"
         "os.kill(os.getpid(), 9)\n"
-    ).replace("'worker', 'w'", f"{str(tmp_path / 'worker')!r}, 'w'")
+    )
 
-    done = run_rank(tmp_path, script(tmp_path, text))
+    assert run_rank(tmp_path, script(tmp_path, text)).returncode == 137
 
-    os.kill(int((tmp_path / "worker").read_text()), signal.SIGKILL)  # it was still there when the rank had ended
-    assert done.returncode == 137
+    worker = Path("/proc", (tmp_path / "worker").read_text(), "stat")
+    wait_until(lambda: not worker.exists() or worker.read_text().split()[2] == "Z")
+
+
+@pytest.mark.parametrize("end", ["os._exit(0)", "os.kill(os.getpid(), 9)"])
+def test_a_process_that_the_program_forked_does_not_speak_for_the_rank(tmp_path: Path, end: str) -> None:
+    text = f"import os, sys\nif os.fork() == 0:\n    sys.exit(0)\nos.wait()\n{end}\n"
+
+    assert run_rank(tmp_path, script(tmp_path, text)).returncode != 0
+    assert end_of(tmp_path, "failed")["outcome"] in ("incomplete", "signal")
+
+
+def test_a_forked_process_that_fails_leaves_the_rank_complete(tmp_path: Path) -> None:
+    text = "import os, sys\nif os.fork() == 0:\n    raise ValueError('only the child')\nos.wait()\n"
+
+    assert run_rank(tmp_path, script(tmp_path, text)).returncode == 0
+    assert end_of(tmp_path, "complete")["outcome"] == "complete"
+
+
+@pytest.mark.parametrize("flags", [["-O"], ["-u", "-W", "ignore"], ["-P"]])
+def test_flags_of_the_interpreter_do_not_weaken_the_proof(tmp_path: Path, flags: list[str]) -> None:
+    (tmp_path / "program.py").write_text("import os; os._exit(0)")
+
+    assert run_rank(tmp_path, [sys.executable, *flags, str(tmp_path / "program.py")]).returncode == 1
+    assert end_of(tmp_path, "failed")["outcome"] == "incomplete"
+
+
+def test_code_on_the_command_line_is_proved_too(tmp_path: Path) -> None:
+    program = [sys.executable, "-c", "import sys; print(__name__, sys.argv); x = [y for y in sys.argv]", "a"]
+
+    assert run_rank(tmp_path, program).returncode == 0
+    assert (tmp_path / "attempt-0001/logs/rank-0.log").read_text() == "__main__ ['-c', 'a']\n"
+
+
+def test_another_environments_python_keeps_its_own_modules(tmp_path: Path) -> None:
+    venv.create(tmp_path / "venv", with_pip=False)
+    [modules] = (tmp_path / "venv/lib").glob("python3*/site-packages")
+    (modules / "only_there.py").write_text("")
+    (modules / "cluster.py").write_text("mine = True\n")
+    (tmp_path / "program.py").write_text("import only_there, cluster\nassert cluster.mine\n")
+
+    done = run_rank(tmp_path, [str(tmp_path / "venv/bin/python"), str(tmp_path / "program.py")], PYTHONPATH="")
+
+    assert done.returncode == 0, (tmp_path / "attempt-0001/logs/rank-0.log").read_text()
+
+
+def test_an_exception_is_on_record_before_the_programs_threads_end(tmp_path: Path) -> None:
+    text = (
+        "import os, threading, time\n"
+        f"failed = {str(tmp_path / 'attempt-0001/ranks/rank-0.failed.json')!r}\n"
+        "def wait():\n"
+        "    while not os.path.exists(failed): time.sleep(0.01)\n"
+        "threading.Thread(target=wait).start()\n"
+        "raise ValueError('boom')\n"
+    )
+
+    assert run_rank(tmp_path, script(tmp_path, text)).returncode == 1
+    assert end_of(tmp_path, "failed")["outcome"] == "exception"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "import sys; sys.stdout.close()",
+        "import sys; sys.stdout = None",
+        "import os; os.environ.clear()",
+        "import os; os.chdir('/')",
+        "import sys; sys.exit(256)",
+        "import sys; sys.exit(None)",
+        "print('é' * 10**6)",
+    ],
+)
+def test_odd_but_complete_programs_are_complete(tmp_path: Path, text: str) -> None:
+    assert run_rank(tmp_path, script(tmp_path, text)).returncode == 0
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "raise RuntimeError('é' * 20000)",
+        "raise RuntimeError('😀\\n\"' * 20000)",
+        "import os; os.environ.clear(); raise RuntimeError",
+        "import sys; sys.stderr.close(); raise RuntimeError",
+        "class Bad(Exception):\n    def __str__(self): raise ValueError\nraise Bad",
+        "raise KeyboardInterrupt",
+    ],
+)
+def test_odd_exceptions_are_recorded_as_exceptions(tmp_path: Path, text: str) -> None:
+    assert run_rank(tmp_path, script(tmp_path, text)).returncode == 1
+    assert end_of(tmp_path, "failed")["outcome"] == "exception"
+
+
+def test_a_program_that_does_not_know_usr1_survives_it(tmp_path: Path) -> None:
+    text = "import os, signal, time\nos.kill(os.getppid(), signal.SIGUSR1)\ntime.sleep(0.5)\nprint('on')\n"
+
+    assert run_rank(tmp_path, script(tmp_path, text)).returncode == 0
 
 
 def test_usr1_reaches_the_program_once(tmp_path: Path) -> None:

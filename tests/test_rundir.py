@@ -1,13 +1,21 @@
 """Names and layout of the run directory, and run.json."""
 
 import json
+import os
 import stat
 from pathlib import Path
 
 import pytest
 
 from cluster.errors import RequestError
-from cluster.rundir import check_experiment_name, create_directories, next_attempt, run_directory
+from cluster.rundir import (
+    check_experiment_name,
+    create_directories,
+    name_run_directory,
+    next_attempt,
+    only_launcher_of,
+    run_directory,
+)
 from cluster.runfile import record_attempt
 
 TRAIN = ["/venv/bin/python", "-m", "training.train_llm"]
@@ -66,7 +74,8 @@ def test_another_programs_arguments_are_its_own() -> None:
 
 
 def test_attempts_are_numbered_on_and_private(tmp_path: Path) -> None:
-    first = next_attempt(tmp_path / "out/a", None)
+    with only_launcher_of(tmp_path / "out/a"):
+        first = next_attempt(tmp_path / "out/a", None)
     create_directories(first)
     second = next_attempt(tmp_path / "out/a", None)
     create_directories(second)
@@ -80,11 +89,41 @@ def test_attempts_are_numbered_on_and_private(tmp_path: Path) -> None:
 def test_a_run_directory_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
 
-    with pytest.raises(RequestError, match=r"cannot be written .*choose another --output-dir"):
-        create_directories(next_attempt(tmp_path / "file/a", None))
+    with (
+        pytest.raises(RequestError, match=r"cannot be written .*choose another --output-dir"),
+        only_launcher_of(tmp_path / "file/a"),
+    ):
+        pass
+
+
+def test_two_launchers_cannot_hold_one_run_directory(tmp_path: Path) -> None:
+    with (
+        only_launcher_of(tmp_path / "a"),
+        pytest.raises(RequestError, match=rf"a is in use by process {os.getpid()} on .*another --experiment-name"),
+        only_launcher_of(tmp_path / "a"),
+    ):
+        pass
+    with only_launcher_of(tmp_path / "a"):
+        assert "process" in (tmp_path / "a/launcher.lock").read_text()
+
+
+def test_other_names_do_not_disturb_the_numbering(tmp_path: Path) -> None:
+    for name in ("attempt-0003", "attempt-0007-old", "attempt-x"):
+        (tmp_path / name).mkdir()
+
+    assert next_attempt(tmp_path, None).number == 4
+
+
+def test_the_trainer_is_told_the_launchers_run_directory_in_full() -> None:
+    told = name_run_directory([*TRAIN, "--lr", "1"], Path("/out/a"))
+
+    assert told == [*TRAIN, "--lr", "1", "--experiment-name", "a", "--output-dir", "/out"]
+    assert name_run_directory([*TRAIN, "-e", "a"], Path("/out/a")) == [*TRAIN, "-e", "a", "--output-dir", "/out"]
+    assert name_run_directory(["python", "x.py"], Path("/out/a")) == ["python", "x.py"]
 
 
 def test_run_json_keeps_every_attempt_and_its_verdict(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
     first, second = (next_attempt(tmp_path / "a", None)._replace(number=number) for number in (1, 2))
     create_directories(first)
 

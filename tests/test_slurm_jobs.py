@@ -23,7 +23,7 @@ WHERE_JOB = """\
 exec {python} -m cluster.launch {options} --mpirun {mpirun} --experiment-name where -- python where.py
 """
 
-TINY = ["--preset", "smoke", "--max-steps", "4", "--max-eval-batches", "1", "--device", "cpu"]
+TINY = ["--preset", "smoke", "--max-steps", "4", "--max-eval-samples", "8", "--device", "cpu"]
 """A training run of seconds, for tests of the front ends."""
 
 
@@ -216,7 +216,7 @@ def test_a_warning_saves_and_requeues_the_job(slurm: SlurmLab, mpi: Mpi, where: 
     end = slurm.wait_job(job, timeout=240)
 
     assert (end.state, end.restarts) == ("COMPLETED", 1), log_of(where, job)
-    assert "next: nothing to do, the job is queued again" in log_of(where, job)
+    assert "next: the job queues itself again" in log_of(where, job)
     attempts = json.loads((where / "outputs/where/run.json").read_text())["attempts"]
     assert [attempt["verdict"]["kind"] for attempt in attempts] == ["saved for requeue", "complete"]
 
@@ -228,7 +228,7 @@ def test_the_gpt2_template_trains_the_real_configuration(
         slurm,
         ["--nodes=2", "--ntasks-per-node=2", "--gpus-per-node=2", "sbatch/gpt2_mpi.sh", "--experiment-name", "a"]
         + ["--model-name", str(shared_data / "gpt2"), "--dataset-name", str(shared_data / "gsm8k_alpaca.json")]
-        + ["--max-steps", "3", "--seq-length", "32", "--batch-size", "1", "--max-eval-batches", "1", "--device", "cpu"],
+        + ["--max-steps", "3", "--seq-length", "32", "--batch-size", "1", "--max-eval-samples", "8", "--device", "cpu"],
         project,
         **with_mpi(mpi),
     )

@@ -54,7 +54,7 @@ def test_a_dry_run_shows_script_hostfile_command_and_rank_table(login_node: str,
     assert "# plan: 2 nodes × 8 GPUs = 16 ranks\n" in out
     assert "node1 slots=8\nnode2 slots=8\n" in out
     assert f"-m cluster.rank {tmp_path}/out/a/attempt-0001/plan.json -- " in out
-    assert "-m training.train_llm --experiment-name a --lr 1e-4\n" in out
+    assert f"-m training.train_llm --experiment-name a --lr 1e-4 --output-dir {tmp_path}/out\n" in out
     assert out.splitlines()[-1].split() == ["15", "1", "node2", "7", "7"]
     assert not (tmp_path / "out").exists()
     assert not (tmp_path / "called").exists()
@@ -112,6 +112,8 @@ def test_simulated_nodes_have_their_own_node_ranks(tmp_path: Path) -> None:
         (["--cluster", "slurm"], 70, "error: --cluster slurm, but there is no sbatch on PATH"),
         (["--gpus", "64"], 64, "error: --nodes 1 --gpus 64 asks for 64 GPUs, this machine has 0"),
         (["--hosts", "a:x"], 64, "error: cannot read the host 'a:x'"),
+        (["--hosts", "a:8", "--nodes", "3"], 64, "error: --hosts names the nodes and their ranks: leave out --nodes"),
+        (["--wdir", "/nowhere", "--program", "--", "true"], 64, "error: --wdir /nowhere is no directory"),
         (["--hosts", "a", "--hostfile", "b"], 64, "error: --hosts and --hostfile both name hosts"),
         (["--hostfile", "nowhere"], 64, "error: --hostfile nowhere: No such file or directory"),
         (["--", "--experiment-name", "../a"], 64, "error: experiment name '../a': wanted 1 to 128 letters"),
@@ -129,6 +131,46 @@ def test_bad_input_is_one_line_and_nothing_is_written(
     [line] = done.stderr.splitlines()
     assert line.startswith(message)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("option", ["nodes=5", "output=/tmp/x", "--gpus-per-task=1", "array=0-3"])
+def test_what_the_plan_is_made_from_cannot_be_said_behind_its_back(
+    option: str, login_node: str, tmp_path: Path
+) -> None:
+    done = submit(f"--sbatch={option}", "--", "-e", "a", cwd=tmp_path, PATH=login_node)
+
+    assert done.returncode == 64
+    assert f"error: --sbatch {option.strip('-').partition('=')[0]}: use " in done.stderr
+    assert not (tmp_path / "called").exists()
+
+
+def test_a_resume_that_does_not_fit_is_refused_before_queueing(login_node: str, tmp_path: Path) -> None:
+    run = ["--preset", "smoke", "--max-steps", "1", "--device", "cpu"]
+    trained = submit("--cluster", "local", "--experiment-name", "b", "--", *run, cwd=tmp_path)
+    assert trained.returncode == 0, trained.stdout
+
+    done = submit("--experiment-name", "b", "--", *run, "--seq-length", "32", cwd=tmp_path, PATH=login_node)
+
+    assert done.returncode == 64
+    assert "--seq-length" in done.stderr
+    assert not (tmp_path / "called").exists()
+    assert not (tmp_path / "outputs/b/attempt-0002").exists()
+
+
+def test_sbatchs_options_have_no_meaning_here_and_one_line_says_so(tmp_path: Path) -> None:
+    done = submit("--cluster", "local", "--time", "10", "--program", "--", "true", cwd=tmp_path)
+
+    assert done.returncode == 0
+    assert done.stdout.startswith("note: without Slurm --time has no meaning")
+
+
+def test_a_reader_that_leaves_early_causes_no_traceback(login_node: str, tmp_path: Path) -> None:
+    command = f"{sys.executable} -m cluster.submit --dry-run -- -e a | head -1"
+    environ = {**os.environ, "PYTHONPATH": str(ROOT), "PATH": login_node, "PYTHONUNBUFFERED": "1"}
+
+    done = subprocess.run(["bash", "-c", command], cwd=tmp_path, env=environ, capture_output=True, text=True)
+
+    assert (done.stdout, done.stderr) == ("#!/bin/bash\n", "")
 
 
 def test_a_header_cannot_be_broken_by_an_option(login_node: str, tmp_path: Path) -> None:
