@@ -8,6 +8,10 @@ from pathlib import Path
 import pytest
 
 from training import check
+from training.config import config_from_argv
+from training.demo import demo_architecture
+from training.documents import load_corpus
+from training.run_directory import RunDirectory, write_config
 
 DEMO = ["--dataset-name", "demo", "--model-name", "demo", "--seq-length", "64"]
 
@@ -58,6 +62,21 @@ def test_a_resume_with_another_model_is_refused(capsys, tmp_path: Path):
     assert (status, len(printed.splitlines())) == (64, 1)
     assert "was started with --model-name gpt2, now demo is asked" in printed
     assert "choose another --experiment-name" in printed
+
+
+def test_a_resume_with_other_content_of_the_same_file_is_refused(capsys, tmp_path: Path):
+    data = tmp_path / "data.txt"
+    data.write_text("a\n\nb")
+    argv = ["--model-name", "demo", "--seq-length", "64", "--dataset-name", str(data), "--output-dir", str(tmp_path)]
+    config = config_from_argv([*argv, "-e", "a"], "check")
+    (tmp_path / "a" / "checkpoints" / "step-00000002").mkdir(parents=True)
+    fingerprint = load_corpus(str(data), None, None, 5.0).fingerprint
+    write_config(RunDirectory(tmp_path / "a"), config, demo_architecture(), fingerprint, 1)
+    assert run(capsys, *argv, "-e", "a") == (0, "")
+    data.write_text("a\n\nc")
+    status, printed = run(capsys, *argv, "-e", "a")
+    assert (status, len(printed.splitlines())) == (64, 1)
+    assert f"was started with a dataset of fingerprint {fingerprint[:12]}, now " in printed
 
 
 @pytest.mark.parametrize("ranks", ["0", "many", "-1"])

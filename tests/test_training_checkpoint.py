@@ -19,6 +19,7 @@ from training.checkpoint import (
     save_checkpoint,
 )
 from training.demo import demo_architecture, demo_tokenizer
+from training.errors import InputError
 from training.model import build_model
 from training.optimizer import make_optimizer
 from training.ranks import RankInfo
@@ -110,6 +111,17 @@ def flip_a_bit(path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
+
+
+def test_where_every_checkpoint_is_damaged_nothing_starts_over_by_itself(save, tmp_path: Path):
+    (save(4) / "rng.pt").unlink()
+    flip_a_bit(save(8) / "optimizer.pt")
+    with pytest.raises(
+        InputError,
+        match=r"no checkpoint in .* can be resumed: step-00000008 is not whole \(optimizer.pt has another hash.*\); "
+        r"step-00000004 is not whole \(rng.pt is missing\); delete that folder .* or choose another --experiment-name",
+    ):
+        newest_checkpoint(tmp_path, print)
 
 
 def test_a_damaged_checkpoint_is_replaced_when_its_step_comes_again(save, tmp_path: Path):

@@ -26,6 +26,33 @@ def test_the_command_line_wins_over_the_file_and_the_file_over_the_preset(tmp_pa
     assert parse("--preset", "demo").seq_length == 128
 
 
+@pytest.mark.parametrize("option", ["--num-epochs", "--num_epochs", "--num-train-epochs"])
+def test_epochs_on_the_command_line_take_back_the_presets_steps(option: str):
+    config = parse("--preset", "smoke", option, "3")
+    assert (config.num_epochs, config.max_steps) == (3.0, None)
+    assert parse("--preset", "smoke", f"{option}=0.01").max_steps is None
+
+
+def test_epochs_in_the_file_take_back_the_presets_steps(tmp_path: Path):
+    file = tmp_path / "run.toml"
+    file.write_text('preset = "smoke"\nnum_epochs = 0.5\n')
+    assert parse("--config", str(file)).max_steps is None
+
+
+def test_epochs_on_the_command_line_take_back_the_files_steps(tmp_path: Path):
+    file = tmp_path / "run.toml"
+    file.write_text("max_steps = 7\n")
+    assert parse("--config", str(file), "--num-epochs", "2").max_steps is None
+
+
+def test_steps_win_over_epochs_of_the_same_or_an_earlier_source(tmp_path: Path):
+    file = tmp_path / "run.toml"
+    file.write_text("num_epochs = 0.5\nmax_steps = 7\n")
+    assert parse("--preset", "smoke", "--num-epochs", "2", "--max-steps", "5").max_steps == 5
+    assert parse("--preset", "smoke", "--config", str(file)).max_steps == 7
+    assert parse("--config", str(file), "--max-steps", "9").max_steps == 9
+
+
 def test_the_last_of_a_repeated_option_wins_whatever_its_spelling():
     config = parse(
         "--batch-size", "8", "--experiment-name=a", "-b", "4", "--per-device-train-batch-size", "2", "-e", "b"

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from training.documents import load_corpus
+from training.documents import is_held_out_file, load_corpus
 from training.errors import InputError
-from training.prompt import alpaca_prompt, text_rule
+from training.prompt import TextRule, alpaca_prompt, text_rule
 
 ROWS = [{"instruction": f"Say {i}.", "input": "" if i % 2 else "aloud", "output": str(i)} for i in range(40)]
 
@@ -72,6 +72,64 @@ def test_a_folder_with_a_validation_file_uses_it_as_held_out_documents(tmp_path:
     (tmp_path / "validation.txt").write_text("d")
     found = corpus(tmp_path)
     assert (texts(found.train), texts(found.held_out)) == (["a", "b", "c"], ["d"])
+
+
+@pytest.mark.parametrize("stem", ["test", "my_Validation-00000-of-00001", "val2", "dev.set", "valid", "eval"])
+def test_a_file_is_held_out_if_a_word_of_its_name_says_so(stem: str):
+    assert is_held_out_file(stem)
+
+
+@pytest.mark.parametrize("stem", ["latest", "contest-1", "device", "evaluation_of_shares", "train-test", "data"])
+def test_a_file_is_not_held_out_for_a_part_of_a_word_or_beside_the_word_train(stem: str):
+    assert not is_held_out_file(stem)
+
+
+@pytest.mark.parametrize("separator", ["\u2028", "\u2029", "\x85", "\f", "\x1c"])
+def test_a_character_that_only_python_takes_for_a_line_end_splits_no_record(tmp_path: Path, separator: str):
+    text = f"one{separator}two"
+    (tmp_path / "a.csv").write_text(f"text\n{text}\n", encoding="utf-8")
+    assert texts(corpus(tmp_path / "a.csv", 0).train) == [text]
+    if separator > "\x1f":  # JSON wants the others escaped.
+        (tmp_path / "a.jsonl").write_text(json.dumps({"text": text}, ensure_ascii=False) + "\n", encoding="utf-8")
+        assert texts(corpus(tmp_path / "a.jsonl", 0).train) == [text]
+
+
+def test_line_ends_of_windows_are_line_ends_and_those_within_a_csv_field_stay(tmp_path: Path):
+    (tmp_path / "a.jsonl").write_bytes(b'{"text": "a"}\r\n\r\n{"text": "b"}\r\n')
+    (tmp_path / "a.txt").write_bytes(b"a\r\n\r\nb\r\n")
+    (tmp_path / "a.csv").write_bytes(b'text\r\n"a\r\nb"\r\n')
+    assert texts(corpus(tmp_path / "a.jsonl", 0).train) == ["a", "b"]
+    assert texts(corpus(tmp_path / "a.txt", 0).train) == ["a", "b"]
+    assert texts(corpus(tmp_path / "a.csv", 0).train) == ["a\r\nb"]
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.jsonl", "a.txt"])
+def test_a_byte_order_mark_is_no_part_of_the_data(tmp_path: Path, name: str):
+    content = {"a.csv": "text\na\n", "a.jsonl": '{"text": "a"}\n', "a.txt": "a\n"}[name]
+    (tmp_path / name).write_text(content, encoding="utf-8-sig")
+    assert texts(corpus(tmp_path / name, 0).train) == ["a"]
+
+
+def test_a_csv_field_may_be_as_long_as_a_document(tmp_path: Path):
+    (tmp_path / "a.csv").write_text("text\n" + "x" * 200_000 + "\n")
+    assert [len(text) for text in texts(corpus(tmp_path / "a.csv", 0).train)] == [200_000]
+
+
+def test_numbers_in_a_column_become_text_and_nothing_becomes_no_text():
+    rows = {"instruction": [7, None], "input": [0, None], "output": [0, 1.5]}
+    assert TextRule(None, has_input=True).questions(rows) == [
+        (alpaca_prompt("7", "0"), "0"),
+        (alpaca_prompt("", ""), "1.5"),
+    ]
+    assert TextRule("n").texts({"n": [0, None, 2]}) == ["0", "", "2"]
+
+
+def test_blank_rows_are_no_documents(tmp_path: Path):
+    rows = [{"text": text} for text in ("", "a", " \n", None, "b c")]
+    (tmp_path / "a.json").write_text(json.dumps(rows))
+    documents = corpus(tmp_path / "a.json", 0).train
+    assert texts(documents) == ["a", "b c"]
+    assert documents.questions(5) == [("a", ""), ("b", "c")]
 
 
 def test_a_saved_dataset_with_its_own_test_split_is_read(tmp_path: Path):

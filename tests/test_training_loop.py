@@ -99,9 +99,11 @@ def test_ranks_and_resumed_steps_drop_out_differently():
 
 
 def test_held_out_blocks_are_shared_out_once_each_up_to_the_limit():
-    shares = [evaluation_batches(11, 2, rank, 3, most=2) for rank in range(3)]
-    assert sorted(i for share in shares for batch in share for i in batch) == list(range(11))
-    assert [len(evaluation_batches(100, 2, rank, 3, most=2)) for rank in range(3)] == [2, 2, 2]
+    for batch_size, ranks in ((1, 1), (2, 3), (8, 2), (64, 16)):
+        for blocks, read in ((5, 5), (7, 7), (100, 7)):
+            shares = [evaluation_batches(blocks, batch_size, rank, ranks, most=7) for rank in range(ranks)]
+            assert sorted(i for share in shares for batch in share for i in batch) == list(range(read))
+            assert max(len(batch) for share in shares for batch in share) <= batch_size
 
 
 def test_the_held_out_loss_weighs_every_sequence_the_same():
@@ -110,6 +112,19 @@ def test_the_held_out_loss_weighs_every_sequence_the_same():
     uneven = evaluate(model, BLOCKS, [range(39), range(39, 40)], False, CPU)
     assert uneven == pytest.approx(whole, rel=1e-6)
     assert evaluate(model, BLOCKS, [], False, CPU) is None
+
+
+@pytest.mark.parametrize(("batch_size", "ranks"), [(1, 1), (3, 2), (7, 4), (64, 3)])
+def test_the_held_out_loss_depends_on_neither_batch_size_nor_number_of_ranks(monkeypatch, batch_size: int, ranks: int):
+    model = Bigram()
+    whole = evaluate(model, BLOCKS, [range(30)], False, CPU)
+    totals = torch.zeros(2, dtype=torch.float64)
+    monkeypatch.setattr("training.evaluate.sum_over_ranks", totals.add_)
+    losses = [
+        evaluate(model, BLOCKS, evaluation_batches(len(BLOCKS), batch_size, rank, ranks, most=30), False, CPU)
+        for rank in range(ranks)
+    ]
+    assert losses[-1] == pytest.approx(whole, rel=1e-6)
 
 
 def test_perplexity_is_e_to_the_loss_and_never_an_error():

@@ -32,11 +32,18 @@ def corpus(*texts: str, fingerprint: str = "f") -> Corpus:
 
 
 def test_an_end_of_text_token_follows_every_document(tokenizer):
-    tokens = tokenise_corpus(corpus("ab", "", "c", "d"), tokenizer)
+    tokens = tokenise_corpus(corpus("ab", "c", "d"), tokenizer)
     end = tokenizer.eos_token_id
-    assert tokens.train.tolist() == [*tokenizer("ab").input_ids, end, end, *tokenizer("c").input_ids, end]
+    assert tokens.train.tolist() == [*tokenizer("ab").input_ids, end, *tokenizer("c").input_ids, end]
     assert tokens.held_out.tolist() == [*tokenizer("d").input_ids, end]
     assert tokens.train.dtype == np.uint16
+
+
+def test_blank_documents_leave_no_tokens_and_are_not_counted(tokenizer):
+    tokens = tokenise_corpus(corpus("", "ab", "  ", "c", "\n"), tokenizer)
+    assert tokens.train.tolist() == tokenise_corpus(corpus("ab", "c", "d"), tokenizer).train.tolist()
+    assert tokens.documents == 2
+    assert tokens.held_out.tolist() == []
 
 
 def test_blocks_cut_the_tokens_and_leave_the_rest():

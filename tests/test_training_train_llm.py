@@ -181,6 +181,45 @@ def test_another_model_cannot_resume_a_run_and_nothing_is_touched(whole, output:
     assert (output / "whole" / "config.json").read_bytes() == before
 
 
+def test_the_held_out_loss_is_the_same_on_one_rank_and_on_two(pair, output: Path):
+    assert alone(output, "-e", "single", *TINY, "--batch-size", "4").returncode == 0
+    one, two = ([row["eval_loss"] for row in rows(output / run) if "eval_loss" in row] for run in ("single", "pair"))
+    assert len(one) == 2
+    assert one == pytest.approx(two, rel=1e-5)
+
+
+def test_fewer_steps_than_are_done_are_refused(whole, output: Path):
+    before = (output / "whole" / "metrics.jsonl").read_bytes()
+    done = alone(output, "-e", "whole", *TINY, "--max-steps", "3")
+    assert done.returncode == 64
+    assert "error: --max-steps 3, but 6 are done: give at least that to go on from there, or choose" in done.stderr
+    assert (output / "whole" / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_run_that_is_told_to_end_where_it_was_cut_ends_without_a_logged_step(whole, output: Path):
+    cut = output / "ended"
+    shutil.copytree(output / "whole", cut)
+    (cut / "summary.json").unlink()
+    (cut / "metrics.jsonl").write_text("")
+    done = alone(output, "-e", "ended", *TINY, "--log-freq", "100")
+    assert done.returncode == 0, done.stderr
+    assert "changed since the attempt before: --log-freq 1 → 100" in done.stdout
+    assert "complete: 6 steps" in done.stdout
+    assert "loss        none at first, none at last" in done.stdout
+
+
+def test_a_run_whose_checkpoints_are_all_damaged_is_refused_and_keeps_its_metrics(whole, output: Path):
+    damaged = output / "damaged"
+    shutil.copytree(output / "whole", damaged)
+    for folder in (damaged / "checkpoints").iterdir():
+        flip_a_bit(folder / "model.safetensors")
+    done = alone(output, "-e", "damaged", *TINY)
+    assert done.returncode == 64
+    assert done.stderr.startswith("error: no checkpoint in ")
+    assert len(done.stderr.splitlines()) == 1
+    assert (damaged / "metrics.jsonl").read_bytes() == (output / "whole" / "metrics.jsonl").read_bytes()
+
+
 def test_usr1_saves_and_asks_to_be_run_again(output: Path):
     command = [sys.executable, "-m", "training.train_llm", "--output-dir", str(output), "-e", "usr1", *TINY]
     command += ["--max-steps", "100000", "--ckpt-freq", "0", "--eval-freq", "0"]

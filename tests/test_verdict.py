@@ -67,6 +67,22 @@ def test_the_host_that_mpirun_lost_is_named_before_its_own_victims() -> None:
         assert (verdict.kind, verdict.status, verdict.rank, verdict.host) == ("node lost", 71, 2, "n2")
 
 
+@pytest.mark.parametrize(
+    "victims_words",
+    [
+        "RuntimeError: [enforce fail] gloo/transport/tcp/pair.cc:534 Connection closed by peer [10.0.0.2]:4711",
+        "torch.distributed.DistBackendError: NCCL error: ncclRemoteError: A call failed, possibly by the network",
+        "training.errors.PeerError: rank 0 failed: ValueError: boom",
+    ],
+)
+def test_a_rank_whose_peer_has_gone_is_never_blamed_for_it(victims_words: str) -> None:
+    victim = record(0, "exception", 1, victims_words, time_ns=100)
+    guilty = record(3, "exception", 1, "ValueError: boom", time_ns=900)
+
+    assert decide(seen(failed=[victim, guilty])).rank == 3
+    assert decide(seen(failed=[victim])).rank == 0
+
+
 def test_mpiruns_own_sigterm_is_never_the_beginning() -> None:
     early = record(0, "signal", 143, "SIGTERM", time_ns=100)
     late = record(2, "signal", 137, "SIGKILL", time_ns=200)
@@ -115,10 +131,10 @@ def test_the_first_failing_ranks_own_status_is_the_jobs(
 
 
 def test_a_rank_in_the_wrong_place_is_the_launchers_failure() -> None:
-    verdict = decide(seen(failed=[record(2, "mismatch", 70, "rank 2 runs on n9, the plan wants it on n2")]))
+    verdict = decide(seen(failed=[record(2, "mismatch", 70, "should be on n2 by the plan")]))
 
     assert (verdict.kind, verdict.status, verdict.rank) == ("launcher failed", 70, 2)
-    assert verdict.summary.endswith("rank 2 runs on n9, the plan wants it on n2")
+    assert verdict.summary == "should be on n2 by the plan"
 
 
 def test_saving_counts_only_when_every_rank_saved() -> None:
@@ -157,10 +173,10 @@ def test_the_traceback_is_the_end_of_the_log() -> None:
 @pytest.mark.parametrize(
     ("verdict", "requeue", "advice"),
     [
-        (Verdict("saved for requeue", 75, "saved"), True, "nothing to do, the job is queued again"),
+        (Verdict("saved for requeue", 75, "saved"), True, "the job queues itself again (if Slurm refuses: submit the"),
         (Verdict("saved for requeue", 75, "saved"), False, "submit the same command again, it goes on"),
         (Verdict("node lost", 71, "silent", 3, "n2"), False, "less /out/a/attempt-0002/mpirun.log"),
     ],
 )
 def test_the_next_command_is_said(verdict: Verdict, requeue: bool, advice: str) -> None:
-    assert f"next: {advice}" in verdict_lines(verdict, ATTEMPT, 1.0, requeue)
+    assert verdict_lines(verdict, ATTEMPT, 1.0, requeue)[1].startswith(f"next: {advice}")

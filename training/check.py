@@ -14,7 +14,7 @@ from training.config import TrainConfig, config_from_argv
 from training.errors import COMPLETE, INPUT_ERROR, InputError
 from training.run_directory import check_same_run, check_writable, run_directory
 
-PROG = "python -m training.check"
+PROG = "python -m training.train_llm"
 
 
 def main(argv: Sequence[str]) -> int:
@@ -70,6 +70,7 @@ def check(config: TrainConfig, ranks: int | None) -> None:
     corpus = load_corpus(
         config.dataset_name, config.dataset_subset, config.text_column, config.validation_split_percentage
     )
+    check_same_run(run, config, source.architecture, corpus.fingerprint)
     if ranks is not None:
         from training.tokens import check_enough, tokenise_corpus
 

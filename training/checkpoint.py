@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from training.errors import InputError
 from training.ranks import RankInfo
 
 FORMAT = 1
@@ -99,17 +100,29 @@ def save_checkpoint(
 
 
 def newest_checkpoint(checkpoints: Path, say: Callable[[str], None]) -> Path | None:
-    """The newest checkpoint that its manifest proves whole, found by looking; None where there is none.
+    """The newest checkpoint that its manifest proves whole, found by looking; None where none was ever made.
 
     Args:
         checkpoints: the folder of checkpoints; may be missing.
         say: told about each checkpoint that is skipped, and why.
+
+    Raises:
+        InputError: there are checkpoints, and none is whole.
     """
+    faults: list[str] = []
     for folder in reversed(_step_folders(checkpoints)):
         fault = find_fault(folder)
         if fault is None:
+            for skipped in faults:
+                say(f"checkpoint {checkpoints}/{skipped}: skipped")
             return folder
-        say(f"checkpoint {folder} is not whole ({fault}): skipped")
+        faults.append(f"{folder.name} is not whole ({fault})")
+    if faults:
+        # To start over would overwrite the metrics of what was trained: that is for the user to say.
+        raise InputError(
+            f"no checkpoint in {checkpoints} can be resumed: {'; '.join(faults)}; delete that folder to train from "
+            f"the start, or choose another --experiment-name"
+        )
     return None
 
 

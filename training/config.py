@@ -9,7 +9,7 @@ import io
 import math
 import re
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
@@ -71,7 +71,8 @@ class TrainConfig:
     """Passes over the training data; a fraction is allowed."""
 
     max_steps: Annotated[int | None, arg(metavar="N")] = None
-    """Optimizer steps; overrides --num-epochs."""
+    """Optimizer steps; overrides --num-epochs. A preset's or a file's is taken back where a later one, or the
+    command line, gives --num-epochs alone."""
 
     lr: Annotated[float, arg(aliases=["--learning-rate"], metavar="RATE")] = 5e-5
     """Peak learning rate. From random initialisation a higher one serves better: 6e-4 for GPT-2 with 124M
@@ -115,8 +116,9 @@ class TrainConfig:
     eval_freq: Annotated[int, arg(aliases=["--eval-steps"], metavar="STEPS")] = 100
     """Steps between evaluations on the held-out documents; 0: only at the end."""
 
-    max_eval_batches: Annotated[int, arg(metavar="N")] = 16
-    """Batches per rank of one evaluation, at most."""
+    max_eval_samples: Annotated[int, arg(metavar="N")] = 512
+    """Held-out sequences of one evaluation, at most, over all ranks: the first ones, whatever the batch size
+    and the number of ranks."""
 
     ckpt_freq: Annotated[int, arg(aliases=["--save-steps"], metavar="STEPS")] = 500
     """Steps between checkpoints; 0: only at the end. The last two are kept."""
@@ -153,10 +155,24 @@ def config_from_argv(argv: Sequence[str], prog: str) -> TrainConfig:
         from_file = read_toml(given.config)
         if "preset" in from_file and given.preset is None:
             layers = dict(PRESETS[from_file["preset"]])
-        layers |= from_file
+        layers = _below(from_file, layers) | from_file
+    layers = _below([name for name in ("num_epochs", "max_steps") if _is_given(name, argv)], layers)
     config = _parse(argv, prog, replace(TrainConfig(), **layers)) if layers else given
     check_values(config)
     return config
+
+
+def _below(upper: Collection[str], lower: dict[str, Any]) -> dict[str, Any]:
+    """What stays of a lower layer: not its steps, where the upper one says how many epochs and not how many
+    steps."""
+    if "num_epochs" in upper and "max_steps" not in upper:
+        return {name: value for name, value in lower.items() if name != "max_steps"}
+    return lower
+
+
+def _is_given(name: str, argv: Sequence[str]) -> bool:
+    """Whether the command line has this option, also where its value is the default."""
+    return any(word.split("=")[0].replace("_", "-") in _spellings(name) for word in argv)
 
 
 def _parse(argv: Sequence[str], prog: str, defaults: TrainConfig) -> TrainConfig:
@@ -254,7 +270,7 @@ def _typed(key: str, value: Any, path: Path) -> Any:
 
 MINIMUM: Mapping[str, float] = {
     "seed": 0, "max_steps": 1, "warmup_steps": 0, "weight_decay": 0, "max_grad_norm": 0, "batch_size": 1,
-    "gradient_accumulation_steps": 1, "seq_length": 2, "log_freq": 1, "eval_freq": 0, "max_eval_batches": 1,
+    "gradient_accumulation_steps": 1, "seq_length": 2, "log_freq": 1, "eval_freq": 0, "max_eval_samples": 1,
     "ckpt_freq": 0, "num_workers": 0,
 }  # fmt: skip
 

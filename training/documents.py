@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import random
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,9 +19,10 @@ from training.errors import InputError
 from training.prompt import TextRule, text_rule
 
 SUFFIXES = (".json", ".jsonl", ".csv", ".parquet", ".txt")
-HELD_OUT_SPLITS = ("validation", "valid", "dev", "test")
+HELD_OUT_SPLITS = ("validation", "valid", "val", "dev", "eval", "test")
 SPLIT_SEED = 0  # Not the run's seed: evaluations of runs with different seeds stay comparable.
 BATCH = 1000
+LONGEST_CSV_FIELD = 2**31 - 1  # csv's own limit of 131072 characters is shorter than many a document.
 OTHERWISE = "give a local json, jsonl, csv, parquet or txt file or folder, or --dataset-name demo, which is built in"
 
 
@@ -64,13 +66,15 @@ class Documents:
         return len(self.rows)
 
     def batches(self) -> Iterator[list[str]]:
-        """All texts, in lists of 1000."""
+        """All texts that are not blank, of 1000 rows at a time."""
         for start in range(0, len(self.rows), BATCH):
-            yield self.rule.texts(self.table[list(self.rows[start : start + BATCH])])
+            texts = self.rule.texts(self.table[list(self.rows[start : start + BATCH])])
+            yield [text for text in texts if text.strip()]
 
     def questions(self, count: int) -> list[tuple[str, str]]:
-        """The first `count` prompts with the answers that the data gives to them."""
-        return self.rule.questions(self.table[list(self.rows[:count])])
+        """The prompts of the first `count` rows that are not blank, with the answers that the data gives to them."""
+        questions = self.rule.questions(self.table[list(self.rows[:count])])
+        return [(prompt, answer) for prompt, answer in questions if (prompt + answer).strip()]
 
 
 @dataclass(frozen=True)
@@ -136,13 +140,19 @@ def is_hub_name(name: str) -> bool:
 def _data_files(files: list[Path], name: str) -> tuple[Table, Table | None, str]:
     if not files:
         raise InputError(f"--dataset-name {name}: no {', '.join(SUFFIXES)} file in that folder; {OTHERWISE}")
-    held_out_files = [file for file in files if any(split in file.stem.lower() for split in HELD_OUT_SPLITS)]
+    held_out_files = [file for file in files if is_held_out_file(file.stem)]
     train_files = [file for file in files if file not in held_out_files] if len(files) > 1 else files
     if not train_files:
         raise InputError(f"--dataset-name {name}: only validation and test files are there; add one to train on")
     held_out = _concatenate(held_out_files) if len(files) > 1 and held_out_files else None
     digests = [f"{file.name} {_digest(file.read_bytes())}" for file in files]
     return _concatenate(train_files), held_out, " ".join(digests)
+
+
+def is_held_out_file(stem: str) -> bool:
+    """Whether a file's name has a held-out split among its words, and not `train`: `test-1`, but not `latest`."""
+    words = set(re.findall(r"[^\W\d_]+", stem.lower()))
+    return "train" not in words and not words.isdisjoint(HELD_OUT_SPLITS)
 
 
 def _concatenate(files: list[Path]) -> Columns:
@@ -155,9 +165,12 @@ def _read_file(path: Path) -> dict[str, list[Any]]:
     try:
         if path.suffix == ".parquet":
             return _read_parquet(path)
-        text = path.read_text(encoding="utf-8")
+        # Spreadsheets put a byte order mark in front.
         if path.suffix == ".csv":
-            return _by_column(list(csv.DictReader(text.splitlines(keepends=True))), path)
+            csv.field_size_limit(LONGEST_CSV_FIELD)
+            with path.open(encoding="utf-8-sig", newline="") as file:
+                return _by_column(list(csv.DictReader(file)), path)
+        text = path.read_text(encoding="utf-8-sig")
         if path.suffix in (".json", ".jsonl"):
             return _by_column(_json_rows(text), path)
         # A blank line ends a document: lines alone are too short, and the whole file leaves nothing to hold
@@ -175,7 +188,8 @@ def _json_rows(text: str) -> list[Any]:
     if text.lstrip().startswith("["):
         rows = json.loads(text)
         return rows if isinstance(rows, list) else [rows]
-    return [json.loads(line) for line in text.splitlines() if line.strip()]
+    # Not splitlines, which also splits at characters that JSON allows within a string, such as U+2028.
+    return [json.loads(line) for line in text.split("\n") if line.strip()]
 
 
 def _by_column(rows: list[Any], path: Path) -> dict[str, list[Any]]:

@@ -12,8 +12,16 @@ from typing import Any
 from training.checkpoint import Progress, drop_unfinished, newest_checkpoint, read_progress
 from training.config import TrainConfig
 from training.documents import load_corpus
+from training.errors import InputError
 from training.model import ModelSource, find_model, load_tokenizer
-from training.run_directory import RunDirectory, check_same_run, check_writable, make_run_directory, write_config
+from training.run_directory import (
+    RunDirectory,
+    changed_options,
+    check_same_run,
+    check_writable,
+    make_run_directory,
+    write_config,
+)
 from training.sampler import remaining_steps
 from training.schedule import warmup_steps
 from training.summary import read_summary
@@ -57,6 +65,7 @@ def prepare(config: TrainConfig, run: RunDirectory, world_size: int, say: Callab
     corpus = load_corpus(
         config.dataset_name, config.dataset_subset, config.text_column, config.validation_split_percentage
     )
+    check_same_run(run, config, source.architecture, corpus.fingerprint)
     folder = token_folder(corpus, tokenizer, config.output_dir)
     cached = read_tokens(folder)
     tokens = cached or tokenise_corpus(corpus, tokenizer)
@@ -66,19 +75,47 @@ def prepare(config: TrainConfig, run: RunDirectory, world_size: int, say: Callab
     resume_from = newest_checkpoint(run.checkpoints, say)
     done = read_progress(resume_from) if resume_from else Progress(0, 0)
     per_step = world_size * batch * accumulation
+    check_not_fewer(config, sequences, done)
     total = done.step + remaining_steps(
         sequences, config.num_epochs, config.max_steps, done.step, done.samples, per_step
     )
     warmup = warmup_steps(config.warmup_steps, total)
 
+    summary = read_summary(run)
+    finished = summary if summary is not None and summary["steps"] == done.step == total else None
+    changes = changed_options(run, config, world_size)
+    if resume_from is not None and finished is None and changes is not None:
+        say(f"changed since the attempt before: {changes}")
+
     make_run_directory(run)
     if cached is None:
         store_tokens(folder, tokens)
-    write_config(run, config, source.architecture, world_size)
+    write_config(run, config, source.architecture, corpus.fingerprint, world_size)
     drop_unfinished(run.checkpoints)
-    summary = read_summary(run)
-    finished = summary if summary is not None and summary["steps"] == done.step == total else None
     return Prepared(source, folder, tokens.documents, done, total, warmup, resume_from, finished)
+
+
+def check_not_fewer(config: TrainConfig, sequences: int, done: Progress) -> None:
+    """Refuse a run that asks for less than is already done.
+
+    Args:
+        config: asks for steps, or for epochs.
+        sequences: in the training data.
+        done: what the checkpoint has.
+
+    Raises:
+        InputError: names both numbers.
+    """
+    way_out = "give at least that to go on from there, or choose another --experiment-name"
+    if config.max_steps is not None:
+        if config.max_steps < done.step:
+            raise InputError(f"--max-steps {config.max_steps}, but {done.step} are done: {way_out}")
+    # One step is made however few epochs are asked, so one step done is never too many.
+    elif done.step > 1 and int(sequences * config.num_epochs) < done.samples:
+        raise InputError(
+            f"--num-epochs {config.num_epochs:g}, but {done.samples / sequences:.4g} are done "
+            f"({done.step} steps): {way_out}"
+        )
 
 
 def start_text(

@@ -14,7 +14,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "max_steps": 450,
         "lr": 4e-3,
         "eval_freq": 100,
-        "max_eval_batches": 4,
+        "max_eval_samples": 64,
     },
     "smoke": {
         **_BUILT_IN,
@@ -23,6 +23,6 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "max_steps": 30,
         "lr": 3e-3,
         "eval_freq": 0,
-        "max_eval_batches": 2,
+        "max_eval_samples": 16,
     },
 }

@@ -5,6 +5,7 @@ Every function here is called by all ranks at the same place of the program.
 
 import os
 import socket
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import timedelta
@@ -34,6 +35,8 @@ def join(ranks: RankInfo, choose: Callable[[], str]) -> torch.device:
     if ranks.world_size == 1:
         device = torch.device(choose())
     else:
+        if ranks.rank != 0:
+            wait_for_listener(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), TIMEOUT.total_seconds())
         store, _, _ = next(dist.rendezvous("env://", ranks.rank, ranks.world_size, timeout=TIMEOUT))
         device = torch.device(_agreed_device(ranks, choose, store))
         backend = "nccl" if device.type == "cuda" else "gloo"
@@ -51,6 +54,26 @@ def join(ranks: RankInfo, choose: Callable[[], str]) -> torch.device:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     return device
+
+
+def wait_for_listener(host: str, port: int, seconds: float) -> None:
+    """Wait until something listens at the port, at most so long; whatever else is wrong with the address is for
+    the rendezvous to say.
+
+    torch's own store tries again after 0.25 to 0.75 seconds and then ever less often, which a rank that comes a
+    moment before rank 0 would wait in vain.
+    """
+    deadline, pause = time.monotonic() + seconds, 0.01
+    while time.monotonic() < deadline:
+        try:
+            socket.create_connection((host, port), timeout=5.0).close()
+        except ConnectionRefusedError:
+            time.sleep(pause)
+            pause = min(pause * 1.3, 0.5)
+        except OSError:
+            return
+        else:
+            return
 
 
 def _agreed_device(ranks: RankInfo, choose: Callable[[], str], store: dist.Store) -> str:

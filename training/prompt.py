@@ -5,6 +5,7 @@ Source of the prompt: https://github.com/tatsu-lab/stanford_alpaca#data-release,
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from training.errors import InputError
 
@@ -30,19 +31,19 @@ class TextRule:
     has_input: bool = False
     """Whether the alpaca column `input` is there; it may be empty in any row."""
 
-    def texts(self, rows: Mapping[str, Sequence[str | None]]) -> list[str]:
-        """The text of every row of a batch; a missing value counts as empty text."""
+    def texts(self, rows: Mapping[str, Sequence[Any]]) -> list[str]:
+        """The text of every row of a batch; a missing value counts as empty text, a number as its digits."""
         if self.column is not None:
-            return [str(text or "") for text in rows[self.column]]
+            return [_text(value) for value in rows[self.column]]
         return [prompt + answer for prompt, answer in self.questions(rows)]
 
-    def questions(self, rows: Mapping[str, Sequence[str | None]]) -> list[tuple[str, str]]:
+    def questions(self, rows: Mapping[str, Sequence[Any]]) -> list[tuple[str, str]]:
         """The prompt and the expected answer of every row; for a plain text, its opening and what follows."""
         if self.column is not None:
             return [_opening(text) for text in self.texts(rows)]
         inputs = rows["input"] if self.has_input else [None] * len(rows["instruction"])
         return [
-            (alpaca_prompt(instruction or "", context or ""), answer or "")
+            (alpaca_prompt(_text(instruction), _text(context)), _text(answer))
             for instruction, context, answer in zip(rows["instruction"], inputs, rows["output"], strict=True)
         ]
 
@@ -70,6 +71,10 @@ def alpaca_prompt(instruction: str, context: str) -> str:
     if context.strip():
         return ALPACA_WITH_INPUT.format(instruction=instruction, input=context)
     return ALPACA_WITHOUT_INPUT.format(instruction=instruction)
+
+
+def _text(value: Any) -> str:
+    return "" if value is None else str(value)
 
 
 def _opening(text: str) -> tuple[str, str]:

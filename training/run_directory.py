@@ -7,7 +7,7 @@ import json
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +17,16 @@ from training.errors import InputError
 RUN_DIRECTORY_VARIABLE = "CLUSTER_RUN_DIR"
 DEFAULT_EXPERIMENT = "default"
 NAME_LIMIT = 128
+CONTENT = "a dataset of fingerprint"
+# Options that name the run, that `check_same_run` compares, or that only stand for others.
+SAID_ELSEWHERE = ("experiment_name", "output_dir", "model_name", "dataset_name", "preset", "config")
 # What a model's configuration says about the shapes of its weights, by the names of GPT-2 and of the later families.
 SHAPE = (
     *("model_type", "vocab_size", "n_positions", "n_embd", "n_layer", "n_head", "n_inner"),
     *("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"),
 )
-NAME = re.compile(r"[A-Za-z0-9_+=@][A-Za-z0-9_+=@.-]*")
+# The launcher's rule for the same name.
+NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+=@-]{0,127}")
 
 
 @dataclass(frozen=True)
@@ -71,10 +75,10 @@ def check_experiment_name(name: str) -> None:
     Raises:
         InputError: names the rule that is broken.
     """
-    if not name or len(name) > NAME_LIMIT or ".." in name or not NAME.fullmatch(name):
+    if ".." in name or not NAME.fullmatch(name):
         raise InputError(
             f"--experiment-name {name[: NAME_LIMIT + 1]!r}: 1 to {NAME_LIMIT} letters, digits and . _ - + = @ are "
-            f"wanted, with no dot or dash in front, no slash and no `..`; it names a directory below --output-dir"
+            f"wanted, a letter, digit or _ first, no slash and no `..`; it names a directory below --output-dir"
         )
 
 
@@ -123,18 +127,21 @@ def write_json(path: Path, value: Any) -> None:
     os.replace(aside, path)
 
 
-def write_config(run: RunDirectory, config: TrainConfig, architecture: Mapping[str, Any], world_size: int) -> None:
+def write_config(
+    run: RunDirectory, config: TrainConfig, architecture: Mapping[str, Any], fingerprint: str, world_size: int
+) -> None:
     """Record what this attempt runs, for the reader and for `check_same_run` of the next attempt."""
-    identity = run_identity(config, architecture)
+    identity = run_identity(config, architecture, fingerprint)
     write_json(run.config, {"config": config.to_json(), "identity": identity, "world_size": world_size})
 
 
-def run_identity(config: TrainConfig, architecture: Mapping[str, Any]) -> dict[str, Any]:
+def run_identity(config: TrainConfig, architecture: Mapping[str, Any], fingerprint: str | None) -> dict[str, Any]:
     """What must be equal for a checkpoint to be a part of this run.
 
     Args:
         config: the resolved configuration.
         architecture: the model's Hugging Face configuration; only the values that shape the weights count.
+        fingerprint: of the corpus; None where it was not read.
     """
     return {
         "--model-name": _absolute_if_path(config.model_name),
@@ -142,12 +149,23 @@ def run_identity(config: TrainConfig, architecture: Mapping[str, Any]) -> dict[s
         "--dataset-subset": config.dataset_subset,
         "--text-column": config.text_column,
         "--seq-length": config.seq_length,
+        # Another split would train on what was held out, another seed on some sequences twice in an epoch.
+        "--validation-split-percentage": config.validation_split_percentage,
+        "--seed": config.seed,
+        CONTENT: fingerprint and fingerprint[:12],
         **{f"the model's {key}": architecture[key] for key in SHAPE if key in architecture},
     }
 
 
-def check_same_run(run: RunDirectory, config: TrainConfig, architecture: Mapping[str, Any]) -> None:
-    """Refuse to resume a run with another model or other data.
+def check_same_run(
+    run: RunDirectory, config: TrainConfig, architecture: Mapping[str, Any], fingerprint: str | None = None
+) -> None:
+    """Refuse to resume a run with another model, other data, or the data split or ordered otherwise.
+
+    Args:
+        run, config: the run.
+        architecture: as `run_identity` takes it.
+        fingerprint: of the corpus; None does not compare it.
 
     Raises:
         InputError: names the first value that differs.
@@ -158,13 +176,32 @@ def check_same_run(run: RunDirectory, config: TrainConfig, architecture: Mapping
         before = json.loads(run.config.read_text(encoding="utf-8"))["identity"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{run.config} cannot be read ({error}); choose another --experiment-name") from error
-    now = run_identity(config, architecture)
+    now = run_identity(config, architecture, fingerprint)
     for name in {**before, **now}:
+        if name == CONTENT and fingerprint is None:
+            continue
         if before.get(name) != now.get(name):
             raise InputError(
                 f"{run.root} was started with {name} {before.get(name)}, now {now.get(name)} is asked: give the same "
                 f"to resume it, or choose another --experiment-name"
             )
+
+
+def changed_options(run: RunDirectory, config: TrainConfig, world_size: int) -> str | None:
+    """What the latest attempt was given otherwise, as `--lr 0.001 → 0.01`; None where nothing or no attempt."""
+    try:
+        latest = json.loads(run.config.read_text(encoding="utf-8"))
+        before = {**latest["config"], "world_size": latest["world_size"]}
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    now = {**config.to_json(), "world_size": world_size}
+    names = [field.name for field in fields(TrainConfig) if field.name not in SAID_ELSEWHERE]
+    changes = [
+        f"{label} {before[name]} → {now[name]}"
+        for name, label in [*((name, "--" + name.replace("_", "-")) for name in names), ("world_size", "ranks")]
+        if name in before and before[name] != now[name]
+    ]
+    return ", ".join(changes) or None
 
 
 def _absolute_if_path(name: str) -> str:

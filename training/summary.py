@@ -7,6 +7,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from training.checkpoint import step_of
 from training.display import clock
 from training.run_directory import RunDirectory
 from training.sample import Sample
@@ -23,16 +24,19 @@ def read_summary(run: RunDirectory) -> dict[str, Any] | None:
 def summarise(
     run: RunDirectory,
     checkpoint: Path,
+    epochs: float,
     world_size: int,
     device: str,
     seconds: float,
     samples: Sequence[Sample],
 ) -> dict[str, Any]:
-    """The summary of a complete run, its figures read from the metrics of all attempts.
+    """The summary of a complete run, its figures read from the metrics of all attempts; losses and speed are
+    None where no step was logged.
 
     Args:
         run: the run.
         checkpoint: the last one.
+        epochs: passes over the training data.
         world_size: ranks of this attempt.
         device: what they trained on.
         seconds: that this attempt spent on optimizer steps.
@@ -43,14 +47,14 @@ def summarise(
     evaluations = [row for row in rows if "eval_loss" in row]
     held_out = evaluations[-1] if evaluations else {"eval_loss": None, "perplexity": None}
     return {
-        "steps": steps[-1]["step"],
-        "epochs": steps[-1]["epoch"],
+        "steps": step_of(checkpoint),
+        "epochs": round(epochs, 6),
         "world_size": world_size,
         "device": device,
         "seconds": round(seconds, 3),
-        "tokens_per_second": median(row["tokens_per_second"] for row in steps),
-        "first_loss": steps[0]["loss"],
-        "final_loss": steps[-1]["loss"],
+        "tokens_per_second": median(row["tokens_per_second"] for row in steps) if steps else None,
+        "first_loss": steps[0]["loss"] if steps else None,
+        "final_loss": steps[-1]["loss"] if steps else None,
         "eval_loss": held_out["eval_loss"],
         "perplexity": held_out["perplexity"],
         "samples": [asdict(sample) for sample in samples],
@@ -66,11 +70,13 @@ def summary_text(summary: Mapping[str, Any]) -> str:
     def number(value: float | None, form: str) -> str:
         return "none" if value is None else format(value, form)
 
+    speed = number(summary["tokens_per_second"], ",.0f")
+    first, final = number(summary["first_loss"], ".4f"), number(summary["final_loss"], ".4f")
     lines = [
         f"complete: {summary['steps']} steps, {summary['epochs']:.2f} epochs",
         f"  ranks       {summary['world_size']} on {summary['device']}",
-        f"  speed       {summary['tokens_per_second']:,.0f} tokens/s, {clock(summary['seconds'])} of training",
-        f"  loss        {summary['first_loss']:.4f} at first, {summary['final_loss']:.4f} at last",
+        f"  speed       {speed} tokens/s, {clock(summary['seconds'])} of training",
+        f"  loss        {first} at first, {final} at last",
         f"  held out    loss {number(summary['eval_loss'], '.4f')}, perplexity {number(summary['perplexity'], '.2f')}",
     ]
     for sample in summary["samples"]:

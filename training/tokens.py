@@ -20,7 +20,7 @@ from training.errors import InputError
 
 CACHE = ".cache"
 QUESTIONS = 64
-FORMAT = 1
+FORMAT = 2
 # A network file system may show a new folder late to the hosts that did not make it.
 VISIBLE_WITHIN_SECONDS = 30.0
 
@@ -52,7 +52,7 @@ class TokenisedCorpus:
     """Shape [tokens], as is `held_out`."""
     held_out: np.ndarray
     documents: int
-    """Training documents."""
+    """Training documents that are not blank."""
     questions: list[tuple[str, str]]
     """Held-out prompts with the answers that the data gives to them."""
 
@@ -77,12 +77,9 @@ def tokenise_corpus(corpus: Corpus, tokenizer: Any) -> TokenisedCorpus:
         raise InputError(
             "the model's tokenizer has no end-of-text token to put between documents; choose another model"
         )
-    return TokenisedCorpus(
-        tokenise(corpus.train, tokenizer, end),
-        tokenise(corpus.held_out, tokenizer, end),
-        len(corpus.train),
-        corpus.held_out.questions(QUESTIONS),
-    )
+    train, documents = tokenise(corpus.train, tokenizer, end)
+    held_out, _ = tokenise(corpus.held_out, tokenizer, end)
+    return TokenisedCorpus(train, held_out, documents, corpus.held_out.questions(QUESTIONS))
 
 
 def read_tokens(folder: Path) -> TokenisedCorpus | None:
@@ -125,15 +122,16 @@ def store_tokens(folder: Path, corpus: TokenisedCorpus) -> None:
         shutil.rmtree(aside, ignore_errors=True)
 
 
-def tokenise(documents: Documents, tokenizer: Any, end: int) -> np.ndarray:
-    """All documents as one array, each followed by `end`; 16 bits a token where the vocabulary allows."""
+def tokenise(documents: Documents, tokenizer: Any, end: int) -> tuple[np.ndarray, int]:
+    """All documents as one array, each followed by `end`, and how many they are; 16 bits a token where the
+    vocabulary allows."""
     kind = np.uint16 if max(len(tokenizer), end + 1) <= 2**16 else np.uint32
     parts: list[np.ndarray] = []
     for texts in documents.batches():
         # A thousand at a time is what keeps the tokenizer's threads busy.
-        encoded = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
+        encoded = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"] if texts else []
         parts += [np.asarray([*ids, end], dtype=kind) for ids in encoded]
-    return np.concatenate(parts) if parts else np.zeros(0, dtype=kind)
+    return (np.concatenate(parts) if parts else np.zeros(0, dtype=kind)), len(parts)
 
 
 def open_blocks(folder: Path, name: str, length: int) -> Blocks:

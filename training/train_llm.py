@@ -130,8 +130,9 @@ def train(config: TrainConfig, run: RunDirectory, ranks: RankInfo, stop: StopReq
     )
     loader = loop.make_loader(blocks, batches, config.num_workers, device)
     my_held_out = evaluate.evaluation_batches(
-        len(held_out), config.batch_size, ranks.rank, ranks.world_size, config.max_eval_batches
+        len(held_out), config.batch_size, ranks.rank, ranks.world_size, config.max_eval_samples
     )
+    tokenizer = load_tokenizer(found.source) if ranks.rank == 0 else None
 
     def save(progress: checkpoint.Progress) -> None:
         states = process_group.gather(checkpoint.rng_state(device))
@@ -143,7 +144,6 @@ def train(config: TrainConfig, run: RunDirectory, ranks: RankInfo, stop: StopReq
     hardware = device_name(device)
     where = f"ranks: {ranks.world_size} on {hardware}, launcher: {ranks.launcher}"
     say(start_text(config, run, found, where, model.num_parameters(), len(blocks), len(held_out)))
-    tokenizer = load_tokenizer(found.source) if ranks.rank == 0 else None
     plan = loop.LoopPlan(
         done=done.step,
         total=total,
@@ -179,9 +179,9 @@ def train(config: TrainConfig, run: RunDirectory, ranks: RankInfo, stop: StopReq
     def finish() -> None:
         questions = read_questions(found.token_folder)[:SAMPLES]
         samples = [sample_answer(model, tokenizer, question, config.seq_length, device) for question in questions]
-        summary = summarise(
-            run, checkpoint.step_folder(run.checkpoints, total), ranks.world_size, hardware, seconds, samples
-        )
+        epochs = (done.samples + (total - done.step) * per_step) / len(blocks)
+        saved = checkpoint.step_folder(run.checkpoints, total)
+        summary = summarise(run, saved, epochs, ranks.world_size, hardware, seconds, samples)
         write_json(run.summary, summary)
         print(summary_text(summary), flush=True)
 
