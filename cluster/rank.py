@@ -21,21 +21,24 @@ from cluster.allocation import Allocation, RankPlace
 from cluster.environment import default_omp_threads, rank_environment, simulated_gpus
 from cluster.errors import LAUNCHER, REQUEUE
 from cluster.machine import die_with_parent, is_this_host, visible_gpus
-from cluster.records import write_record
+from cluster.records import warning_file, write_record
 from cluster.verdict import is_victim
 
 PROGRAM_MAIN = Path(__file__).with_name("program_main.py")
 LOOK_EVERY = 0.05
 """Seconds between two looks at the program."""
+LOOK_FOR_WARNINGS_EVERY = 1.0
+"""Seconds between two looks for a warning that mpirun did not pass on."""
 GRACE_FOR_THE_GUILTY = 1.0
 """Seconds that a rank whose peer has gone stays, so that mpirun does not kill that peer before its own record."""
 
-_FORWARDED_SIGNALS = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)
+WARNINGS = (signal.SIGUSR1, signal.SIGUSR2)
+_FORWARDED_SIGNALS = (*WARNINGS, signal.SIGTERM, signal.SIGINT)
 _PYTHON = re.compile(r"python(3(\.\d+)?)?")
 
 
 def main(arguments: Sequence[str]) -> int:
-    for number in (signal.SIGUSR1, signal.SIGUSR2):
+    for number in WARNINGS:
         signal.signal(number, signal.SIG_IGN)
     die_with_parent(signal.SIGKILL)
     plan_path, _, *program = arguments
@@ -71,7 +74,10 @@ def main(arguments: Sequence[str]) -> int:
         raised = {**_end("exception", 1, told["detail"]), "time_ns": told["time_ns"]}
         write_record(attempt_dir, rank, "failed", {**facts, **raised})
 
-    outcome, status, detail = watch(program, record_exception)
+    def warnings() -> list[int]:
+        return [number for number in WARNINGS if warning_file(attempt_dir, number).exists()]
+
+    outcome, status, detail = watch(program, record_exception, warnings)
     end = _end(outcome, status, detail)
     if is_victim(end):
         time.sleep(GRACE_FOR_THE_GUILTY)
@@ -124,12 +130,15 @@ def gpu_name(place: RankPlace, visible: list[str] | None) -> str | None:
     return visible[place.gpu]
 
 
-def watch(program: Sequence[str], on_exception: Callable[[Mapping[str, Any]], None]) -> tuple[str, int, str]:
+def watch(
+    program: Sequence[str], on_exception: Callable[[Mapping[str, Any]], None], warnings: Callable[[], list[int]]
+) -> tuple[str, int, str]:
     """Run the program in a child and wait: how it ended, the exit status for mpirun, and the detail.
 
     Ends are 'complete', 'saved' (status 75), 'exception' (detail: the traceback), 'exit' (any other status),
     'signal' (detail: its name) and 'incomplete' (status 0, but the program left before its end). `on_exception` is
-    called as soon as the program raises, which may be long before its threads let it end.
+    called as soon as the program raises, which may be long before its threads let it end. `warnings` names signals
+    that are meant for every rank; one that has not come through mpirun is passed on all the same.
     """
     reader, writer = os.pipe()
     command = observed_command(program, writer)
@@ -138,17 +147,28 @@ def watch(program: Sequence[str], on_exception: Callable[[Mapping[str, Any]], No
     if child == 0:
         _become(command or program, writer)
     os.close(writer)
+    passed_on: set[int] = set()
+
+    def pass_on(number: int, _frame: object = None) -> None:
+        passed_on.add(number)
+        os.kill(child, number)
+
     for number in _FORWARDED_SIGNALS:
-        signal.signal(number, lambda number, _frame: os.kill(child, number))
+        signal.signal(number, pass_on)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _FORWARDED_SIGNALS)
     os.set_blocking(reader, False)
     said, ended, wait_status = b"", 0, 0
     told: Mapping[str, Any] | None = None
+    look_for_warnings_at = time.monotonic() + LOOK_FOR_WARNINGS_EVERY
     while not ended:
         ended, wait_status = os.waitpid(child, os.WNOHANG)  # before the pipe is read: its last words are then in it
         said += _read_all(reader)
         if told is None and (told := _as_message(said)) and told["outcome"] == "exception":
             on_exception(told)
+        if not ended and time.monotonic() > look_for_warnings_at:
+            look_for_warnings_at += LOOK_FOR_WARNINGS_EVERY
+            for warning in set(warnings()) - passed_on:
+                pass_on(warning)
         if not ended:
             time.sleep(LOOK_EVERY)
     with contextlib.suppress(ProcessLookupError):
@@ -198,7 +218,7 @@ def _become(command: Sequence[str], writer: int) -> NoReturn:
     os.setpgid(0, 0)
     die_with_parent(signal.SIGKILL)
     os.set_inheritable(writer, True)
-    for number in (signal.SIGUSR1, signal.SIGUSR2):
+    for number in WARNINGS:
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _FORWARDED_SIGNALS)
     try:

@@ -26,6 +26,14 @@ def write_record(attempt_dir: Path, rank: int, state: str, facts: Mapping[str, A
     write_json(attempt_dir / "ranks" / f"rank-{rank}.{state}.json", {"rank": rank, "time_ns": time.time_ns(), **facts})
 
 
+def warning_file(attempt_dir: Path, number: int) -> Path:
+    """What the launcher leaves beside the records when signal `number` is to reach every rank.
+
+    mpirun passes signals on sooner, but not every one does: Open MPI 4.1.6 as Ubuntu 24.04 builds it drops them.
+    """
+    return attempt_dir / f"warning-{number}"
+
+
 def count_records(attempt_dir: Path) -> dict[str, int]:
     """How many ranks have left a record of each state."""
     counts = dict.fromkeys(STATES, 0)

@@ -10,7 +10,7 @@ from typing import Any
 
 from cluster.logs import LogFollower
 from cluster.machine import die_with_parent
-from cluster.records import count_records, read_records
+from cluster.records import count_records, read_records, warning_file
 from cluster.rundir import Attempt
 from cluster.verdict import is_victim
 
@@ -89,7 +89,9 @@ def _watch(
         if counts["complete"] + counts["saved"] == world_size and noticed.ended_well_at is None:
             noticed.ended_well_at = now
         if noticed.warnings and counts["started"] == world_size:
-            mpirun.send_signal(noticed.warnings.pop())
+            number = noticed.warnings.pop()
+            warning_file(attempt.path, number).touch()
+            mpirun.send_signal(number)
         if noticed.stop_at is None and noticed.overdue(now):
             noticed.stop_at = now
             mpirun.terminate()
@@ -99,7 +101,7 @@ def _watch(
 
 
 def _pass_signals_on(mpirun: subprocess.Popen[bytes], noticed: Noticed) -> None:
-    """USR1 and USR2 go to all ranks through mpirun; TERM and INT stop the attempt, the second time at once.
+    """USR1 and USR2 go to all ranks, through mpirun and as a file; TERM and INT stop the attempt (twice: at once).
 
     A warning waits until every rank has begun, because before that it would kill mpirun or its daemons.
     """

@@ -19,6 +19,12 @@ names += ["MASTER_ADDR", "CLUSTER_RUN_DIR", "TORCHELASTIC_ERROR_FILE"]
 seen = {name: os.environ.get(name) for name in names}
 json.dump({**seen, "cwd": os.getcwd(), "python": sys.executable}, sys.stdout)
 """
+SAVES_ON_USR1 = """
+import signal, sys, time
+signal.signal(signal.SIGUSR1, lambda *_: sys.exit(75))
+print("ready", flush=True)
+time.sleep(600)
+"""
 FAULT = """
 import os, signal, sys, time
 rank = int(os.environ["RANK"])
@@ -150,13 +156,7 @@ def test_a_stopped_launcher_stops_all_ranks_and_says_so(
 
 
 def test_usr1_reaches_every_rank_and_a_saved_run_ends_with_75(mpi: Mpi, tmp_path: Path) -> None:
-    program(
-        tmp_path,
-        "import signal, sys, time\n"
-        "signal.signal(signal.SIGUSR1, lambda *_: sys.exit(75))\n"
-        "print('ready', flush=True)\n"
-        "time.sleep(600)\n",
-    )
+    program(tmp_path, SAVES_ON_USR1)
     launcher = subprocess.Popen(
         launch_command(mpi, "--nodes", "2", "--ranks-per-node", "2", "--", "python", "program.py"),
         cwd=tmp_path,
@@ -173,6 +173,28 @@ def test_usr1_reaches_every_rank_and_a_saved_run_ends_with_75(mpi: Mpi, tmp_path
     assert launcher.returncode == 75
     assert "── saved for requeue · exit status 75" in out
     assert "next: submit the same command again, it goes on" in out
+
+
+@pytest.mark.parametrize("mpi", ["openmpi-5.0.11"], indirect=True)
+def test_usr1_reaches_every_rank_also_where_mpirun_does_not_pass_it_on(mpi: Mpi, tmp_path: Path) -> None:
+    program(tmp_path, SAVES_ON_USR1)
+    deaf = tmp_path / "mpirun"
+    deaf.write_text(f"#!/bin/bash\ntrap '' USR1\n{mpi.mpirun} \"$@\" &\nwait $!\n")
+    deaf.chmod(0o755)
+    launcher = subprocess.Popen(
+        launch_command(Mpi("deaf", deaf, mpi.dialect), "--ranks-per-node", "2", "--", "python", "program.py"),
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    logs = tmp_path / "outputs/program/attempt-0001/logs"
+    wait_until(lambda: [log.read_text() for log in logs.glob("*.log")] == ["ready\n"] * 2)
+
+    launcher.send_signal(signal.SIGUSR1)
+    out, _ = launcher.communicate(timeout=60)
+
+    assert launcher.returncode == 75, out
 
 
 @pytest.mark.parametrize("mpi", ["openmpi-5.0.11"], indirect=True)

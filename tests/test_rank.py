@@ -129,6 +129,9 @@ def test_an_end_is_judged_by_what_was_said_and_how_it_left(
     assert judge(said, code, is_python) == end
 
 
+ONE_RANK = {"PMI_RANK": "0", "PMI_SIZE": "1", "MPI_LOCALRANKID": "0"}
+
+
 def run_rank(tmp_path: Path, program: list[str], **environ: str) -> subprocess.CompletedProcess[str]:
     """A world of one rank, without any mpirun."""
     attempt = tmp_path / "attempt-0001"
@@ -146,7 +149,7 @@ def run_rank(tmp_path: Path, program: list[str], **environ: str) -> subprocess.C
     (attempt / "plan.json").write_text(json.dumps(plan))
     return subprocess.run(
         [sys.executable, "-m", "cluster.rank", str(attempt / "plan.json"), "--", *program],
-        env={**os.environ, "PMI_RANK": "0", "PMI_SIZE": "1", "MPI_LOCALRANKID": "0", **environ},
+        env={**os.environ, "PYTHONUNBUFFERED": "1", **ONE_RANK, **environ},
         capture_output=True,
         text=True,
         cwd=ROOT,
