@@ -43,7 +43,9 @@ def main() -> None:
         if os.getpid() == watched:
             tell(descriptor, said)  # now, not after threads and atexit: the other ranks' errors follow in milliseconds
             write_error_file(error_file, error, detail)
-    leave(status, said if os.getpid() == watched else None, descriptor)
+    if said["outcome"] == "complete" and os.getpid() == watched:  # not in a process that the program forked
+        tell(descriptor, said)
+    leave(status)
 
 
 def run(program: list[str]) -> None:
@@ -80,20 +82,17 @@ def exit_status(code: object) -> int:
     return 1
 
 
-def leave(status: int, said: dict[str, Any] | None, descriptor: int) -> None:
+def leave(status: int) -> None:
     """End as Python does up to the point where it would tear itself down: threads, atexit, streams.
 
     The tear-down is left out because native threads of torch sometimes crash in it (``terminate called without an
     active exception``), long after the program has done its work; it frees only what the kernel frees anyway.
-    A process that the program forked (`said` is None) ends the same way and reports nothing: it is not the rank.
     """
     threading._shutdown()  # type: ignore[attr-defined]
     atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):
         with suppress(Exception):  # the program may have closed it
             stream.flush()
-    if said is not None and said["outcome"] == "complete":
-        tell(descriptor, said)
     os._exit(status)
 
 

@@ -8,6 +8,7 @@ import pytest
 
 import slurm_lab
 from slurm_lab import SlurmLab
+from waiting import wait_until
 
 
 def test_every_host_has_its_own_name_and_address(slurm: SlurmLab) -> None:
@@ -91,7 +92,7 @@ def test_an_urgent_job_preempts_and_the_first_is_requeued(slurm: SlurmLab, tmp_p
     slurm.wait_state(job_id, "RUNNING")
     urgent = slurm.sbatch("--partition=urgent", *options, "--wrap=true", cwd=tmp_path)
     assert slurm.wait_job(urgent).state == "COMPLETED"
-    slurm.wait_state(job_id, "RUNNING")
+    wait_until(lambda: "start 1" in (tmp_path / "out").read_text())
     slurm.run("ctl", ["scancel", job_id])
     assert slurm.wait_job(job_id).restarts == 1
     said = [line for line in (tmp_path / "out").read_text().splitlines() if not line.startswith("slurmstepd")]

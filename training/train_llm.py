@@ -18,6 +18,7 @@ from training.errors import COMPLETE, INPUT_ERROR, SAVED_FOR_REQUEUE, InputError
 from training.ranks import RankInfo, check_rendezvous
 from training.run_directory import RunDirectory, run_directory, write_json
 from training.stop import StopRequest
+from training.teardown import exit_with
 
 PROG = "python -m training.train_llm"
 SAMPLES = 3
@@ -191,4 +192,4 @@ def train(config: TrainConfig, run: RunDirectory, ranks: RankInfo, stop: StopReq
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    exit_with(lambda: main(sys.argv[1:]))

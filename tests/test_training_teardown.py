@@ -1,0 +1,47 @@
+"""Leaving without the interpreter's tear-down."""
+
+import subprocess
+import sys
+
+import pytest
+
+CRASHES_IN_TEAR_DOWN = """
+import atexit, os, threading, time
+from training.teardown import exit_with
+
+class Native:
+    def __del__(self): os.abort()
+
+def run():
+    global native
+    native = Native()
+    native.itself = native
+    atexit.register(print, "atexit")
+    threading.Thread(target=lambda: (time.sleep(0.2), print("thread"))).start()
+    return {status}
+
+{call}
+"""
+
+
+def python(call: str, status: int) -> "subprocess.CompletedProcess[str]":
+    program = CRASHES_IN_TEAR_DOWN.format(call=call, status=status)
+    return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("status", [0, 75])
+def test_the_status_stands_and_threads_and_exit_handlers_have_run(status: int) -> None:
+    done = python("exit_with(run)", status)
+
+    assert (done.returncode, done.stdout) == (status, "thread\natexit\n")
+
+
+def test_without_it_the_tear_down_would_have_crashed() -> None:
+    assert python("run()", 0).returncode == -6
+
+
+def test_an_exception_ends_the_process_as_any_other() -> None:
+    done = python("exit_with(lambda: 1 / 0)", 0)
+
+    assert done.returncode == 1
+    assert done.stderr.endswith("ZeroDivisionError: division by zero\n")

@@ -1,0 +1,31 @@
+"""Leaving a process that has used DDP, without the interpreter's tear-down.
+
+DDP keeps its process group's threads running after `destroy_process_group` (torch 2.13, gloo). Now and then one of
+them asks for the interpreter while that is being taken apart, and the process dies with ``terminate called without an
+active exception``, long after its work was done and saved.
+"""
+
+import atexit
+import os
+import sys
+from collections.abc import Callable
+from typing import NoReturn
+
+
+def exit_with(run: Callable[[], int]) -> NoReturn:
+    """Exit with the status that `run` returns, once threads and exit handlers have ended.
+
+    The handler below is registered before anything else is imported, so it runs after all others. Where `run` raises,
+    the process ends as any other.
+    """
+    statuses: list[int] = []
+
+    def leave() -> None:
+        if statuses:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(statuses[0])
+
+    atexit.register(leave)
+    statuses.append(run())
+    sys.exit(statuses[0])
