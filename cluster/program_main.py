@@ -40,11 +40,10 @@ def main() -> None:
         detail = "".join(traceback.format_exception(type(error), error, error.__traceback__))[-LONGEST_DETAIL:]
         print_to_stderr(detail)
         status, said = 1, {"outcome": "exception", "detail": detail}
-        if os.getpid() == watched:
-            tell(descriptor, said)  # now, not after threads and atexit: the other ranks' errors follow in milliseconds
-            write_error_file(error_file, error, detail)
-    if said["outcome"] == "complete" and os.getpid() == watched:  # not in a process that the program forked
-        tell(descriptor, said)
+    if os.getpid() == watched:  # not in a process that the program forked
+        tell(descriptor, said)  # now, not after threads and atexit: the other ranks' errors follow in milliseconds
+        if said["detail"]:
+            write_error_file(error_file, said["detail"])
     leave(status)
 
 
@@ -116,7 +115,7 @@ def print_to_stderr(text: str) -> None:
         sys.stderr.write(text)
 
 
-def write_error_file(path: str | None, error: BaseException, detail: str) -> None:
+def write_error_file(path: str | None, detail: str) -> None:
     """TORCHELASTIC_ERROR_FILE in the form of torch's `record`, unless the program has written it itself."""
     if not path or os.path.exists(path):
         return
