@@ -49,6 +49,17 @@ def launch(mpi: Mpi, cwd: Path, *options: str, **environ: str) -> subprocess.Com
     )
 
 
+def start(mpi: Mpi, cwd: Path, *options: str) -> "subprocess.Popen[str]":
+    """The launcher of ``program.py``, left running."""
+    return subprocess.Popen(
+        launch_command(mpi, *options, "--", "python", "program.py"),
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=cwd,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+
+
 def program(cwd: Path, text: str) -> None:
     (cwd / "program.py").write_text(text)
 
@@ -117,12 +128,7 @@ def test_the_guilty_rank_ends_the_attempt_and_the_log(
 
 def test_nothing_is_left_behind_when_the_launcher_is_killed(mpi: Mpi, tmp_path: Path) -> None:
     program(tmp_path, FAULT.format(fault="pass", patience=600))
-    launcher = subprocess.Popen(
-        launch_command(mpi, "--ranks-per-node", "2", "--", "python", "program.py"),
-        cwd=tmp_path,
-        stdout=subprocess.DEVNULL,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )
+    launcher = start(mpi, tmp_path, "--ranks-per-node", "2")
     ranks = tmp_path / "outputs/program/attempt-0001/ranks"
     wait_until(lambda: len(list(ranks.glob("*.started.json"))) == 2)
 
@@ -137,13 +143,7 @@ def test_a_stopped_launcher_stops_all_ranks_and_says_so(
     mpi: Mpi, tmp_path: Path, number: signal.Signals, status: int
 ) -> None:
     program(tmp_path, FAULT.format(fault="pass", patience=600))
-    launcher = subprocess.Popen(
-        launch_command(mpi, "--ranks-per-node", "2", "--", "python", "program.py"),
-        cwd=tmp_path,
-        stdout=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )
+    launcher = start(mpi, tmp_path, "--ranks-per-node", "2")
     ranks = tmp_path / "outputs/program/attempt-0001/ranks"
     wait_until(lambda: len(list(ranks.glob("*.started.json"))) == 2)
 
@@ -157,13 +157,7 @@ def test_a_stopped_launcher_stops_all_ranks_and_says_so(
 
 def test_usr1_reaches_every_rank_and_a_saved_run_ends_with_75(mpi: Mpi, tmp_path: Path) -> None:
     program(tmp_path, SAVES_ON_USR1)
-    launcher = subprocess.Popen(
-        launch_command(mpi, "--nodes", "2", "--ranks-per-node", "2", "--", "python", "program.py"),
-        cwd=tmp_path,
-        stdout=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )
+    launcher = start(mpi, tmp_path, "--nodes", "2", "--ranks-per-node", "2")
     logs = tmp_path / "outputs/program/attempt-0001/logs"
     wait_until(lambda: [log.read_text() for log in logs.glob("*.log")] == ["ready\n"] * 4)
 
@@ -181,13 +175,7 @@ def test_usr1_reaches_every_rank_also_where_mpirun_does_not_pass_it_on(mpi: Mpi,
     deaf = tmp_path / "mpirun"
     deaf.write_text(f"#!/bin/bash\ntrap '' USR1\n{mpi.mpirun} \"$@\" &\nwait $!\n")
     deaf.chmod(0o755)
-    launcher = subprocess.Popen(
-        launch_command(Mpi("deaf", deaf, mpi.dialect), "--ranks-per-node", "2", "--", "python", "program.py"),
-        cwd=tmp_path,
-        stdout=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )
+    launcher = start(Mpi("deaf", deaf, mpi.dialect), tmp_path, "--ranks-per-node", "2")
     logs = tmp_path / "outputs/program/attempt-0001/logs"
     wait_until(lambda: [log.read_text() for log in logs.glob("*.log")] == ["ready\n"] * 2)
 
