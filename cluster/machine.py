@@ -1,4 +1,4 @@
-"""This machine: which host names mean it, which GPUs a process sees, and who dies with whom."""
+"""This machine: which host names mean it, which GPUs a process sees, who dies with whom, and for want of memory."""
 
 import os
 from collections.abc import Mapping
@@ -37,3 +37,20 @@ def die_with_parent(signal_number: int) -> None:
     import ctypes
 
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal_number)
+
+
+def out_of_memory_kills() -> int:
+    """How many processes the kernel has killed for want of memory: in this control group, and on the whole machine."""
+    total = 0
+    try:
+        group = Path("/proc/self/cgroup").read_text().rpartition("0::")[2].strip()
+        events = Path(f"/sys/fs/cgroup{group}/memory.events").read_text()
+        total += sum(int(line.split()[1]) for line in events.splitlines() if line.startswith("oom_kill "))
+    except (OSError, ValueError):
+        pass  # control groups of version 1, or none
+    try:
+        counters = Path("/proc/vmstat").read_text()
+        total += sum(int(line.split()[1]) for line in counters.splitlines() if line.startswith("oom_kill "))
+    except (OSError, ValueError):
+        pass
+    return total

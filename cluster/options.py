@@ -116,6 +116,27 @@ def add_place_options(parser: argparse.ArgumentParser) -> None:
         metavar="ARG",
         help="one more argument for mpirun itself: --mpirun-arg=--display-map",
     )
+    faults = parser.add_argument_group("faults")
+    faults.add_argument(
+        "--restarts",
+        type=at_least(0),
+        metavar="N",
+        help="launch again at most N times without a new checkpoint in between (default: 3 for our trainer, "
+        "0 for other programs)",
+    )
+    faults.add_argument(
+        "--spare-nodes",
+        type=at_least(0),
+        default=0,
+        metavar="K",
+        help="keep K of the granted nodes back to replace lost ones (submit asks for K more)",
+    )
+    faults.add_argument(
+        "--hang-timeout",
+        type=at_least(1),
+        metavar="SECONDS",
+        help="seconds without progress that are no hang yet (default 120; more where steps take longer than a tenth)",
+    )
     run = parser.add_argument_group("run directory")
     run.add_argument(
         "--experiment-name",

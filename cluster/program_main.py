@@ -1,6 +1,8 @@
 """Runs inside the program's own interpreter: the program, then one message on how it ended.
 
-    python [flags] program_main.py FD  script.py …  |  -m module …  |  -c code …
+    python [flags] program_main.py FD STACKS  script.py …  |  -m module …  |  -c code …
+
+The message goes to the descriptor FD, and on `STACK_SIGNAL` the stacks of all threads to the file STACKS.
 
 It is started by its path, with any Python 3, and imports nothing but the standard library: the program finds the
 modules, the arguments and the ``__main__`` that it would find without us.
@@ -9,9 +11,11 @@ modules, the arguments and the ``__main__`` that it would find without us.
 from __future__ import annotations
 
 import atexit
+import faulthandler
 import json
 import os
 import runpy
+import signal
 import sys
 import threading
 import time
@@ -22,15 +26,17 @@ from typing import Any
 
 LONGEST_DETAIL = 12_000
 """Characters of a traceback that are kept, from its end."""
+STACK_SIGNAL = signal.SIGRTMIN + 5
 
 
 def main() -> None:
-    descriptor, program = int(sys.argv[1]), sys.argv[2:]
+    descriptor, stacks, program = int(sys.argv[1]), sys.argv[2], sys.argv[3:]
     os.set_inheritable(descriptor, False)
+    show_stacks_in(stacks)
     error_file = os.environ.get("TORCHELASTIC_ERROR_FILE")
     watched = os.getpid()
     status = 0
-    said = {"outcome": "complete", "detail": ""}
+    said: dict[str, Any] = {"outcome": "complete", "detail": ""}
     try:
         run(program)
     except SystemExit as leaving:
@@ -39,7 +45,7 @@ def main() -> None:
         error.__traceback__ = program_part(error.__traceback__)
         detail = "".join(traceback.format_exception(type(error), error, error.__traceback__))[-LONGEST_DETAIL:]
         print_to_stderr(detail)
-        status, said = 1, {"outcome": "exception", "detail": detail}
+        status, said = 1, {"outcome": "exception", "detail": detail, **kind_of(error)}
     if os.getpid() == watched:  # not in a process that the program forked
         tell(descriptor, said)  # now, not after threads and atexit: the other ranks' errors follow in milliseconds
         if said["detail"]:
@@ -69,6 +75,18 @@ def look_for_modules_in(folder: str) -> None:
     """Put the program's folder first on the path, where this file's stands (not so with Python's -P and -I)."""
     if sys.path[0] == os.path.dirname(os.path.abspath(__file__)):
         sys.path[0] = folder
+
+
+def show_stacks_in(path: str) -> None:
+    """Have a handler in C write the stacks there, so that it works also while something holds the interpreter."""
+    with suppress(OSError):
+        faulthandler.register(STACK_SIGNAL, open(path, "ab", buffering=0))  # noqa: SIM115 (open as long as we live)
+
+
+def kind_of(error: BaseException) -> dict[str, Any]:
+    """The exception's class by its full name, and its errno where it is an operating system's error."""
+    kind, number = type(error), getattr(error, "errno", None)
+    return {"error": f"{kind.__module__}.{kind.__qualname__}", "errno": number if isinstance(number, int) else None}
 
 
 def exit_status(code: object) -> int:

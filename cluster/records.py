@@ -1,59 +1,54 @@
-"""What each rank leaves in the attempt's directory: one small file when it begins, one when it ends.
+"""What ranks said of their beginning and of their end, kept in the attempt's ``ranks.jsonl`` as it comes.
 
-    ranks/rank-3.started.json
-    ranks/rank-3.complete.json | rank-3.saved.json | rank-3.failed.json
-
-The state is in the name, so that counting needs no file opened.
+One JSON object a line, with `state` (started, complete, saved or failed), `rank`, `host`, `gpu`, `pid` and `time_ns`
+(nanoseconds since 1970); an end also has what `cluster.watch.Ending` has, and the `step` of the last heartbeat.
 """
 
-import os
-import re
-import time
+import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
-
-from cluster.errors import LauncherError
-from cluster.runfile import read_json, write_json
+from typing import Any, TextIO
 
 STATES = ("started", "complete", "saved", "failed")
 
-_RECORD = re.compile(rf"rank-\d+\.({'|'.join(STATES)})\.json")
+
+class Records:
+    """The records of one attempt; the first end of a rank counts."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._file: TextIO | None = None
+        self._by_state: dict[str, dict[int, dict[str, Any]]] = {state: {} for state in STATES}
+
+    def add(self, record: Mapping[str, Any]) -> None:
+        state, rank = record["state"], record["rank"]
+        if rank in self._by_state[state] or (state != "started" and rank in self.ended):
+            return
+        self._by_state[state][rank] = dict(record)
+        try:
+            self._file = self._file or self._path.open("a")
+            self._file.write(json.dumps(record) + "\n")
+            self._file.flush()
+        except OSError:
+            pass  # a full disk must not keep the verdict from those who decide it
+
+    def of(self, state: str) -> list[dict[str, Any]]:
+        """The records of a state, in the order in which they came."""
+        return list(self._by_state[state].values())
+
+    @property
+    def ended(self) -> set[int]:
+        """Ranks that said how they ended."""
+        return {rank for state in STATES[1:] for rank in self._by_state[state]}
+
+    def close(self) -> None:
+        if self._file:
+            self._file.close()
 
 
-def write_record(attempt_dir: Path, rank: int, state: str, facts: Mapping[str, Any]) -> None:
-    """Leave a record; `time_ns` (nanoseconds since 1970) is now, unless the facts say otherwise."""
-    write_json(attempt_dir / "ranks" / f"rank-{rank}.{state}.json", {"rank": rank, "time_ns": time.time_ns(), **facts})
-
-
-def warning_file(attempt_dir: Path, number: int) -> Path:
-    """What the launcher leaves beside the records when signal `number` is to reach every rank.
-
-    mpirun passes signals on sooner, but not every one does: Open MPI 4.1.6 as Ubuntu 24.04 builds it drops them.
-    """
-    return attempt_dir / f"warning-{number}"
-
-
-def count_records(attempt_dir: Path) -> dict[str, int]:
-    """How many ranks have left a record of each state."""
-    counts = dict.fromkeys(STATES, 0)
-    for entry in _entries(attempt_dir):
-        if match := _RECORD.fullmatch(entry.name):
-            counts[match[1]] += 1
-    return counts
-
-
-def read_records(attempt_dir: Path) -> dict[str, list[dict[str, Any]]]:
-    """All records, by state."""
-    records: dict[str, list[dict[str, Any]]] = {state: [] for state in STATES}
-    for entry in _entries(attempt_dir):
-        if match := _RECORD.fullmatch(entry.name):
-            records[match[1]].append(read_json(Path(entry)))
-    return records
-
-
-def _entries(attempt_dir: Path) -> list["os.DirEntry[str]"]:
+def read_records(attempt_dir: Path) -> list[dict[str, Any]]:
+    """All records of an attempt, in the order in which they came."""
     try:
-        return list(os.scandir(attempt_dir / "ranks"))
-    except FileNotFoundError as error:
-        raise LauncherError(f"{attempt_dir} has gone while its ranks ran: they were stopped") from error
+        return [json.loads(line) for line in (attempt_dir / "ranks.jsonl").read_text().splitlines()]
+    except FileNotFoundError:
+        return []

@@ -2,10 +2,12 @@
 
     outputs/<experiment>/            0700
       run.json                       attempts and their verdicts
+      events.jsonl                   faults, restarts, requeues, stragglers
       launcher.lock                  held while an attempt runs
       attempt-0001/                  one launch
         plan.json  hostfile  mpirun.txt  mpirun.log
-        ranks/rank-3.started.json    see cluster.records
+        ranks.jsonl                  how each rank began and ended, see cluster.records
+        stacks.txt                   of every rank, where the attempt hung
         errors/rank-3.json           TORCHELASTIC_ERROR_FILE
         logs/rank-3.log              everything the rank printed
 
@@ -88,6 +90,10 @@ class Attempt(NamedTuple):
         return self.path / "mpirun.log"
 
     @property
+    def records(self) -> Path:
+        return self.path / "ranks.jsonl"
+
+    @property
     def plan(self) -> Path:
         return self.path / "plan.json"
 
@@ -136,7 +142,7 @@ def only_launcher_of(run_dir: Path) -> Iterator[None]:
 def create_directories(attempt: Attempt) -> None:
     """Make the attempt's directories (0700). Raises `RequestError` where they cannot be written."""
     try:
-        for directory in (attempt.path, attempt.path / "ranks", attempt.path / "errors"):
+        for directory in (attempt.path, attempt.path / "errors"):
             directory.mkdir(mode=0o700)
         attempt.log_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:

@@ -1,29 +1,57 @@
-"""Watch over one mpirun: pass signals on, show rank 0's log, end what would not end by itself."""
+"""Watch over one mpirun and its ranks: pass warnings on, show rank 0's log, end what would not end by itself."""
 
+import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
+from cluster.allocation import Allocation
+from cluster.channel import Listener
 from cluster.logs import LogFollower
 from cluster.machine import die_with_parent
-from cluster.records import count_records, read_records, warning_file
+from cluster.records import Records
 from cluster.rundir import Attempt
+from cluster.signals import Requests
 from cluster.verdict import is_victim
+from cluster.watchdog import Hang, RankView, blame, hangs, silent_hosts, stragglers
 
 LOOK_EVERY = 0.1
-"""Seconds between two looks at mpirun, the records and rank 0's log."""
-GRACE_AFTER_FAILURE = 3.0
+"""Seconds between two looks at mpirun, the ranks and rank 0's log."""
+GRACE_AFTER_FAILURE = 1.0
 """Seconds in which the other ranks may still write their tracebacks. MPICH leaves them running when one exits."""
+GRACE_AFTER_VICTIMS = 3.0
+"""The same where all that failed only followed another: that one may take longer to say what happened."""
 GRACE_AFTER_COMPLETION = 10.0
 """Seconds that mpirun may take to return once all ranks ended well: Open MPI 5.0 sometimes never does (prrte 1839)."""
-GRACE_TO_STOP = 10.0
-"""Seconds from SIGTERM to SIGKILL for mpirun."""
-GRACE_FOR_RECORDS = 5.0
-"""Seconds in which a shared file system may still show records after mpirun has ended."""
+GRACE_TO_STOP = 2.0
+"""Seconds from telling the ranks to stop to SIGTERM for mpirun, and from that to SIGKILL."""
+STACKS_WITHIN = 2.0
+"""Seconds in which ranks may answer the question for their stacks."""
+LAST_WORDS_WITHIN = 3.0
+"""Seconds in which ranks may still say how they ended once mpirun has."""
+QUIET = 2.5
+"""Seconds without a word after which a host may be on its way to being lost: nobody else is blamed before that is known."""
+START_WITHIN = 300.0
+"""Seconds from mpirun's start within which every rank must have begun."""
+
+
+class End(NamedTuple):
+    """What was seen when everything is over. `status` is mpirun's exit status (negative: a signal)."""
+
+    status: int
+    lost_hosts: tuple[str, ...]
+    unfit: tuple[tuple[str, str], ...]
+    hang: dict[str, Any] | None
+    vanished: tuple[int, ...]
+    """Ranks whose watcher was gone without a last word, in order of time."""
+    killed: bool
+    """Whether mpirun had ended, by a signal, before anything told it to."""
+    views: tuple[RankView, ...]
 
 
 @dataclass
@@ -31,105 +59,217 @@ class Noticed:
     """What happened so far: monotonic seconds, or None where it has not happened."""
 
     failed_at: float | None = None
+    culprit_at: float | None = None
+    """When a rank failed that is not plainly a victim."""
     ended_well_at: float | None = None
+    asked_at: float | None = None
+    """When the ranks of a hang were asked for their stacks."""
     stop_at: float | None = None
-    stopped_by: int | None = None
-    warnings: list[int] = field(default_factory=list)
-    """Signals for the ranks that wait until all ranks have begun."""
+    lost_hosts: list[str] = field(default_factory=list)
+    unfit: list[tuple[str, str]] = field(default_factory=list)
+    hang: dict[str, Any] | None = None
+    vanished: dict[int, float] = field(default_factory=dict)
 
-    def overdue(self, now: float) -> bool:
-        """Whether mpirun should have ended by now: a rank failed, or all ended well, and it had its time."""
-        failed = self.failed_at is not None and now - self.failed_at > GRACE_AFTER_FAILURE
+    def overdue(self, now: float, quiet: bool) -> bool:
+        """Whether everything should have ended by now: something failed, or all ended well, and had its time.
+
+        While some host is `quiet`, ranks that only followed another do not end the attempt: it may be that host's fault.
+        """
+        if self.lost_hosts or self.unfit or self.hang:
+            return True
+        culprit = self.culprit_at is not None and now - self.culprit_at > GRACE_AFTER_FAILURE
+        failed = self.failed_at is not None and now - self.failed_at > GRACE_AFTER_VICTIMS and not quiet
+        vanished = any(now - at > GRACE_AFTER_FAILURE for at in self.vanished.values())
         ended_well = self.ended_well_at is not None and now - self.ended_well_at > GRACE_AFTER_COMPLETION
-        return failed or ended_well
+        return culprit or failed or vanished or ended_well
 
 
-@dataclass(frozen=True)
-class MpirunEnd:
-    """mpirun's exit status (negative: a signal), and the signal that stopped the launcher, if one did."""
+class Supervision:
+    """One attempt while it runs."""
 
-    status: int
-    stopped_by: int | None
+    def __init__(
+        self,
+        command: Sequence[str],
+        environ: Mapping[str, str],
+        allocation: Allocation,
+        attempt: Attempt,
+        listener: Listener,
+        requests: Requests,
+        hang_timeout: float,
+        on_event: Callable[..., None],
+    ) -> None:
+        self.records = Records(attempt.records)
+        self._command, self._environ = command, environ
+        self._allocation, self._world_size, self._attempt = allocation, allocation.world_size, attempt
+        self._listener, self._requests = listener, requests
+        self._hang_timeout, self._on_event = hang_timeout, on_event
+        self._views: dict[int, RankView] = {}
+        self._noticed = Noticed()
+        self._shown = LogFollower(attempt.log_of(0), sys.stdout.buffer)
+        self._slow: set[int] = set()
+        self._told_to_stop: set[int] = set()
+        self._begun_at = self._looked_at = time.monotonic()
 
-
-def supervise(command: Sequence[str], environ: Mapping[str, str], world_size: int, attempt: Attempt) -> MpirunEnd:
-    """Run mpirun to its end. Its own output goes to ``mpirun.log``, rank 0's to standard output."""
-    with attempt.mpirun_log.open("wb") as log:
-        mpirun = subprocess.Popen(
-            command,
-            env=environ,
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-            preexec_fn=lambda: die_with_parent(signal.SIGTERM),  # noqa: PLW1509 (no other thread runs here)
+    def run(self) -> End:
+        """Run mpirun to its end. Its own output goes to ``mpirun.log``, rank 0's to standard output."""
+        with self._attempt.mpirun_log.open("wb") as log:
+            self._mpirun = subprocess.Popen(
+                self._command,
+                env=self._environ,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                preexec_fn=lambda: die_with_parent(signal.SIGTERM),  # noqa: PLW1509 (no other thread runs here)
+            )
+        try:
+            with self._listener.keep_alive():
+                killed = self._watch()
+                self._hear_last_words()
+        finally:
+            self._kill_mpirun()
+            self._listener.close()
+            self.records.close()
+        self._shown.copy_new()
+        noticed = self._noticed
+        return End(
+            self._mpirun.returncode,
+            tuple(noticed.lost_hosts),
+            tuple(noticed.unfit),
+            noticed.hang,
+            tuple(sorted(noticed.vanished, key=lambda rank: noticed.vanished[rank])),
+            killed,
+            tuple(self._views.values()),
         )
-    noticed = Noticed()
-    _pass_signals_on(mpirun, noticed)
-    shown = LogFollower(attempt.log_of(0), sys.stdout.buffer)
-    try:
-        _watch(mpirun, noticed, world_size, attempt, shown)
-    finally:
-        if mpirun.poll() is None:
-            mpirun.terminate()
-    _wait_for_records(attempt)
-    shown.copy_new()
-    return MpirunEnd(mpirun.returncode, noticed.stopped_by)
 
+    def _watch(self) -> bool:
+        """Until mpirun has ended. Whether it was killed, by nobody here."""
+        noticed = self._noticed
+        while self._mpirun.poll() is None:
+            self._hear(LOOK_EVERY)
+            self._shown.copy_new()
+            now = time.monotonic()
+            self._judge(now)
+            if self._requests.warnings and len(self.records.of("started")) == self._world_size:
+                self._listener.tell({"do": "warn", "signal": self._requests.warnings.pop()})
+                self._requests.warned = True
+            if self._requests.stopped_by is not None and noticed.stop_at is None:
+                noticed.stop_at = now
+            if noticed.stop_at is None and noticed.overdue(now, quiet=bool(silent_hosts(self._running(), now, QUIET))):
+                noticed.stop_at = now
+            if noticed.stop_at is not None:
+                self._stop(now - noticed.stop_at)
+        return noticed.stop_at is None and self._mpirun.returncode < 0
 
-def _watch(
-    mpirun: subprocess.Popen[bytes], noticed: Noticed, world_size: int, attempt: Attempt, shown: LogFollower
-) -> None:
-    while mpirun.poll() is None:
-        shown.copy_new()
-        now = time.monotonic()
-        counts = count_records(attempt.path)
-        if counts["failed"] and noticed.failed_at is None:
-            noticed.failed_at = now
-        if counts["complete"] + counts["saved"] == world_size and noticed.ended_well_at is None:
-            noticed.ended_well_at = now
-        if noticed.warnings and counts["started"] == world_size:
-            number = noticed.warnings.pop()
-            warning_file(attempt.path, number).touch()
-            mpirun.send_signal(number)
-        if noticed.stop_at is None and noticed.overdue(now):
-            noticed.stop_at = now
-            mpirun.terminate()
-        elif noticed.stop_at is not None and now - noticed.stop_at > GRACE_TO_STOP:
-            mpirun.kill()
-        time.sleep(LOOK_EVERY)
+    def _hear(self, seconds: float) -> None:
+        """Take in what ranks say."""
+        for rank, message in self._listener.exchange(seconds):
+            now = time.monotonic()
+            if record := message.get("record"):
+                self._take(record, now)
+            if message.get("closed"):
+                if rank not in self.records.ended:
+                    self._noticed.vanished[rank] = now
+            elif view := self._views.get(rank):
+                view.hear(message, now)
 
-
-def _pass_signals_on(mpirun: subprocess.Popen[bytes], noticed: Noticed) -> None:
-    """USR1 and USR2 go to all ranks, through mpirun and as a file; TERM and INT stop the attempt (twice: at once).
-
-    A warning waits until every rank has begun, because before that it would kill mpirun or its daemons.
-    """
-
-    def forward(number: int, _frame: Any) -> None:
-        if number not in noticed.warnings:
-            noticed.warnings.append(number)
-
-    def stop(number: int, _frame: Any) -> None:
-        if noticed.stopped_by is None:
-            noticed.stopped_by, noticed.stop_at = number, time.monotonic()
-            mpirun.terminate()
-        else:
-            mpirun.kill()
-
-    for number in (signal.SIGUSR1, signal.SIGUSR2):
-        signal.signal(number, forward)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, stop)
-
-
-def _wait_for_records(attempt: Attempt) -> None:
-    """Give a shared file system time to show the last records, unless they already tell who began."""
-    deadline = time.monotonic() + GRACE_FOR_RECORDS
-    while time.monotonic() < deadline:
-        counts = count_records(attempt.path)
-        if counts["complete"] + counts["saved"] + counts["failed"] == counts["started"]:
+    def _take(self, record: dict[str, Any], now: float) -> None:
+        rank = record["rank"]
+        if record["state"] == "started":
+            view = RankView(rank, record["host"], record["gpu"], heard_at=now, moved_at=now)
+            self._views[rank] = view
+            self.records.add(record)
             return
-        if not all(is_victim(record) for record in read_records(attempt.path)["failed"]):
+        self.records.add({**record, "step": self._views[rank].step if rank in self._views else None})
+        self._listener.tell({"do": "leave"}, [rank])
+        if record["state"] == "failed":
+            self._noticed.failed_at = self._noticed.failed_at or now
+            if not is_victim(record):
+                self._noticed.culprit_at = self._noticed.culprit_at or now
+        elif len(self.records.of("complete")) + len(self.records.of("saved")) == self._world_size:
+            self._noticed.ended_well_at = now
+
+    def _judge(self, now: float) -> None:
+        """Notice what no rank says: silence, hangs, slowness."""
+        noticed = self._noticed
+        if now - self._looked_at > 2.0:
+            for view in self._views.values():
+                view.heard_at = view.moved_at = now  # this process itself was stopped: everybody has their time anew
+        self._looked_at = now
+        if noticed.stop_at is not None:
             return
-        time.sleep(LOOK_EVERY)
+        running = self._running()
+        noticed.lost_hosts = silent_hosts(running, now)
+        if now - self._begun_at > START_WITHIN and len(self._views) < self._world_size:
+            absent = (place.host for place in self._allocation.rank_map() if place.rank not in self._views)
+            noticed.lost_hosts = list(dict.fromkeys(absent))
+        if noticed.asked_at is not None:
+            if now - noticed.asked_at > STACKS_WITHIN or all(view.stacks is not None for view in running):
+                noticed.hang = self._explain(blame(running, now), running)
+        elif running and noticed.failed_at is None and hangs(running, now, self._hang_timeout):
+            noticed.asked_at = now
+            self._listener.tell({"do": "stacks"})
+        for rank, times in stragglers(running).items():
+            if rank not in self._slow:
+                self._slow.add(rank)
+                view = self._views[rank]
+                self._on_event("straggler", rank=rank, host=view.host, gpu=view.gpu, times_the_median=round(times, 2))
+                print(f"warning: rank {rank} on {view.host} takes {times:.1f} times as long as the others", flush=True)
+
+    def _running(self) -> list[RankView]:
+        """Ranks that began and did not say how they ended."""
+        ended = self.records.ended
+        return [view for rank, view in self._views.items() if rank not in ended and rank not in self._noticed.vanished]
+
+    def _explain(self, hang: Hang, views: Sequence[RankView]) -> dict[str, Any]:
+        guilty = self._views[hang.rank]
+        stacks = [
+            f"rank {view.rank} on {view.host} ({_where(view)}):\n{(view.stacks or 'no answer').rstrip()}"
+            for view in sorted(views, key=lambda view: view.rank)
+        ]
+        (self._attempt.path / "stacks.txt").write_text("\n\n".join(stacks) + "\n")
+        return {
+            "rank": hang.rank,
+            "host": guilty.host,
+            "gpu": guilty.gpu,
+            "step": guilty.step,
+            "summary": hang.summary,
+            "stacks": guilty.stacks or "",
+        }
+
+    def _stop(self, seconds: float) -> None:
+        """End the ranks, then mpirun if it stays, so many seconds after the decision."""
+        if seconds > 2 * GRACE_TO_STOP:
+            self._kill_mpirun()
+        elif seconds > GRACE_TO_STOP:
+            self._mpirun.terminate()
+        self._tell_to_stop()
+
+    def _tell_to_stop(self) -> None:
+        new = self._listener.connected - self._told_to_stop
+        self._listener.tell({"do": "stop"}, new)
+        self._told_to_stop |= new
+
+    def _kill_mpirun(self) -> None:
+        """mpirun and what runs in its session: the srun that started its daemons."""
+        with suppress(ProcessLookupError):
+            os.killpg(self._mpirun.pid, signal.SIGKILL)
+        self._mpirun.wait()
+
+    def _hear_last_words(self) -> None:
+        """mpirun has ended: whatever ranks are left have no attempt any more. Hosts that do not even hear that are lost."""
+        deadline = time.monotonic() + LAST_WORDS_WITHIN
+        while (now := time.monotonic()) < deadline:
+            if not [view for view in self._running() if view.host not in self._noticed.lost_hosts]:
+                return
+            self._tell_to_stop()
+            self._hear(LOOK_EVERY)
+        lost = silent_hosts(self._running(), now, QUIET)
+        self._noticed.lost_hosts += [host for host in lost if host not in self._noticed.lost_hosts]
+
+
+def _where(view: RankView) -> str:
+    if view.beat is None:
+        return f"process state {view.state or 'unknown'}"
+    at = f", {view.beat['at']}" if view.beat["at"] else ""
+    return f"{view.beat['phase']}{at}, {view.beat['step']} steps made, process state {view.state or 'unknown'}"

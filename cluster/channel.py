@@ -1,0 +1,225 @@
+"""The line between the launcher and the watcher of every rank: TCP, one JSON object a line.
+
+Over it ranks say that they began, that they still live and how far they are, and how they ended; the launcher tells
+them to warn, to show their stacks, to stop. It also is how each side knows that the other is there: mpirun may notice
+a dead node only after minutes, and a shared file system says nothing about a node that was cut off.
+"""
+
+import json
+import os
+import selectors
+import socket
+import threading
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from typing import Any
+
+BEAT_EVERY = 1.0
+"""Seconds between two words from either side while there is nothing else to say."""
+FENCE = 10.0
+"""Seconds without a word from the launcher after which a rank stops by itself: cut off, it must not go on for long
+beside the attempt that takes its place."""
+CONNECT_WITHIN = 30.0
+"""Seconds in which a rank must have reached the launcher."""
+LONGEST_LINE = 1 << 20
+"""Bytes of one message; a peer that sends more is not ours."""
+
+
+class Wire:
+    """One end of a connection. Sending never blocks: what the peer does not take yet waits here."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        connection.setblocking(False)
+        self.socket = connection
+        self.closed = False
+        self._incoming = b""
+        self._outgoing = b""
+        self._lock = threading.Lock()
+
+    def send(self, message: Mapping[str, Any]) -> None:
+        with self._lock:
+            self._outgoing += json.dumps(message).encode() + b"\n"
+            self._flush()
+
+    def keep_alive(self) -> None:
+        """A word without content, unless others still wait to be taken."""
+        with self._lock:
+            self._outgoing = self._outgoing or b"{}\n"
+            self._flush()
+
+    def receive(self) -> list[dict[str, Any]]:
+        """The whole messages that have come; sets `closed` at the end of the connection or of the peer's sense."""
+        try:
+            while chunk := self.socket.recv(65536):
+                self._incoming += chunk
+            self.closed = True
+        except BlockingIOError:
+            pass
+        except OSError:
+            self.closed = True
+        with self._lock:
+            self._flush()
+        *lines, self._incoming = self._incoming.split(b"\n")
+        try:
+            messages = [json.loads(line) for line in lines]
+        except ValueError:
+            messages, self.closed = [], True
+        if len(self._incoming) > LONGEST_LINE or not all(isinstance(message, dict) for message in messages):
+            messages, self.closed = [], True
+        return messages
+
+    def close(self) -> None:
+        self.closed = True
+        self.socket.close()
+
+    def _flush(self) -> None:
+        try:
+            while self._outgoing:
+                self._outgoing = self._outgoing[self.socket.send(self._outgoing) :]
+        except BlockingIOError:
+            pass
+        except OSError:
+            self.closed, self._outgoing = True, b""
+
+
+class Listener:
+    """The launcher's end: the wires of all ranks that have shown the attempt's token."""
+
+    def __init__(self, address: str, token: str) -> None:
+        family = socket.getaddrinfo(address, 0, type=socket.SOCK_STREAM)[0][0]
+        self._server = socket.create_server((address, 0), family=family, backlog=4096)
+        self._server.setblocking(False)
+        self.address, self.port = address, int(self._server.getsockname()[1])
+        self._token = token
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(self._server, selectors.EVENT_READ, None)
+        self._strangers: dict[Wire, float] = {}
+        self._ranks: dict[int, Wire] = {}
+        self._rank_of: dict[Wire, int] = {}
+
+    @property
+    def connected(self) -> set[int]:
+        """Ranks whose connection is open."""
+        return set(self._ranks)
+
+    def exchange(self, seconds: float) -> list[tuple[int, dict[str, Any]]]:
+        """What ranks said, each with its rank, waiting at most so long for the first word.
+
+        The end of a connection is the message ``{"closed": True}``; a word without content is ``{}``.
+        """
+        heard: list[tuple[int, dict[str, Any]]] = []
+        for key, _ in self._selector.select(seconds):
+            if key.data is None:
+                self._accept()
+            else:
+                heard += self._hear(key.data)
+        for wire in [wire for wire, since in self._strangers.items() if time.monotonic() - since > CONNECT_WITHIN]:
+            self._drop(wire)
+        return heard
+
+    def tell(self, message: Mapping[str, Any], ranks: Iterable[int] | None = None) -> None:
+        """Send to these ranks, or to all."""
+        for rank in list(self._ranks) if ranks is None else ranks:
+            if wire := self._ranks.get(rank):
+                wire.send(message)
+
+    @contextmanager
+    def keep_alive(self) -> Iterator[None]:
+        """A thread that keeps telling every rank that the launcher lives, also while a file system makes it wait."""
+        over = threading.Event()
+
+        def speak() -> None:
+            while not over.wait(BEAT_EVERY):
+                for wire in list(self._ranks.values()):
+                    wire.keep_alive()
+
+        speaker = threading.Thread(target=speak, daemon=True)
+        speaker.start()
+        try:
+            yield
+        finally:
+            over.set()
+            speaker.join()
+
+    def close(self) -> None:
+        for wire in [*self._ranks.values(), *self._strangers]:
+            wire.close()
+        self._selector.close()
+        self._server.close()
+
+    def _accept(self) -> None:
+        with suppress(BlockingIOError):
+            while True:
+                connection, _ = self._server.accept()
+                wire = Wire(connection)
+                self._strangers[wire] = time.monotonic()
+                self._selector.register(connection, selectors.EVENT_READ, wire)
+
+    def _hear(self, wire: Wire) -> list[tuple[int, dict[str, Any]]]:
+        messages = wire.receive()
+        if wire in self._strangers and messages:
+            first = messages.pop(0)
+            if first.get("token") != self._token or not isinstance(first.get("rank"), int):
+                self._drop(wire)
+                return []
+            del self._strangers[wire]
+            self._ranks[first["rank"]], self._rank_of[wire] = wire, first["rank"]
+        rank = self._rank_of.get(wire)
+        if wire.closed:
+            self._drop(wire)
+        if rank is None:
+            return []
+        if wire.closed:
+            del self._ranks[rank], self._rank_of[wire]
+            messages.append({"closed": True})
+        return [(rank, message) for message in messages]
+
+    def _drop(self, wire: Wire) -> None:
+        self._strangers.pop(wire, None)
+        self._selector.unregister(wire.socket)
+        wire.close()
+
+
+def connect(address: str, port: int, token: str, rank: int, seconds: float = CONNECT_WITHIN) -> Wire:
+    """The rank's end. Raises OSError where the launcher cannot be reached within `seconds`."""
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            connection = socket.create_connection((address, port), timeout=max(0.1, deadline - time.monotonic()))
+            break
+        except OSError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.2)
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    wire = Wire(connection)
+    wire.send({"token": token, "rank": rank})
+    return wire
+
+
+def own_address(hosts: Iterable[str], is_here: Any, nic: str | None) -> str:
+    """The address under which those hosts reach this machine: the interface's, else the one that faces them.
+
+    Loopback where all of them are this machine.
+    """
+    other = next((host for host in hosts if not is_here(host)), None)
+    if other is None:
+        return "127.0.0.1"
+    if nic:
+        with suppress(OSError):  # Open MPI also takes lists and networks
+            return _interface_address(nic)
+    family, kind, _, _, there = socket.getaddrinfo(other, 9, type=socket.SOCK_DGRAM)[0]
+    with socket.socket(family, kind) as probe:
+        probe.connect(there)  # sends nothing: the kernel only chooses the way
+        return str(probe.getsockname()[0])
+
+
+def _interface_address(nic: str) -> str:
+    import fcntl
+    import struct
+
+    get_address = 0x8915  # SIOCGIFADDR, netdevice(7)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        answer = fcntl.ioctl(probe, get_address, struct.pack("256s", os.fsencode(nic[:15])))
+    return socket.inet_ntoa(answer[20:24])

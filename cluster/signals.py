@@ -1,0 +1,50 @@
+"""What Slurm and people ask of the launcher, as signals, kept until it can be done: also between two attempts.
+
+USR1 and USR2 go on to every rank. The first Ctrl-C asks to save and stop, as USR1 does; another one, TERM and HUP stop
+the ranks now.
+"""
+
+import signal
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass
+class Requests:
+    """What was asked so far."""
+
+    warnings: list[int] = field(default_factory=list)
+    """Signals that the ranks have not been told yet."""
+    warned: bool = False
+    """Whether an attempt's ranks were told to save and stop."""
+    by_keyboard: bool = False
+    stopped_by: int | None = None
+
+    @property
+    def warned_or_to_warn(self) -> bool:
+        return self.warned or bool(self.warnings)
+
+    def listen(self) -> None:
+        """Take the signals from now on."""
+
+        def warn(number: int, _frame: Any) -> None:
+            if number not in self.warnings:
+                self.warnings.append(number)
+
+        def interrupt(number: int, frame: Any) -> None:
+            if self.by_keyboard:
+                stop(number, frame)
+            else:
+                self.by_keyboard = True
+                print("Ctrl-C: the ranks are asked to save and stop; once more stops them now", flush=True)
+                warn(signal.SIGUSR1, frame)
+
+        def stop(number: int, _frame: Any) -> None:
+            if self.stopped_by is None:
+                self.stopped_by = number
+
+        for number in (signal.SIGUSR1, signal.SIGUSR2):
+            signal.signal(number, warn)
+        signal.signal(signal.SIGINT, interrupt)
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, stop)

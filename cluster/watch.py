@@ -1,0 +1,271 @@
+"""Run one rank's program in a child, and watch it: every end is recorded at first hand, also one that the program
+cannot report itself (a signal, an early ``_exit(0)``), and nothing of it outlives its watcher.
+"""
+
+import contextlib
+import json
+import os
+import re
+import select
+import signal
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn
+
+from cluster.channel import BEAT_EVERY, FENCE, Wire
+from cluster.errors import REQUEUE
+from cluster.machine import die_with_parent, out_of_memory_kills
+
+PROGRAM_MAIN = Path(__file__).with_name("program_main.py")
+LOOK_EVERY = 0.05
+"""Seconds between two looks at the program."""
+GRACE_TO_STOP = 1.0
+"""Seconds from SIGTERM to SIGKILL for the program."""
+HEARTBEAT_BYTES = 1024
+
+WARNINGS = (signal.SIGUSR1, signal.SIGUSR2)
+STACK_SIGNAL = signal.SIGRTMIN + 5
+"""Makes an observed Python write the stacks of its threads; a program that does not know it ignores it."""
+_STOPS = (signal.SIGTERM, signal.SIGINT)
+_PYTHON = re.compile(r"python(3(\.\d+)?)?")
+
+
+class Ending(NamedTuple):
+    """How a program ended: 'complete', 'saved' (status 75), 'exception' (detail: the traceback), 'exit' (any other
+    status), 'signal' (detail: its name) or 'incomplete' (status 0, but the program left before its end).
+
+    `error` is the exception's class by its full name; `oom_killed` says that the kernel killed for want of memory here.
+    """
+
+    outcome: str
+    status: int
+    detail: str = ""
+    error: str | None = None
+    errno: int | None = None
+    time_ns: int | None = None
+    oom_killed: bool = False
+
+
+class Watched:
+    """The running program of one rank, with what it shows of itself."""
+
+    def __init__(self, program: Sequence[str]) -> None:
+        """Start it. It finds CLUSTER_HEARTBEAT, a file in memory that it may write (see docs/environment.md)."""
+        self._heartbeat = os.memfd_create("heartbeat")
+        os.ftruncate(self._heartbeat, HEARTBEAT_BYTES)
+        self._stacks = os.memfd_create("stacks")
+        os.environ["CLUSTER_HEARTBEAT"] = f"/proc/{os.getpid()}/fd/{self._heartbeat}"
+        self._said, writer = os.pipe()
+        command = observed_command(program, writer, f"/proc/{os.getpid()}/fd/{self._stacks}")
+        self.is_python = command is not None
+        self._oom_kills = out_of_memory_kills()
+        signal.pthread_sigmask(signal.SIG_BLOCK, (*WARNINGS, *_STOPS))
+        self.pid = os.fork()
+        if self.pid == 0:
+            _become(command or program, writer)
+        os.close(writer)
+        os.set_blocking(self._said, False)
+        self._words, self._beat = b"", b""
+        self._guard = _guard(self.pid)
+        self._kill_at: float | None = None
+
+    def signal(self, number: int) -> None:
+        """Pass a signal on; SIGTERM and SIGINT are followed by SIGKILL."""
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.pid, number)
+        if number in _STOPS and self._kill_at is None:
+            self._kill_at = time.monotonic() + GRACE_TO_STOP
+
+    def kill(self) -> None:
+        """End the program and what it started, now."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)
+
+    def wait(self, seconds: float, wires: Sequence[Any] = ()) -> Ending | None:
+        """How the program ended, None if it still runs after so long, or when a wire has something to read."""
+        select.select([*wires, *([self._said] if self._said >= 0 else [])], [], [], seconds)
+        ended, status = os.waitpid(self.pid, os.WNOHANG)  # before the pipe is read: its last words are then in it
+        self._listen()
+        if not ended:
+            if self._kill_at is not None and time.monotonic() > self._kill_at:
+                self.kill()
+            return None
+        self.kill()  # worker processes that the program left
+        os.kill(self._guard, signal.SIGKILL)
+        os.waitpid(self._guard, 0)
+        ending = judge(self.told(), os.waitstatus_to_exitcode(status), self.is_python)
+        killed = ending.detail == "SIGKILL" and out_of_memory_kills() > self._oom_kills
+        return ending._replace(oom_killed=killed)
+
+    def told(self) -> Mapping[str, Any] | None:
+        """The message of the program's interpreter on how it ends, once it is whole."""
+        return as_object(self._words)
+
+    def beat(self) -> Mapping[str, Any] | None:
+        """The newest heartbeat; None before the first."""
+        new = os.pread(self._heartbeat, HEARTBEAT_BYTES, 0)
+        if (beat := as_object(new.rstrip(b" \0"))) is not None:
+            self._beat = new
+            return beat
+        return as_object(self._beat.rstrip(b" \0"))  # the program is writing the next one
+
+    def state(self) -> str:
+        """The kernel's letter for the program's state (proc(5)): R runs, S sleeps, D waits for a disk, T is stopped."""
+        try:
+            return Path(f"/proc/{self.pid}/stat").read_text().rpartition(") ")[2][:1]
+        except OSError:
+            return ""
+
+    def ask_stacks(self) -> None:
+        """Have the program's Python write its stacks, which `stacks` then returns."""
+        if self.is_python:
+            os.ftruncate(self._stacks, 0)
+            self.signal(STACK_SIGNAL)
+
+    def stacks(self) -> str:
+        return os.pread(self._stacks, 1 << 16, 0).decode(errors="replace")
+
+    def _listen(self) -> None:
+        try:
+            while self._said >= 0:
+                if not (new := os.read(self._said, 65536)):
+                    os.close(self._said)
+                    self._said = -1
+                self._words += new
+        except BlockingIOError:
+            pass
+
+
+def watch(program: Sequence[str], wire: Wire, on_exception: Callable[[Ending], None]) -> Ending:
+    """Run the program to its end, telling the launcher how it fares and doing what the launcher says.
+
+    `on_exception` is called as soon as the program raises, which may be long before its threads let it end. Without
+    a launcher there is no attempt: the program is stopped.
+    """
+    watched = Watched(program)
+
+    def pass_on(number: int, _frame: object = None) -> None:
+        watched.signal(number)
+
+    for number in (*WARNINGS, *_STOPS):
+        signal.signal(number, pass_on)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, (*WARNINGS, *_STOPS))
+    looked_at = heard_at = time.monotonic()
+    beat_at, answer_at, raised = 0.0, None, False
+    while True:
+        ending = watched.wait(LOOK_EVERY, [] if wire.closed else [wire.socket])
+        now = time.monotonic()
+        if now - looked_at > FENCE / 2:
+            heard_at = now  # this process itself was stopped: the launcher has its time anew
+        looked_at = now
+        if not raised and (told := watched.told()) and told["outcome"] == "exception":
+            raised = True
+            on_exception(judge(told, 1, True))
+        if ending is not None:
+            return ending
+        for message in [] if wire.closed else wire.receive():
+            heard_at = now
+            match message.get("do"):
+                case "warn":
+                    watched.signal(message["signal"])
+                case "stacks":
+                    watched.ask_stacks()
+                    answer_at = now + 0.5
+                case "stop":
+                    watched.signal(signal.SIGTERM)
+        if wire.closed or now - heard_at > FENCE:
+            watched.kill()
+        elif answer_at is not None and now > answer_at:
+            answer_at = None
+            wire.send({"stacks": watched.stacks(), "state": watched.state()})
+        elif now - beat_at > BEAT_EVERY:
+            beat_at = now
+            wire.send({"beat": watched.beat(), "state": watched.state()})
+
+
+def judge(told: Mapping[str, Any] | None, code: int, is_python: bool) -> Ending:
+    """What the end was, from what the program's interpreter `told` and how it left (`code` < 0 is a signal).
+
+    A program that is not Python can say nothing: its status 0 is taken for completion.
+    """
+    if told is not None and told["outcome"] == "exception":
+        return Ending(
+            "exception", code if code > 0 else 1, told["detail"], told["error"], told["errno"], told["time_ns"]
+        )
+    if code < 0:
+        return Ending("signal", 128 - code, signal.Signals(-code).name)
+    if code > 0:
+        return Ending("saved" if code == REQUEUE else "exit", code)
+    if told is not None or not is_python:
+        return Ending("complete", 0)
+    return Ending("incomplete", 1, "left with exit status 0 before the program had ended")
+
+
+def observed_command(program: Sequence[str], descriptor: int, stacks: str) -> list[str] | None:
+    """The same Python, flags and program, run by `program_main` which reports to `descriptor`; else None.
+
+    None for what is not Python, and for a Python that reads its program from standard input.
+    """
+    python, *arguments = program
+    if not _PYTHON.fullmatch(os.path.basename(python)):
+        return None
+    flags: list[str] = []
+    while arguments and arguments[0].startswith("-") and arguments[0] not in ("-", "-m", "-c"):
+        flags.append(arguments.pop(0))
+        if flags[-1] in ("-W", "-X") and arguments:
+            flags.append(arguments.pop(0))
+    if not arguments or arguments[0] == "-":
+        return None
+    return [python, *flags, str(PROGRAM_MAIN), str(descriptor), stacks, *arguments]
+
+
+def as_object(text: bytes) -> Mapping[str, Any] | None:
+    """A JSON object once it is whole; the half of one is none."""
+    try:
+        value: Mapping[str, Any] = json.loads(text)
+    except ValueError:
+        return None
+    return value
+
+
+def _become(command: Sequence[str], writer: int) -> NoReturn:
+    """In the child: own process group (a signal to the rank arrives once, through its watcher), then the program.
+
+    What it does not handle itself it ignores: a warning or a question must not kill one that does not know it.
+    """
+    os.setpgid(0, 0)
+    die_with_parent(signal.SIGKILL)
+    os.set_inheritable(writer, True)
+    for number in (*WARNINGS, STACK_SIGNAL):
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, (*WARNINGS, *_STOPS))
+    try:
+        os.execvp(command[0], list(command))
+    except OSError as error:
+        print(f"error: cannot run {command[0]}: {error.strerror}", file=sys.stderr, flush=True)
+        os._exit(127 if isinstance(error, FileNotFoundError) else 126)
+
+
+def _guard(group: int) -> int:
+    """A process that outlives this one, if that is killed, just long enough to kill the program's whole group.
+
+    The kernel kills the program with its watcher, but not the worker processes that the program has started.
+    """
+    reader, writer = os.pipe()
+    guard = os.fork()
+    if guard:
+        os.close(reader)
+        return guard  # the writer stays open as long as this process lives
+    os.setsid()
+    for number in (*WARNINGS, *_STOPS, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    for descriptor in map(int, os.listdir("/proc/self/fd")):
+        if descriptor != reader:
+            with contextlib.suppress(OSError):
+                os.close(descriptor)
+    os.read(reader, 1)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(group, signal.SIGKILL)
+    os._exit(0)
