@@ -11,7 +11,11 @@ REQUEST = 64
 LAUNCHER = 70
 """The launcher or its environment is wrong: mend the site's or the job's set-up."""
 NODE = 71
-"""A node fell silent: its ranks neither completed nor failed."""
+"""A node fell silent, or is not fit to run: leave that host out."""
+HANG = 72
+"""The ranks stopped making progress, and the watchdog ended them."""
+NO_PROGRESS = 73
+"""The same fault three times, and no step gained in between: another attempt would end the same way."""
 REQUEUE = 75
 """Saved and stopped on request: queue the job again and it goes on."""
 
