@@ -8,7 +8,7 @@ import pytest
 
 from cluster.allocation import Allocation, Host
 from cluster.rundir import Attempt
-from cluster.verdict import Verdict, Witnesses, decide, verdict_lines
+from cluster.verdict import Verdict, Witnesses, decide, next_command, no_progress, verdict_lines
 
 TWO_BY_TWO = Allocation("slurm", (Host("n1", 2, 2, 4), Host("n2", 2, 2, 4)))
 ATTEMPT = Attempt(2, Path("/out/a"), Path("/out/a/attempt-0002"), Path("/out/a/attempt-0002/logs"))
@@ -180,3 +180,283 @@ def test_the_traceback_is_the_end_of_the_log() -> None:
 )
 def test_the_next_command_is_said(verdict: Verdict, requeue: bool, advice: str) -> None:
     assert verdict_lines(verdict, ATTEMPT, 1.0, requeue)[1].startswith(f"next: {advice}")
+
+
+def two_by_two(victims_words: str, **guilty: Any) -> list[dict[str, Any]]:
+    """Rank 3's record, and one of each other rank that failed before it, with these words."""
+    others = [record(rank, "exception", 1, victims_words, time_ns=100 + rank) for rank in range(3)]
+    return [*others, {**record(3, time_ns=900), "step": 17, **guilty}]
+
+
+@pytest.mark.parametrize(
+    ("guilty", "kind", "status"),
+    [
+        ({"outcome": "signal", "status": 137, "detail": "SIGKILL", "oom_killed": True}, "out of memory", 137),
+        ({"outcome": "signal", "status": 137, "detail": "SIGKILL", "oom_killed": False}, "rank crash", 137),
+        ({"outcome": "signal", "status": 139, "detail": "SIGSEGV"}, "rank crash", 139),
+        ({"outcome": "exception", "detail": "MemoryError"}, "out of memory", 1),
+        ({"outcome": "exception", "detail": "torch.OutOfMemoryError: CUDA out of memory."}, "out of memory", 1),
+        (
+            {
+                "outcome": "exception",
+                "detail": "RuntimeError: [enforce fail at alloc_cpu.cpp:121] err == 0. "
+                "DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes.",
+            },
+            "out of memory",
+            1,
+        ),
+        ({"outcome": "exception", "detail": "x", "error": "training.errors.StorageError"}, "storage", 1),
+        ({"outcome": "exception", "detail": "x", "error": "builtins.OSError", "errno": 28}, "storage", 1),
+        ({"outcome": "exception", "detail": "OSError: [Errno 30] Read-only file system: 'a'"}, "storage", 1),
+        ({"outcome": "exception", "detail": "OSError: [Errno 24] Too many open files: 'a'"}, "rank crash", 1),
+        (
+            {"outcome": "exception", "detail": "SafetensorError: No space left on device (os error 28)"},
+            "storage",
+            1,
+        ),
+        (
+            {"outcome": "exception", "detail": "RuntimeError: PytorchStreamWriter failed writing file data/0: file"},
+            "storage",
+            1,
+        ),
+        ({"outcome": "exception", "detail": "FloatingPointError: the gradient's norm is nan"}, "numeric", 1),
+        ({"outcome": "exception", "detail": "ValueError: boom"}, "rank crash", 1),
+        ({"outcome": "exit", "status": 71, "detail": ""}, "node lost", 71),
+        ({"outcome": "unreachable", "status": 70, "detail": "cannot reach the launcher"}, "node lost", 71),
+    ],
+    ids=str,
+)
+def test_the_kind_follows_from_what_the_guilty_rank_died_of(guilty: dict[str, Any], kind: str, status: int) -> None:
+    failed = two_by_two("RuntimeError: Connection closed by peer", **{"status": 1, **guilty})
+
+    verdict = decide(seen(failed=failed, mpirun_status=1))
+
+    assert (verdict.kind, verdict.status, verdict.rank, verdict.host, verdict.gpu) == (kind, status, 3, "n2", "1")
+    assert verdict.step == 17
+
+
+CPP_BACKTRACE = """Traceback (most recent call last):
+  File "train.py", line 7, in <module>
+    dist.all_reduce(x)
+    ~~~~~~~~~~~~~~~^^^
+torch.distributed.DistBackendError: [1] is setting up NCCL communicator: {words}
+Exception raised from recvBytes at ../torch/csrc/distributed/c10d/Utils.hpp:680 (most recent call first):
+frame #0: c10::Error::Error(c10::SourceLocation, std::string) + 0x96 (0x7f5 in libc10.so)
+frame #1: <unknown function> + 0x5f1 (0x7f6 in libtorch_cpu.so)
+"""
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "Connection reset by peer",
+        "Broken pipe",
+        "Application timeout caused pair closure",
+        "failed to recv, got 0 bytes. Connection was likely closed. Did the remote server shutdown or crash?",
+        "recvValue failed on SocketImpl(fd=3): no error",
+        "retrieving ncclUniqueId from [0] via c10d key-value store by key '0', but store->get('0') got error",
+        "wait timeout after 300000ms, keys: /0//cpu//0/0",
+        "Timed out waiting 1800000ms for recv operation to complete",
+        "The client socket has timed out after 60000ms while trying to connect to (n1, 20000)",
+    ],
+)
+def test_a_victim_is_known_by_its_whole_message_not_by_the_last_line(words: str) -> None:
+    assert decide(seen(failed=two_by_two(CPP_BACKTRACE.format(words=words), outcome="exit", status=3))).rank == 3
+
+
+def test_the_abort_by_nccls_watchdog_is_a_victims_end() -> None:
+    aborted = {
+        **record(0, "signal", 134, "SIGABRT", time_ns=100),
+        "output": "what():  [PG ID 0 PG GUID 0 Rank 0] Process group watchdog thread terminated with exception",
+    }
+    guilty = record(3, "signal", 139, "SIGSEGV", time_ns=900)
+
+    assert decide(seen(failed=[aborted, guilty])).rank == 3
+
+
+def test_of_two_failures_the_earlier_is_blamed() -> None:
+    first = record(2, "exit", 3, time_ns=1_000_000_000)
+    second = record(1, "exit", 4, time_ns=1_100_000_000)
+
+    assert decide(seen(failed=[second, first])).rank == 2
+
+
+def test_the_headline_is_the_exceptions_first_line_and_its_traceback_the_detail() -> None:
+    detail = (
+        'Traceback (most recent call last):\n  File "a.py", line 1, in f\n    f()\nValueError: boom\nwhy: because\n'
+    )
+
+    verdict = decide(seen(failed=[record(0, "exception", 1, detail)]))
+
+    assert (verdict.summary, verdict.detail) == ("raised ValueError: boom", detail)
+
+
+def test_the_rank_whose_loss_is_not_finite_is_blamed_though_all_ranks_refuse_the_update() -> None:
+    words = "FloatingPointError: the loss is not finite at step 7 on rank 2; the weights were not updated"
+
+    verdict = decide(seen(failed=[record(rank, "exception", 1, words, time_ns=rank) for rank in range(4)]))
+
+    assert (verdict.kind, verdict.rank, verdict.host) == ("numeric", 2, "n2")
+
+
+def test_a_host_that_fell_silent_is_blamed_not_the_ranks_that_noticed() -> None:
+    noticed = [record(rank, "exception", 1, "RuntimeError: Connection reset by peer") for rank in (0, 1)]
+
+    verdict = decide(seen(failed=noticed, lost_hosts=["n2"], last_steps={2: 9, 3: 9}, mpirun_status=-9))
+
+    assert (verdict.kind, verdict.status, verdict.rank, verdict.host, verdict.step) == ("node lost", 71, 2, "n2", 9)
+    assert verdict.summary == "never ended: the host fell silent (with ranks 2 to 3)"
+
+
+def test_what_the_watchdog_says_stands_before_what_followed_when_it_ended_the_attempt() -> None:
+    behind = {"rank": 1, "host": "n1", "gpu": "1", "step": 40, "summary": "made no step for 60 s", "stacks": "File …"}
+    killed = [record(rank, "signal", 137, "SIGKILL") for rank in range(4)]
+
+    verdict = decide(seen(hang=behind, failed=killed, mpirun_status=-15))
+
+    assert verdict == Verdict("hang", 72, "made no step for 60 s", 1, "n1", "1", "File …", 40)
+
+
+def test_where_ranks_waited_in_vain_in_a_collective_the_one_that_did_not_come_is_guilty() -> None:
+    words = "RuntimeError: Timed out waiting 1800000ms for recv operation to complete"
+    waited = [record(rank, "exception", 1, words, time_ns=100 + rank) for rank in (0, 1, 3)]
+    torn_down = record(2, "signal", 137, "SIGKILL", time_ns=500)
+
+    for failed in (waited, [*waited, torn_down]):
+        verdict = decide(seen(failed=failed, mpirun_status=1))
+        assert (verdict.kind, verdict.status, verdict.rank, verdict.host) == ("hang", 72, 2, "n2")
+
+
+def test_where_all_waited_in_a_collective_the_rank_at_the_lowest_step_is_behind() -> None:
+    words = "RuntimeError: Timed out waiting 1800000ms for recv operation to complete"
+    waited = [{**record(rank, "exception", 1, words), "step": 8 if rank == 1 else 9} for rank in range(4)]
+
+    assert (decide(seen(failed=waited)).kind, decide(seen(failed=waited)).rank) == ("hang", 1)
+
+
+@pytest.mark.parametrize("words", ["", "mpirun noticed that process rank 2 with PID 9 on node n2 exited on signal 9"])
+def test_a_watcher_that_was_killed_is_its_ranks_crash(words: str) -> None:
+    ended = [record(rank, "signal", 143, "SIGTERM") for rank in (0, 1, 3)]
+
+    verdict = decide(seen(failed=ended, vanished=[2], mpirun_status=137, mpirun_log_tail=words))
+
+    assert (verdict.kind, verdict.status, verdict.rank, verdict.host) == ("rank crash", 137, 2, "n2")
+    assert "its watcher was killed" in verdict.summary
+
+
+def test_a_host_whose_watchers_all_vanished_first_is_lost() -> None:
+    ended = [record(rank, "signal", 143, "SIGTERM") for rank in (0, 1)]
+
+    verdict = decide(seen(failed=ended, vanished=[3, 2], mpirun_status=0))
+
+    assert (verdict.kind, verdict.host, verdict.rank) == ("node lost", "n2", 2)
+
+
+def test_an_mpirun_that_somebody_killed_is_named() -> None:
+    verdict = decide(seen(vanished=[3, 2, 0, 1], mpirun_status=-9))
+
+    assert (verdict.kind, verdict.status, verdict.summary) == ("launcher failed", 70, "mpirun was killed by SIGKILL")
+
+
+LACKING = """--------------------------------------------------------------------------
+mpirun was unable to launch the specified application as it could not access
+or execute an executable:
+
+Executable: /env/bin/python
+Node: {node}
+
+while attempting to start process rank 1.
+"""
+
+
+@pytest.mark.parametrize(("node", "kind", "status"), [("n2", "node lost", 71), ("n1", "launcher failed", 70)])
+def test_an_interpreter_that_is_missing_on_another_host_is_that_hosts_fault(node: str, kind: str, status: int) -> None:
+    words = LACKING.format(node=node)
+
+    verdict = decide(seen(started=[record(0)], mpirun_status=132, mpirun_log_tail=words))
+
+    assert (verdict.kind, verdict.status, verdict.host) == (kind, status, node)
+    assert "/env/bin/python" in verdict.summary
+
+
+def test_a_program_that_is_missing_on_another_host_is_that_hosts_fault() -> None:
+    output = "error: cannot run /env/bin/python: No such file or directory"
+
+    verdict = decide(seen(failed=[record(2, "exit", 127)], guilty_log_tail=output))
+
+    assert (verdict.kind, verdict.host) == ("node lost", "n2")
+    assert verdict.summary == "cannot run /env/bin/python: No such file or directory, which the first host has"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "A daemon failed to report back after being spawned.\n\n  Local host:    n1\n  Remote host:   n2\n",
+        "srun: error: n2: task 0: Exited with exit code 127",
+        "srun: error: Task launch for StepId=7.0 failed on node n2: Communication connection failure",
+    ],
+)
+def test_a_host_on_which_slurm_could_not_start_mpiruns_daemon_is_lost(words: str) -> None:
+    verdict = decide(seen(started=[], mpirun_status=127, mpirun_log_tail=words))
+
+    assert (verdict.kind, verdict.status, verdict.host) == ("node lost", 71, "n2")
+    assert "before any rank began" in verdict.summary
+
+
+def test_a_host_that_the_preflight_refuses_is_named_with_its_reason() -> None:
+    verdict = decide(seen(started=[], unfit=[("n2", "has torch 2.11, n1 has 2.13")], mpirun_status=0))
+
+    assert (verdict.kind, verdict.status, verdict.host) == ("node lost", 71, "n2")
+    assert verdict.summary == "n2 has torch 2.11, n1 has 2.13"
+
+
+@pytest.mark.parametrize(
+    ("facts", "kind"),
+    [
+        ({"stop_reason": "time limit"}, "time limit"),
+        ({"stop_reason": "preempted"}, "preempted"),
+        ({"stop_reason": "cancelled", "warned_by": "time limit"}, "cancelled"),
+        ({"warned_by": "time limit"}, "time limit"),
+        ({"warned_by": "Ctrl-C"}, "cancelled"),
+    ],
+    ids=str,
+)
+def test_what_stopped_the_attempt_is_its_kind(facts: dict[str, Any], kind: str) -> None:
+    verdict = decide(seen(failed=[record(0, "signal", 143, "SIGTERM")], stopped_by=signal.SIGTERM, **facts))
+
+    assert (verdict.kind, verdict.status) == (kind, 143)
+
+
+def test_a_saved_attempt_says_at_which_step_and_why() -> None:
+    verdict = decide(seen(saved=[{**record(r, "saved", 75), "step": 40} for r in range(4)], warned_by="time limit"))
+
+    assert verdict.summary == "the program saved its state at step 40 and stopped, as it was asked to (time limit)"
+
+
+def test_the_third_same_fault_keeps_the_guilty_rank_and_ends_with_73() -> None:
+    verdict = no_progress(decide(seen(failed=[record(3, "exit", 3)], guilty_log_tail="words")))
+
+    assert (verdict.kind, verdict.status, verdict.rank, verdict.host) == ("no progress", 73, 3, "n2")
+    assert verdict.summary == "left with exit status 3 (rank crash, 3 times without progress)"
+    assert verdict.detail.endswith("words")
+
+
+@pytest.mark.parametrize(
+    ("verdict", "advice"),
+    [
+        (Verdict("node lost", 71, "silent", 3, "n2"), "scontrol show node n2; then sbatch --exclude=n2 …"),
+        (Verdict("storage", 1, "full", 3, "n2"), "df -h /out/a; df -i /out/a"),
+        (Verdict("out of memory", 137, "killed", 3, "n2"), "sbatch --mem=… with more than now"),
+        (Verdict("out of memory", 1, "CUDA", 3, "n2"), "less /out/a/attempt-0002/logs/rank-3.log"),
+        (Verdict("hang", 72, "behind", 3, "n2"), "less /out/a/attempt-0002/logs/rank-3.log"),
+        (Verdict("time limit", 143, "over"), "submit the same command again, it goes on from its last checkpoint"),
+        (Verdict("no progress", 73, "again"), "python -m cluster.status /out/a"),
+        (Verdict("launcher failed", 70, "no"), "less /out/a/attempt-0002/mpirun.log"),
+    ],
+    ids=lambda value: getattr(value, "kind", None),
+)
+def test_in_slurm_the_next_command_can_be_typed(verdict: Verdict, advice: str) -> None:
+    said = next_command(verdict, ATTEMPT, requeue=False, in_slurm=True)
+
+    assert said is not None
+    assert said.startswith(advice)
