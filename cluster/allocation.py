@@ -5,7 +5,7 @@ own check are derived from it. It comes from Slurm's environment, from a list of
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from cluster.errors import LauncherError, RequestError
@@ -43,6 +43,10 @@ class Allocation(NamedTuple):
     @property
     def world_size(self) -> int:
         return sum(host.ranks for host in self.hosts)
+
+    def without(self, excluded: Collection[str], count: int) -> "Allocation":
+        """The first `count` hosts that are not excluded; fewer where there are no more."""
+        return self._replace(hosts=tuple(host for host in self.hosts if host.name not in excluded)[:count])
 
     def rank_map(self) -> list[RankPlace]:
         """Rank -> node, host, local rank, GPU: hosts are filled in order (mpirun's ``--map-by slot``)."""

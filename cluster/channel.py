@@ -7,6 +7,7 @@ a dead node only after minutes, and a shared file system says nothing about a no
 
 import json
 import os
+import secrets
 import selectors
 import socket
 import threading
@@ -86,12 +87,12 @@ class Wire:
 class Listener:
     """The launcher's end: the wires of all ranks that have shown the attempt's token."""
 
-    def __init__(self, address: str, token: str) -> None:
+    def __init__(self, address: str) -> None:
         family = socket.getaddrinfo(address, 0, type=socket.SOCK_STREAM)[0][0]
         self._server = socket.create_server((address, 0), family=family, backlog=4096)
         self._server.setblocking(False)
         self.address, self.port = address, int(self._server.getsockname()[1])
-        self._token = token
+        self.token = secrets.token_hex(16)
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._server, selectors.EVENT_READ, None)
         self._strangers: dict[Wire, float] = {}
@@ -160,7 +161,7 @@ class Listener:
         messages = wire.receive()
         if wire in self._strangers and messages:
             first = messages.pop(0)
-            if first.get("token") != self._token or not isinstance(first.get("rank"), int):
+            if first.get("token") != self.token or not isinstance(first.get("rank"), int):
                 self._drop(wire)
                 return []
             del self._strangers[wire]

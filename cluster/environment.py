@@ -97,6 +97,9 @@ def mpirun_environment(
         if name not in STALE_NAMES and not name.startswith(STALE_PREFIXES)
     }
     if allocation.source == "slurm":
+        # The hosts used, which may be fewer than were granted: mpirun takes its nodes from here
+        kept["SLURM_JOB_NODELIST"] = kept["SLURM_NODELIST"] = ",".join(host.name for host in allocation.hosts)
+        kept["SLURM_JOB_NUM_NODES"] = kept["SLURM_NNODES"] = str(len(allocation.hosts))
         kept["SLURM_TASKS_PER_NODE"] = compress_counts([host.ranks for host in allocation.hosts])
         kept["SLURM_NTASKS"] = kept["SLURM_NPROCS"] = str(allocation.world_size)
         kept["SLURM_EXPORT_ENV"] = "ALL"

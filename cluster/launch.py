@@ -9,35 +9,46 @@ Allocation -> hostfile -> mpirun -> ranks, then the verdict. It runs once, on th
 import logging
 import os
 import shlex
-import signal
 import sys
 import time
 from argparse import Namespace
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 from cluster import slurm
 from cluster.allocation import Allocation
+from cluster.blame import first_failure
+from cluster.channel import Listener, own_address
 from cluster.command import launch_command
 from cluster.environment import mpirun_environment
+from cluster.errors import RequestError
+from cluster.events import record_event
+from cluster.goodput import account
 from cluster.granted import find_allocation
 from cluster.hostfile import hostfile_text
 from cluster.logs import tail
+from cluster.machine import is_this_host
 from cluster.mpirun import Mpirun, find_mpirun
 from cluster.options import OptionParser, add_place_options, run, split_program
 from cluster.program import resolve_program
-from cluster.records import read_records
+from cluster.records import Records
 from cluster.rendezvous import rendezvous
 from cluster.rundir import (
     Attempt,
     create_directories,
+    is_training,
     name_run_directory,
     next_attempt,
     only_launcher_of,
     run_directory,
 )
-from cluster.runfile import record_attempt, write_json
-from cluster.supervise import MpirunEnd, supervise
-from cluster.verdict import SAVED, Verdict, Witnesses, decide, first_failure, verdict_lines
+from cluster.runfile import close_unfinished_attempts, exclude_host, read_run, record_attempt, write_json
+from cluster.sequel import DEFAULT_RESTARTS, REQUEUE, RESTART, Sequel, Situation, sequel
+from cluster.signals import Requests
+from cluster.supervise import End, Supervision
+from cluster.verdict import COMPLETED, SAVED, Verdict, Witnesses, decide, verdict_lines
+from cluster.watchdog import DEFAULT_HANG_TIMEOUT, RankView
 
 USAGE = "python -m cluster.launch [options] -- PROGRAM [arguments]"
 EPILOG = """\
@@ -47,38 +58,110 @@ examples:
   python -m cluster.launch --hosts a:8,b:8 -x HF_HOME=/data/hf -- python my_script.py
 
 exit status: 0 every rank completed, 64 the request is wrong, 70 the launcher or its environment,
-71 a node fell silent, 75 saved (queue it again), else that of the first rank that failed"""
+71 a node was lost, 72 a hang, 73 no progress, 75 saved (queue it again), else that of the first rank that failed"""
 
 
 def main(arguments: list[str]) -> int:
-    for number in (signal.SIGUSR1, signal.SIGUSR2):
-        signal.signal(number, signal.SIG_IGN)  # a warning before there is anything to save must not kill the job
+    requests = Requests(why_warned)
+    requests.listen()  # a warning before there is anything to save must not kill the job
     before, program = split_program(arguments)
     options = parser().parse_options(before)
     program = resolve_program(program, options.wdir or ".")
-    allocation = find_allocation(options, os.environ)
+    granted = find_allocation(options, os.environ)
     mpirun = find_mpirun(options.mpirun, os.environ)
     run_dir = run_directory(program, options.experiment_name, options.output_dir, slurm.job_name(os.environ))
     program = name_run_directory(program, run_dir)
+    if options.spare_nodes >= len(granted.hosts):
+        raise RequestError(f"--spare-nodes {options.spare_nodes} of {len(granted.hosts)} granted: none would be left")
     with only_launcher_of(run_dir):
-        return launch(options, program, allocation, mpirun, next_attempt(run_dir, options.output_filename))
+        close_unfinished_attempts(run_dir)
+        return launch_to_the_end(options, program, granted, mpirun, run_dir, requests)
 
 
-def launch(options: Namespace, program: Sequence[str], allocation: Allocation, mpirun: Mpirun, attempt: Attempt) -> int:
+def launch_to_the_end(
+    options: Namespace, program: list[str], granted: Allocation, mpirun: Mpirun, run_dir: Path, requests: Requests
+) -> int:
+    """Attempt after attempt, as long as another one promises something: the exit status of the last."""
+    needed = len(granted.hosts) - options.spare_nodes
+    restarts = options.restarts if options.restarts is not None else DEFAULT_RESTARTS if is_training(program) else 0
+    launch_id = os.environ.get("SLURM_JOB_ID") or f"{time.time():.0f}"
+    excluded: list[str] = []
+    while True:
+        allocation = granted.without(excluded, needed)
+        attempt = next_attempt(run_dir, options.output_filename)
+        verdict, end = launch(options, program, allocation, mpirun, attempt, requests, launch_id)
+        left = granted.without([*excluded, verdict.host or ""], needed)
+        situation = Situation(
+            restarts=restarts,
+            in_batch_body=slurm.in_batch_body(os.environ),
+            hosts_left=len(left.hosts),
+            hosts_needed=needed,
+            warned=requests.warned_or_to_warn,
+            stopped=requests.stopped_by is not None,
+            mpirun_killed=end.killed,
+        )
+        then = sequel(verdict, read_run(run_dir)["attempts"], situation)
+        if then.exclude:
+            excluded.append(then.exclude)
+            exclude_host(run_dir, then.exclude)
+        if then.kind != RESTART:
+            return conclude(then, attempt, excluded)
+        print(*verdict_lines(verdict, attempt, end.seconds, requeue=False), sep="\n")
+        print("── launched again from the newest checkpoint", flush=True)
+        record_event(run_dir, "restart", attempt=attempt.number, after=verdict.kind, exclude=then.exclude)
+
+
+def launch(
+    options: Namespace,
+    program: Sequence[str],
+    allocation: Allocation,
+    mpirun: Mpirun,
+    attempt: Attempt,
+    requests: Requests,
+    launch_id: str,
+) -> tuple[Verdict, End]:
     """One attempt: its files, its mpirun, its verdict."""
     environ = mpirun_environment(os.environ, allocation, options.nic, mpirun.has_daemon)
     command = launch_command(options, mpirun, allocation, program, attempt, environ)
+    listener = Listener(own_address([host.name for host in allocation.hosts], is_this_host, options.nic))
 
     create_directories(attempt)
-    write_plan(attempt, allocation, mpirun, command)
-    record_attempt(attempt, {"started": time.time(), **slurm.job_facts(os.environ), **allocation.to_json()})
+    write_plan(attempt, allocation, mpirun, command, listener)
+    begun = {"started": time.time(), "launch": launch_id, **slurm.job_facts(os.environ), **allocation.to_json()}
+    record_attempt(attempt, begun)
     print(f"{allocation.summary()} · {mpirun.dialect.name} ({mpirun.path}) · attempt {attempt.number} · {attempt.path}")
     print(*allocation.table(), sep="\n", flush=True)
 
-    begun = time.monotonic()
-    end = supervise(command, environ, allocation.world_size, attempt)
-    verdict = decide(gather_witnesses(attempt, allocation, end))
-    return conclude(verdict, attempt, time.monotonic() - begun)
+    def on_event(event: str, **facts: Any) -> None:
+        record_event(attempt.run_dir, event, attempt=attempt.number, **facts)
+
+    supervision = Supervision(
+        command,
+        environ,
+        allocation,
+        attempt,
+        listener,
+        requests,
+        options.hang_timeout or DEFAULT_HANG_TIMEOUT,
+        on_event,
+    )
+    end = supervision.run()
+    verdict = decide(gather_witnesses(attempt, allocation, supervision.records, end, requests))
+    ended = {
+        "ended": time.time(),
+        "seconds": end.seconds,
+        "steps": steps_of(end.views),
+        "verdict": verdict.to_json(),
+        "accounting": account(
+            queued_at(attempt),
+            begun["started"],
+            time.time(),
+            next((view.beat for view in end.views if view.rank == 0), None),
+            kept=verdict.kind in (COMPLETED, SAVED),
+        ),
+    }
+    record_attempt(attempt, ended)
+    return verdict, end
 
 
 def submitit_job(arguments: list[str]) -> None:
@@ -94,7 +177,9 @@ def parser() -> OptionParser:
     return options
 
 
-def write_plan(attempt: Attempt, allocation: Allocation, mpirun: Mpirun, command: Sequence[str]) -> None:
+def write_plan(
+    attempt: Attempt, allocation: Allocation, mpirun: Mpirun, command: Sequence[str], listener: Listener
+) -> None:
     """Everything that ranks read, and what a person may want to see later."""
     address, port = rendezvous(allocation, os.environ, attempt.number)
     plan = {
@@ -105,32 +190,79 @@ def write_plan(attempt: Attempt, allocation: Allocation, mpirun: Mpirun, command
         "log_dir": str(attempt.log_dir),
         "master_addr": address,
         "master_port": port,
+        "launcher": [listener.address, listener.port],
+        "token": listener.token,
     }
     write_json(attempt.plan, plan)
     attempt.hostfile.write_text(hostfile_text(allocation, mpirun.dialect))
     (attempt.path / "mpirun.txt").write_text(shlex.join(command) + "\n")
 
 
-def gather_witnesses(attempt: Attempt, allocation: Allocation, end: MpirunEnd) -> Witnesses:
-    """Read all records and logs that the verdict rests on."""
-    records = read_records(attempt.path)
-    guilty = first_failure(records["failed"])
+def gather_witnesses(
+    attempt: Attempt, allocation: Allocation, records: Records, end: End, requests: Requests
+) -> Witnesses:
+    """All that the verdict rests on."""
+    guilty = first_failure(records.of("failed"))
+    detail = own_job() if requests.stopped_by else None
     return Witnesses(
         allocation=allocation,
-        **records,
+        started=records.of("started"),
+        complete=records.of("complete"),
+        saved=records.of("saved"),
+        failed=records.of("failed"),
         mpirun_status=end.status,
         mpirun_log_tail=tail(attempt.mpirun_log),
         guilty_log_tail=tail(attempt.log_of(guilty["rank"])) if guilty else "",
-        stopped_by=end.stopped_by,
+        stopped_by=requests.stopped_by,
+        stop_reason=slurm.why_stopped(detail, int(os.environ.get("SLURM_RESTART_COUNT") or 0)) if detail else None,
+        warned_by=requests.why_warned,
+        hang=end.hang,
+        lost_hosts=end.lost_hosts,
+        vanished=end.vanished,
+        unfit=end.unfit,
+        last_steps={view.rank: view.step for view in end.views if view.step is not None},
+        launcher_stopped_mpirun=not end.killed,
     )
 
 
-def conclude(verdict: Verdict, attempt: Attempt, seconds: float) -> int:
-    """Record the verdict, print it as the last lines, queue the job again where it saved for that."""
-    record_attempt(attempt, {"ended": time.time(), "seconds": seconds, "verdict": verdict.to_json()})
-    requeue = verdict.kind == SAVED and slurm.in_batch_body(os.environ)
-    print(*verdict_lines(verdict, attempt, seconds, requeue), sep="\n", flush=True)
-    if requeue and not slurm.requeue(slurm.own_job_id(os.environ)):
+def queued_at(attempt: Attempt) -> float | None:
+    """When the job began to wait for this launch; None away from Slurm and for a second attempt in one allocation."""
+    here = slurm.job_facts(os.environ)
+    before = [entry for entry in read_run(attempt.run_dir)["attempts"] if entry["attempt"] < attempt.number]
+    if not here or (before and all(before[-1].get(name) == value for name, value in here.items())):
+        return None
+    return slurm.queued_at(own_job())
+
+
+def why_warned() -> str:
+    return slurm.why_warned(own_job(), time.time())
+
+
+def own_job() -> str | None:
+    """What Slurm says of this job now; None away from Slurm."""
+    return slurm.job_detail(slurm.own_job_id(os.environ)) if "SLURM_JOB_ID" in os.environ else None
+
+
+def steps_of(views: Sequence[RankView]) -> dict[str, int | None]:
+    """Where an attempt began, how far it came, and what of it is saved, by the ranks' heartbeats."""
+    beats = [view.beat for view in views if view.beat]
+    saved = [beat["saved_step"] for beat in beats if beat["saved_step"] is not None]
+    return {
+        "resumed": max((beat["resumed_step"] for beat in beats), default=None),
+        "last": max((beat["step"] for beat in beats), default=None),
+        "saved": max(saved, default=None),
+    }
+
+
+def conclude(then: Sequel, attempt: Attempt, excluded: Sequence[str]) -> int:
+    """Print the verdict as the last lines; queue the job again where that is what follows."""
+    verdict = then.verdict
+    entry = record_attempt(attempt, {"verdict": verdict.to_json()})
+    requeue = then.kind == REQUEUE
+    in_slurm = "SLURM_JOB_ID" in os.environ
+    print(*verdict_lines(verdict, attempt, entry["seconds"], requeue, in_slurm), sep="\n", flush=True)
+    record_event(attempt.run_dir, "end", attempt=attempt.number, verdict=verdict.kind, requeue=requeue)
+    if requeue and not slurm.requeue(slurm.own_job_id(os.environ), excluded):
         print("Slurm refused to requeue the job: submit the same command again, it goes on", flush=True)
     return verdict.status
 

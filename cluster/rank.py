@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from cluster.allocation import Allocation, RankPlace
+from cluster.blame import is_victim
 from cluster.channel import Wire, connect
 from cluster.environment import default_omp_threads, rank_environment, simulated_gpus
 from cluster.errors import LAUNCHER
 from cluster.machine import die_with_parent, is_this_host, visible_gpus
-from cluster.verdict import is_victim
 from cluster.watch import WARNINGS, Ending, watch
 
 GRACE_FOR_THE_GUILTY = 1.0
@@ -47,9 +47,9 @@ def main(arguments: Sequence[str]) -> int:
     allocation = Allocation.from_json(plan)
     rank, size, local_rank = identity(os.environ)
     try:
-        wire = connect(*plan["launcher"], plan["token"], rank)
-    except OSError as error:
         address, port = plan["launcher"]
+        wire = connect(address, port, plan["token"], rank)
+    except OSError as error:
         print(
             f"error: rank {rank} on {here} cannot reach the launcher at {address}:{port} ({error}): "
             "let the nodes reach each other, or name their common network with --nic",
@@ -143,7 +143,6 @@ def _redirect_output(log_dir: str, rank: int) -> None:
     os.dup2(log, 1)
     os.dup2(log, 2)
     os.close(log)
-
 
 
 if __name__ == "__main__":

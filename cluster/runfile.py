@@ -1,4 +1,14 @@
-"""run.json and the other small JSON files: written aside and renamed."""
+"""run.json and the other small JSON files: written aside and renamed.
+
+    {"experiment": "smoke_mpi", "excluded_hosts": ["n2"], "attempts": [
+        {"attempt": 1, "started": 1790000000.0, "ended": …, "seconds": …, "job_id": "7", "restart_count": "0",
+         "source": "slurm", "hosts": [["n1", 8, 8, 64], …],
+         "verdict": {"kind", "status", "summary", "rank", "host", "gpu", "step", "detail", "next"},
+         "steps": {"resumed": 0, "last": 17, "saved": 10},
+         "accounting": {"queue": 2.1, "start": 4.0, …}}]}     seconds, see cluster.goodput
+
+An attempt without `verdict` runs, or its launcher was killed.
+"""
 
 import json
 import os
@@ -6,7 +16,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from cluster.errors import LAUNCHER
 from cluster.rundir import Attempt
+from cluster.verdict import LAUNCHER_FAILED, Verdict
 
 
 def write_json(path: Path, data: Any) -> None:
@@ -24,11 +36,39 @@ def read_json(path: Path) -> Any:
         return None
 
 
-def record_attempt(attempt: Attempt, facts: Mapping[str, Any]) -> None:
-    """Add or update one attempt in run.json."""
-    path = attempt.run_dir / "run.json"
-    run = read_json(path) or {"experiment": attempt.run_dir.name, "attempts": []}
-    attempts = {entry["attempt"]: entry for entry in run["attempts"]}
+def read_run(run_dir: Path) -> dict[str, Any]:
+    """run.json, or that of a run without attempts."""
+    run: dict[str, Any] = read_json(run_dir / "run.json") or {"experiment": run_dir.name, "attempts": []}
+    run.setdefault("excluded_hosts", [])
+    return run
+
+
+def record_attempt(attempt: Attempt, facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Add or update one attempt in run.json; all that is known of it."""
+    run = read_run(attempt.run_dir)
+    attempts: dict[int, dict[str, Any]] = {entry["attempt"]: entry for entry in run["attempts"]}
     attempts[attempt.number] = {**attempts.get(attempt.number, {}), "attempt": attempt.number, **facts}
     run["attempts"] = list(attempts.values())
-    write_json(path, run)
+    write_json(attempt.run_dir / "run.json", run)
+    return attempts[attempt.number]
+
+
+def close_unfinished_attempts(run_dir: Path) -> None:
+    """Give a verdict to attempts whose launcher was killed before it could; nobody else runs in this directory now."""
+    run = read_run(run_dir)
+    unfinished = [entry for entry in run["attempts"] if "verdict" not in entry]
+    for entry in unfinished:
+        path = run_dir / f"attempt-{entry['attempt']:04d}"
+        ended = max((file.stat().st_mtime for file in path.rglob("*")), default=entry["started"])
+        verdict = Verdict(LAUNCHER_FAILED, LAUNCHER, "the launcher was killed before it could say how this ended")
+        entry |= {"ended": ended, "seconds": ended - entry["started"], "verdict": verdict.to_json()}
+    if unfinished:
+        write_json(run_dir / "run.json", run)
+
+
+def exclude_host(run_dir: Path, host: str) -> list[str]:
+    """Add a host to those that no further attempt may use; all of them."""
+    run = read_run(run_dir)
+    excluded: list[str] = list(dict.fromkeys([*run["excluded_hosts"], host]))
+    write_json(run_dir / "run.json", {**run, "excluded_hosts": excluded})
+    return excluded

@@ -5,24 +5,32 @@ the ranks now.
 """
 
 import signal
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 
 @dataclass
 class Requests:
-    """What was asked so far."""
+    """What was asked so far. ``ask_why()`` tells why a warning came, when it does."""
 
+    ask_why: Callable[[], str]
     warnings: list[int] = field(default_factory=list)
     """Signals that the ranks have not been told yet."""
     warned: bool = False
     """Whether an attempt's ranks were told to save and stop."""
+    why_warned: str | None = None
     by_keyboard: bool = False
     stopped_by: int | None = None
 
     @property
     def warned_or_to_warn(self) -> bool:
         return self.warned or bool(self.warnings)
+
+    def told(self) -> None:
+        """The ranks have been told. Why is asked only now: they must not wait for the answer."""
+        self.warned = True
+        self.why_warned = self.why_warned or ("Ctrl-C" if self.by_keyboard else self.ask_why())
 
     def listen(self) -> None:
         """Take the signals from now on."""

@@ -1,11 +1,18 @@
 """Slurm's commands, asked and told: job details, states, requeue. The only module that runs them."""
 
 import re
+import signal
+import time
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 SECONDS = 20
 """Longest wait for one answer; a busy controller answers late, a dead one never."""
+CONTROLLER_BACK_WITHIN = 300.0
+"""Longest wait for a controller that does not answer at all, such as while it is restarted."""
+ASK_AGAIN_EVERY = 5.0
+NEAR_THE_END = 900.0
+"""Seconds before a job's end in which a warning is for that end; sites warn minutes before, not hours."""
 
 ENDED = frozenset(
     [
@@ -92,9 +99,59 @@ def nodes_out_of_service() -> bool:
     return bool(_ask(["sinfo", "--noheader", "--states=down,drain,fail,maint", "--format=%n"]))
 
 
-def requeue(job_id: str) -> bool:
-    """Queue this job (or array element) again; Slurm then ends the present run. False where Slurm refuses."""
-    return _ask(["scontrol", "requeue", job_id]) is not None
+def requeue(job_id: str, exclude: Sequence[str] = ()) -> bool:
+    """Queue this job (or array element) again, away from the hosts to exclude; False where Slurm refuses.
+
+    Slurm then ends the present run. Its SIGTERM reaches every process of the job, this one and the scontrol that has
+    the rest to do, so it is ignored from here on. Only a job that is no longer running takes an ExcNodeList, hence
+    the order. A controller that is down for a while is waited for.
+    """
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    deadline = time.monotonic() + CONTROLLER_BACK_WITHIN
+    while True:
+        words = _refusal(["scontrol", "requeue", job_id])
+        if words is None or not is_down(words) or time.monotonic() > deadline:
+            break
+        time.sleep(ASK_AGAIN_EVERY)
+    if words is not None:
+        return False
+    if exclude:
+        _ask(["scontrol", "update", f"JobId={job_id}", f"ExcNodeList={','.join(exclude)}"])
+    return True
+
+
+def why_warned(detail: str | None, now: float) -> str:
+    """Why USR1 came, by ``scontrol show job`` at that moment: 'preempted', 'time limit', or just 'signal'."""
+    facts = dict(re.findall(r"\b(PreemptTime|EndTime)=(\S+)", detail or ""))
+    if facts.get("PreemptTime", "None") != "None":
+        return "preempted"
+    end = _seconds(facts.get("EndTime", ""))
+    return "time limit" if end is not None and end - now < NEAR_THE_END else "signal"
+
+
+def why_stopped(detail: str | None, restart_count: int) -> str:
+    """Why TERM came, by ``scontrol show job`` at that moment: 'time limit', 'preempted' or 'cancelled'.
+
+    A preempted job has been queued again by then: it counts one restart more than we know of.
+    """
+    facts = dict(re.findall(r"\b(Reason|Restarts)=(\S+)", detail or ""))
+    if facts.get("Reason") == "TimeLimit":
+        return "time limit"
+    return "preempted" if int(facts.get("Restarts", 0)) > restart_count else "cancelled"
+
+
+def queued_at(detail: str | None) -> float | None:
+    """When the job began to wait in the queue (seconds since 1970): its EligibleTime."""
+    found = re.search(r"\bEligibleTime=(\S+)", detail or "")
+    return _seconds(found[1]) if found else None
+
+
+def _seconds(stamp: str) -> float | None:
+    """Slurm's local ``2026-01-31T12:00:00`` as seconds since 1970; None for None, Unknown, N/A."""
+    try:
+        return time.mktime(time.strptime(stamp, "%Y-%m-%dT%H:%M:%S"))
+    except ValueError:
+        return None
 
 
 def in_batch_body(environ: Mapping[str, str]) -> bool:
@@ -121,6 +178,22 @@ def own_job_id(environ: Mapping[str, str]) -> str:
     if element := environ.get("SLURM_ARRAY_TASK_ID"):
         return f"{environ['SLURM_ARRAY_JOB_ID']}_{element}"
     return environ["SLURM_JOB_ID"]
+
+
+def _refusal(command: Sequence[str]) -> str | None:
+    """What a command of Slurm's says against it; None where it did it."""
+    import subprocess
+
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return f"Unable to contact slurm controller ({error})"
+    return None if answer.returncode == 0 else " ".join(answer.stderr.split()) or "no reason given"
+
+
+def is_down(words: str) -> bool:
+    """Whether that refusal only means that the controller does not answer now."""
+    return "Unable to contact slurm controller" in words or "Socket timed out" in words
 
 
 def _ask(command: Sequence[str]) -> str | None:

@@ -11,13 +11,13 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from cluster.allocation import Allocation
+from cluster.blame import is_victim
 from cluster.channel import Listener
 from cluster.logs import LogFollower
 from cluster.machine import die_with_parent
 from cluster.records import Records
 from cluster.rundir import Attempt
 from cluster.signals import Requests
-from cluster.verdict import is_victim
 from cluster.watchdog import Hang, RankView, blame, hangs, silent_hosts, stragglers
 
 LOOK_EVERY = 0.1
@@ -35,7 +35,7 @@ STACKS_WITHIN = 2.0
 LAST_WORDS_WITHIN = 3.0
 """Seconds in which ranks may still say how they ended once mpirun has."""
 QUIET = 2.5
-"""Seconds without a word after which a host may be on its way to being lost: nobody else is blamed before that is known."""
+"""Seconds without a word after which a host may be about to be lost: nobody else is blamed before that is known."""
 START_WITHIN = 300.0
 """Seconds from mpirun's start within which every rank must have begun."""
 
@@ -52,6 +52,7 @@ class End(NamedTuple):
     killed: bool
     """Whether mpirun had ended, by a signal, before anything told it to."""
     views: tuple[RankView, ...]
+    seconds: float
 
 
 @dataclass
@@ -73,7 +74,7 @@ class Noticed:
     def overdue(self, now: float, quiet: bool) -> bool:
         """Whether everything should have ended by now: something failed, or all ended well, and had its time.
 
-        While some host is `quiet`, ranks that only followed another do not end the attempt: it may be that host's fault.
+        While some host is `quiet`, ranks that only followed another do not end the attempt: it may be its fault.
         """
         if self.lost_hosts or self.unfit or self.hang:
             return True
@@ -140,6 +141,7 @@ class Supervision:
             tuple(sorted(noticed.vanished, key=lambda rank: noticed.vanished[rank])),
             killed,
             tuple(self._views.values()),
+            time.monotonic() - self._begun_at,
         )
 
     def _watch(self) -> bool:
@@ -152,7 +154,7 @@ class Supervision:
             self._judge(now)
             if self._requests.warnings and len(self.records.of("started")) == self._world_size:
                 self._listener.tell({"do": "warn", "signal": self._requests.warnings.pop()})
-                self._requests.warned = True
+                self._requests.told()
             if self._requests.stopped_by is not None and noticed.stop_at is None:
                 noticed.stop_at = now
             if noticed.stop_at is None and noticed.overdue(now, quiet=bool(silent_hosts(self._running(), now, QUIET))):
@@ -257,7 +259,7 @@ class Supervision:
         self._mpirun.wait()
 
     def _hear_last_words(self) -> None:
-        """mpirun has ended: whatever ranks are left have no attempt any more. Hosts that do not even hear that are lost."""
+        """mpirun has ended, so ranks that are left have no attempt any more. Hosts that do not hear that are lost."""
         deadline = time.monotonic() + LAST_WORDS_WITHIN
         while (now := time.monotonic()) < deadline:
             if not [view for view in self._running() if view.host not in self._noticed.lost_hosts]:

@@ -253,11 +253,11 @@ def _guard(group: int) -> int:
 
     The kernel kills the program with its watcher, but not the worker processes that the program has started.
     """
-    reader, writer = os.pipe()
+    reader, _writer = os.pipe()  # the writer stays open as long as this process lives
     guard = os.fork()
     if guard:
         os.close(reader)
-        return guard  # the writer stays open as long as this process lives
+        return guard
     os.setsid()
     for number in (*WARNINGS, *_STOPS, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
