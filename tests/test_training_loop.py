@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from training.evaluate import evaluate, evaluation_batches, perplexity
+from training.heartbeat import Heartbeat
 from training.loop import LoopPlan, dropout_seed, make_loader, train_steps
 from training.optimizer import make_optimizer
 from training.sampler import RankBatches, SampleOrder
@@ -41,6 +42,7 @@ def run(plan=PLAN, batch=4, workers=0, model=None, stop=False):
         plan,
         SimpleNamespace(requested=stop),
         CPU,
+        Heartbeat(None),
     )
     return list(steps), model
 
@@ -64,7 +66,7 @@ def test_processes_that_read_ahead_change_nothing():
 
 def test_every_phase_has_its_seconds_and_they_fit_into_the_step():
     for result in run()[0]:
-        assert set(result.phases) == {"data", "forward", "backward", "update"}
+        assert set(result.phases) == {"data", "forward", "backward", "agree", "update"}
         assert all(seconds > 0 for seconds in result.phases.values())
         assert sum(result.phases.values()) <= result.seconds
 
@@ -83,7 +85,9 @@ def test_a_loss_that_is_not_finite_stops_before_the_update():
     with torch.no_grad():
         model.table.weight[3, 3] = float("nan")
     before = model.table.weight.clone()
-    with pytest.raises(FloatingPointError, match=r"the loss is not finite at step 1 on rank 0; the weights were not"):
+    with pytest.raises(
+        FloatingPointError, match=r"the loss is not finite at step 1 on rank 0 \(sequences 1?.*\); the weights were not"
+    ):
         run(model=model)
     assert torch.equal(model.table.weight.nan_to_num(9), before.nan_to_num(9))
 

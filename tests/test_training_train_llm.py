@@ -93,7 +93,7 @@ def test_metrics_have_a_row_for_each_step_and_each_evaluation(whole, output: Pat
     assert [row["step"] for row in written if "loss" in row] == [1, 2, 3, 4, 5, 6]
     assert [row["step"] for row in written if "eval_loss" in row] == [3, 6]
     expected = {"step", "epoch", "loss", "lr", "grad_norm", "tokens_per_second", "step_seconds", "memory_peak_bytes"}
-    expected |= {f"{phase}_seconds" for phase in ("data", "forward", "backward", "update")}
+    expected |= {f"{phase}_seconds" for phase in ("data", "forward", "backward", "agree", "update")}
     assert set(written[0]) == expected
     assert written[-1]["perplexity"] > 1
 

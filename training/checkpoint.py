@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from training import random_state
 from training.errors import InputError
 from training.ranks import RankInfo
 
@@ -36,24 +37,21 @@ class Progress:
     """Sequences trained on, over all ranks and epochs."""
 
 
-def rng_state(device: torch.device) -> dict[str, torch.Tensor]:
-    """The random state that dropout on this rank draws from."""
-    state = {"cpu": torch.get_rng_state()}
-    if device.type == "cuda":
-        state["cuda"] = torch.cuda.get_rng_state(device)
-    return state
+def rng_state(device: torch.device) -> dict[str, Any]:
+    """The random state of this rank."""
+    return random_state.capture(device)
 
 
-def restore_rng(folder: Path, ranks: RankInfo, device: torch.device) -> None:
-    """Put this rank's random state back; left as it is where the checkpoint was made by another number of
-    ranks."""
+def restore_rng(folder: Path, ranks: RankInfo, device: torch.device) -> dict[str, Any]:
+    """Put this rank's random state back; left as it is where the checkpoint was made by another number of ranks.
+
+    Returns the conditions under which the checkpoint was made; empty where it does not tell.
+    """
     states = torch.load(folder / "rng.pt", map_location="cpu", weights_only=True)
     if len(states) != ranks.world_size:
-        return
-    state = states[ranks.rank]
-    torch.set_rng_state(state["cpu"])
-    if device.type == "cuda" and "cuda" in state:
-        torch.cuda.set_rng_state(state["cuda"], device)
+        return states[0].get("conditions", {})
+    random_state.restore(states[ranks.rank], device)
+    return states[ranks.rank].get("conditions", {})
 
 
 def save_checkpoint(
@@ -62,7 +60,7 @@ def save_checkpoint(
     model: Any,
     tokenizer: Any,
     optimizer: torch.optim.Optimizer,
-    rngs: list[dict[str, torch.Tensor]],
+    rngs: list[dict[str, Any]],
 ) -> Path:
     """Write a checkpoint aside, force it to disk, and rename it into place; then drop all but the last two.
 

@@ -90,6 +90,10 @@ class TrainConfig:
     max_grad_norm: Annotated[float, arg(metavar="X")] = 1.0
     """Gradients are scaled down to this norm where theirs is larger; 0 does not clip."""
 
+    max_skipped_steps: Annotated[int, arg(metavar="N")] = 0
+    """Steps of the whole run whose update is skipped where the loss or gradient is not finite; at the next one, or
+    without this option at the first, the run stops before the update."""
+
     batch_size: Annotated[int, arg(aliases=["-b", "--per-device-train-batch-size"], metavar="N")] = 8
     """Sequences per rank in one forward pass."""
 
@@ -271,7 +275,7 @@ def _typed(key: str, value: Any, path: Path) -> Any:
 MINIMUM: Mapping[str, float] = {
     "seed": 0, "max_steps": 1, "warmup_steps": 0, "weight_decay": 0, "max_grad_norm": 0, "batch_size": 1,
     "gradient_accumulation_steps": 1, "seq_length": 2, "log_freq": 1, "eval_freq": 0, "max_eval_samples": 1,
-    "ckpt_freq": 0, "num_workers": 0,
+    "ckpt_freq": 0, "num_workers": 0, "max_skipped_steps": 0,
 }  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 COMPLETE = 0
 INPUT_ERROR = 64  # EX_USAGE of sysexits.h: running the same request again cannot help.
+NODE_UNFIT = 71  # EX_OSERR of sysexits.h: the same request may well succeed on other hosts.
 SAVED_FOR_REQUEUE = 75  # EX_TEMPFAIL of sysexits.h: a checkpoint is on disk, run the same request again.
 
 
@@ -11,6 +12,19 @@ class InputError(ValueError):
     The message is one line that says what was given, what was wanted and what to do next. It is printed as
     `error: <message>` without a traceback, and the process exits with `INPUT_ERROR`.
     """
+
+
+class NodeError(RuntimeError):
+    """A host is not fit to train on.
+
+    The message is one line that names the host and what is wrong with it. It is printed as `error: <message>` without a
+    traceback, and the process exits with `NODE_UNFIT`.
+    """
+
+    def __init__(self, message: str, speaker: int) -> None:
+        """`speaker`: the rank that says it, on the host in question where that one answers."""
+        super().__init__(message)
+        self.speaker = speaker
 
 
 class PeerError(RuntimeError):

@@ -6,22 +6,39 @@ from typing import Any
 import torch
 
 from training.loop import autocast
-from training.process_group import sum_over_ranks
+from training.process_group import any_rank, sum_over_ranks
+from training.stop import StopRequest
 from training.tokens import Blocks
+
+# The ranks agree on a stop after so many batches of an evaluation: seldom enough to cost nothing.
+BATCHES_BETWEEN_AGREEMENTS = 16
+
+
+class CutShort(Exception):
+    """An evaluation was not finished because some rank was asked to stop; raised on all ranks."""
 
 
 def evaluation_batches(blocks: int, batch_size: int, rank: int, world_size: int, most: int) -> list[range]:
     """The held-out blocks this rank reads, in batches of which the last may be short.
 
     All ranks together read the first `most` blocks, or all where there are fewer, each once: which ones does
-    not depend on batch size or world size, so that the losses of different runs can be compared.
+    not depend on batch size or world size, so that the losses of different runs can be compared. Every rank has
+    the same number of batches, of which the last may be empty.
     """
     mine = range(min(blocks, most))[rank::world_size]
-    return [mine[start : start + batch_size] for start in range(0, len(mine), batch_size)]
+    longest = len(range(min(blocks, most))[::world_size])
+    return [mine[start : start + batch_size] for start in range(0, longest, batch_size)]
 
 
 @torch.no_grad()
-def evaluate(model: Any, blocks: Blocks, batches: list[range], bfloat16: bool, device: torch.device) -> float | None:
+def evaluate(
+    model: Any,
+    blocks: Blocks,
+    batches: list[range],
+    bfloat16: bool,
+    device: torch.device,
+    stop: StopRequest | None = None,
+) -> float | None:
     """Mean loss over all tokens of the held-out blocks that the ranks read together, in nats per token; None
     where there are none.
 
@@ -31,10 +48,19 @@ def evaluate(model: Any, blocks: Blocks, batches: list[range], bfloat16: bool, d
         batches: what this rank reads of them.
         bfloat16: as in training.
         device: where batches go.
+        stop: ends the evaluation early, on all ranks together; None is never asked.
+
+    Raises:
+        CutShort: some rank was asked to stop.
     """
     model.eval()
     total = torch.zeros(2, dtype=torch.float64)
-    for batch in batches:
+    for number, batch in enumerate(batches):
+        agree = stop is not None and number > 0 and number % BATCHES_BETWEEN_AGREEMENTS == 0
+        if stop is not None and agree and any_rank(stop.requested, device):
+            raise CutShort
+        if not batch:
+            continue
         tokens = torch.stack([torch.from_numpy(blocks[i]) for i in batch]).to(device)
         with autocast(device, bfloat16):
             loss = model(input_ids=tokens, labels=tokens).loss

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -12,13 +12,17 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
-from training.process_group import gather, sum_over_ranks
+from training.divergence import NotFinite
+from training.heartbeat import Heartbeat
+from training.process_group import gather, my_rank, sum_over_ranks
 from training.sampler import RankBatches
 from training.schedule import learning_rate
 from training.stop import StopRequest
 from training.tokens import Blocks
 
-PHASES = ("data", "forward", "backward", "update")
+PHASES = ("data", "forward", "backward", "agree", "update")
+# What a rank does without waiting for any other: by this a slow rank can be told from those that wait for it.
+BUSY = ("data", "forward")
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,8 @@ class StepResult:
     """Seconds by phase."""
     stop: bool
     """Some rank was asked to save and stop; all ranks see the same answer at the same step."""
+    skipped: NotFinite | None = None
+    """Why this step left the weights as they were, where it did."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +59,10 @@ class LoopPlan:
     warmup: int
     max_grad_norm: float
     bfloat16: bool
+    max_skipped: int = 0
+    """Steps of the whole run whose update may be skipped because a number was not finite."""
+    skipped: int = 0
+    """Steps that were skipped before."""
 
 
 def dropout_seed(seed: int, rank: int, step: int) -> int:
@@ -90,70 +100,118 @@ def train_steps(
     plan: LoopPlan,
     stop: StopRequest,
     device: torch.device,
+    heartbeat: Heartbeat,
 ) -> Iterator[StepResult]:
     """Make the remaining optimizer steps, yielding after each.
 
     Args:
         model: returns an object with `loss` for `input_ids` and `labels`; wrapped in DDP where there are
         several ranks. optimizer: its learning rate is set here.
-        loader: exactly the batches of the remaining steps.
+        loader: exactly the batches of the remaining steps, from `make_loader`.
         plan: the numbers.
         stop: read at each step, so that the ranks agree on it.
         device: where batches go.
+        heartbeat: told what this rank does.
 
     Raises:
-        FloatingPointError: loss or gradient is not finite; raised before the update, naming step and ranks.
+        FloatingPointError: loss or gradient is not finite here, and no more steps may be skipped; raised
+        before the update, naming step, ranks and their batches.
+        PeerError: the same on a rank that did not cause it.
     """
     batches = iter(loader)
+    skipped = plan.skipped
     for step in range(plan.done, plan.total):
-        clock = PhaseClock(device)
+        clock = PhaseClock(device, heartbeat.at)
         model.train()
         optimizer.zero_grad(set_to_none=True)
         loss = torch.zeros((), device=device)
+        random_state = _random_state(device)
+        parts: list[torch.Tensor] = []
         for part in range(plan.accumulation):
             with clock.phase("data"):
-                batch = next(batches).to(device, non_blocking=True)
+                parts.append(next(batches).to(device, non_blocking=True))
             synchronise = part + 1 == plan.accumulation
             with _no_sync(model) if not synchronise else nullcontext():
                 with clock.phase("forward"), autocast(device, plan.bfloat16):
-                    part_loss = model(input_ids=batch, labels=batch).loss / plan.accumulation
+                    part_loss = model(input_ids=parts[-1], labels=parts[-1]).loss / plan.accumulation
                 with clock.phase("backward"):
                     part_loss.backward()
             loss += part_loss.detach().float()
-        with clock.phase("update"):
+        with clock.phase("agree"):
             lr = learning_rate(step, plan.total, plan.warmup, plan.peak_lr, plan.lr_scheduler)
             for group in optimizer.param_groups:
                 group["lr"] = lr
             norm = torch.nn.utils.clip_grad_norm_(model.parameters(), plan.max_grad_norm or math.inf)
-            # One small message carries everything the ranks tell each other at a step.
-            told = torch.stack(
-                [loss, torch.tensor(float(stop.requested), device=device), torch.ones((), device=device)]
-            )
-            loss_sum, stops, ranks = sum_over_ranks(told).tolist()
-            mean_loss, grad_norm = loss_sum / ranks, float(norm)
-            if not (math.isfinite(mean_loss) and math.isfinite(grad_norm)):
-                _refuse_update(step + 1, float(loss), grad_norm)
-            optimizer.step()
+            # One small message carries everything the ranks tell each other at a step, and comes to the host once.
+            asked = torch.tensor([float(stop.requested), 1.0], device=device)
+            own_norm = norm.detach().float().reshape(1)
+            told = sum_over_ranks(torch.cat([loss.reshape(1), own_norm, asked]))
+            loss_sum, norms, stops, ranks, grad_norm = torch.cat([told, own_norm]).tolist()
+        not_finite = None
+        if math.isfinite(loss_sum) and math.isfinite(norms):
+            with clock.phase("update"):
+                optimizer.step()
+        else:
+            own_loss = float(loss)
+
+            def gradient_is_finite(seen: Sequence[torch.Tensor] = parts, before: Any = random_state) -> bool:
+                return _own_gradient_is_finite(model, optimizer, seen, before, plan, device)
+
+            sequences = loader.batch_sampler.of_step(step - plan.done)  # type: ignore[union-attr]
+            not_finite = _who_is_not_finite(step + 1, own_loss, grad_norm, sequences, gradient_is_finite)
+            if skipped >= plan.max_skipped:
+                raise not_finite.error(my_rank(), skipped)
+            skipped += 1
         seconds, phases = clock.read()
-        yield StepResult(step + 1, mean_loss, lr, grad_norm, seconds, phases, stops > 0)
+        heartbeat.made_step(step + 1, seconds, sum(phases[name] for name in BUSY))
+        yield StepResult(step + 1, loss_sum / ranks, lr, grad_norm, seconds, phases, stops > 0, not_finite)
 
 
 def _no_sync(model: Any) -> AbstractContextManager[None]:
     return model.no_sync() if isinstance(model, DistributedDataParallel) else nullcontext()
 
 
-def _refuse_update(step: int, loss: float, grad_norm: float) -> None:
-    guilty = [rank for rank, value in enumerate(gather(loss)) if not math.isfinite(value)]
+def _random_state(device: torch.device) -> tuple[torch.Tensor, torch.Tensor | None]:
+    return torch.get_rng_state(), torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+
+
+def _who_is_not_finite(
+    step: int, loss: float, grad_norm: float, sequences: list[int], gradient_is_finite: Callable[[], bool]
+) -> NotFinite:
+    """Ask all ranks whose loss it is; where it is nobody's, whose own gradient. All ranks get the same answer."""
+    reports = gather((math.isfinite(loss), sequences))
+    guilty = {rank: read for rank, (finite, read) in enumerate(reports) if not finite}
     if guilty:
-        ranks = ", ".join(map(str, guilty[:8])) + (" and more" if len(guilty) > 8 else "")
-        raise FloatingPointError(
-            f"the loss is not finite at step {step} on rank {ranks}; the weights were not updated: "
-            f"lower --lr, raise --warmup-steps, or look at that rank's data"
-        )
-    raise FloatingPointError(
-        f"the gradient's norm is {grad_norm} at step {step}; the weights were not updated: "
-        f"lower --lr or raise --warmup-steps"
+        return NotFinite(step, "loss", grad_norm, guilty)
+    # The sum over the ranks has spread it to all of them, so each looks at its own part once more.
+    reports = gather((len(reports) > 1 and gradient_is_finite(), sequences))
+    return NotFinite(
+        step, "gradient", grad_norm, {rank: read for rank, (finite, read) in enumerate(reports) if not finite}
     )
+
+
+def _own_gradient_is_finite(
+    model: Any,
+    optimizer: torch.optim.Optimizer,
+    parts: Sequence[torch.Tensor],
+    random_state: tuple[torch.Tensor, torch.Tensor | None],
+    plan: LoopPlan,
+    device: torch.device,
+) -> bool:
+    """Compute a step's gradient again, without the other ranks and with the same dropout."""
+    torch.set_rng_state(random_state[0])
+    if random_state[1] is not None:
+        torch.cuda.set_rng_state(random_state[1], device)
+    optimizer.zero_grad(set_to_none=True)
+    for part in parts:
+        with _no_sync(model):
+            with autocast(device, plan.bfloat16):
+                loss = model(input_ids=part, labels=part).loss / plan.accumulation
+            loss.backward()
+    gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+    finite = all(bool(torch.isfinite(gradient).all()) for gradient in gradients)
+    optimizer.zero_grad(set_to_none=True)
+    return finite
 
 
 def settle_buckets(model: Any, batch_size: int, length: int, bfloat16: bool, device: torch.device) -> None:
@@ -176,14 +234,17 @@ class PhaseClock:
     """Seconds by phase within one step. On a GPU they are measured between events, so that nothing waits for
     them."""
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, tell: Callable[[str], None]) -> None:
+        """`tell` is told each phase as it begins."""
         self._cuda = device.type == "cuda"
+        self._tell = tell
         self._start = time.perf_counter()
         self._seconds = dict.fromkeys(PHASES, 0.0)
         self._events: list[tuple[str, Any, Any]] = []
 
     def phase(self, name: str) -> AbstractContextManager[None]:
         """Adds the time of a `with` block to the phase."""
+        self._tell(name)
         return _Phase(self, name)
 
     def mark(self) -> Any:

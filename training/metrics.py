@@ -4,7 +4,7 @@ interrupted."""
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -52,6 +52,29 @@ def memory_bytes(device: torch.device) -> dict[str, int]:
     import resource
 
     return {"memory_peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a metrics file, without half a line at its end; none where there is no file."""
+    if not path.exists():
+        return []
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines if _step(line) < math.inf]
+
+
+def skipped_steps(rows: Iterable[Mapping[str, Any]], until: int) -> int:
+    """How many steps up to `until` left the weights as they were."""
+    return sum(row.get("event") == "skipped" and row["step"] <= until for row in rows)
+
+
+def has_evaluation(rows: Iterable[Mapping[str, Any]], step: int) -> bool:
+    """Whether the held-out loss of this step was told."""
+    return any("eval_loss" in row and row["step"] == step for row in rows)
+
+
+def bit_exact(rows: Iterable[Mapping[str, Any]]) -> bool:
+    """Whether every attempt went on under the same conditions as the one before."""
+    return all(row["bit_exact"] for row in rows if row.get("event") == "resumed")
 
 
 class MetricsFile:

@@ -187,6 +187,16 @@ def gather(value: T) -> list[T]:
     return values
 
 
+def my_rank() -> int:
+    """This process's rank in the group; 0 where there is none."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def any_rank(answer: bool, device: torch.device) -> bool:
+    """Whether any rank says so."""
+    return bool(sum_over_ranks(torch.tensor([float(answer)], device=device)).item())
+
+
 def set_threads(threads: int) -> None:
     """Use this many CPU threads, unless OMP_NUM_THREADS already says how many."""
     if "OMP_NUM_THREADS" not in os.environ:

@@ -40,6 +40,14 @@ class RunLog:
         metrics.write({"step": step, "eval_loss": loss, "perplexity": perplexity(loss)})
         display.line(f"step {step}/{self._total} · held-out loss {loss:.4f} · perplexity {perplexity(loss):.2f}")
 
+    def event(self, row: Mapping[str, Any], text: str) -> None:
+        """Something that happened at a step: a row of metrics with the key `event`, whatever --log-freq says, and a
+        line."""
+        if self._outlets is None:
+            return
+        self._outlets[0].write(row)
+        self.line(text)
+
     def line(self, text: str) -> None:
         """Something that happened."""
         if self._outlets is not None:

@@ -55,9 +55,17 @@ class RankBatches:
         return self.steps * self.accumulation
 
     def __iter__(self) -> Iterator[list[int]]:
+        for number in range(len(self)):
+            yield self._batch(number)
+
+    def of_step(self, number: int) -> list[int]:
+        """The indices that this rank reads in one step, counted from 0 from the first that is made here."""
+        first = number * self.accumulation
+        return [index for batch in range(first, first + self.accumulation) for index in self._batch(batch)]
+
+    def _batch(self, number: int) -> list[int]:
         stride = self.world_size * self.batch_size
-        for batch in range(len(self)):
-            yield self.order.at(self.first_sample + batch * stride + self.rank * self.batch_size, self.batch_size)
+        return self.order.at(self.first_sample + number * stride + self.rank * self.batch_size, self.batch_size)
 
 
 def remaining_steps(size: int, epochs: float, max_steps: int | None, done: int, samples: int, per_step: int) -> int:

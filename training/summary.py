@@ -4,11 +4,12 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from statistics import median
+from statistics import mean, median
 from typing import Any
 
 from training.checkpoint import step_of
 from training.display import clock
+from training.metrics import bit_exact, read_rows, skipped_steps
 from training.run_directory import RunDirectory
 from training.sample import Sample
 
@@ -29,6 +30,7 @@ def summarise(
     device: str,
     seconds: float,
     samples: Sequence[Sample],
+    age: float,
 ) -> dict[str, Any]:
     """The summary of a complete run, its figures read from the metrics of all attempts; losses and speed are
     None where no step was logged.
@@ -41,8 +43,9 @@ def summarise(
         device: what they trained on.
         seconds: that this attempt spent on optimizer steps.
         samples: answers of the trained model.
+        age: seconds since this attempt's process began.
     """
-    rows = [json.loads(line) for line in run.metrics.read_text(encoding="utf-8").splitlines()]
+    rows = read_rows(run.metrics)
     steps = [row for row in rows if "loss" in row]
     evaluations = [row for row in rows if "eval_loss" in row]
     held_out = evaluations[-1] if evaluations else {"eval_loss": None, "perplexity": None}
@@ -52,6 +55,12 @@ def summarise(
         "world_size": world_size,
         "device": device,
         "seconds": round(seconds, 3),
+        "attempt_seconds": round(age, 3),
+        "all_attempts_seconds": round(mean(row["step_seconds"] for row in steps) * step_of(checkpoint), 3)
+        if steps
+        else None,
+        "bit_exact": bit_exact(rows),
+        "skipped_steps": skipped_steps(rows, step_of(checkpoint)),
         "tokens_per_second": median(row["tokens_per_second"] for row in steps) if steps else None,
         "first_loss": steps[0]["loss"] if steps else None,
         "final_loss": steps[-1]["loss"] if steps else None,
@@ -72,13 +81,22 @@ def summary_text(summary: Mapping[str, Any]) -> str:
 
     speed = number(summary["tokens_per_second"], ",.0f")
     first, final = number(summary["first_loss"], ".4f"), number(summary["final_loss"], ".4f")
+    effective = f"{summary['seconds'] / summary['attempt_seconds']:.0%} of this attempt's "
+    effective += f"{clock(summary['attempt_seconds'])} was training"
+    if summary["all_attempts_seconds"] is not None:
+        effective += f", in all attempts {clock(summary['all_attempts_seconds'])}"
     lines = [
         f"complete: {summary['steps']} steps, {summary['epochs']:.2f} epochs",
         f"  ranks       {summary['world_size']} on {summary['device']}",
         f"  speed       {speed} tokens/s, {clock(summary['seconds'])} of training",
+        f"  effective   {effective}",
         f"  loss        {first} at first, {final} at last",
         f"  held out    loss {number(summary['eval_loss'], '.4f')}, perplexity {number(summary['perplexity'], '.2f')}",
     ]
+    if not summary["bit_exact"]:
+        lines.append("  not bit-exact: some attempt went on under other conditions than the one before")
+    if summary["skipped_steps"]:
+        lines.append(f"  skipped     {summary['skipped_steps']} steps whose loss or gradient was not finite")
     for sample in summary["samples"]:
         lines += [
             f"  sample      {_short(sample['prompt'])}",

@@ -4,20 +4,22 @@
     --experiment-name a
 
 Works the same under mpirun of Open MPI, mpiexec of MPICH, torchrun, srun, and alone. Exit status: 0
-complete, 64 the request is wrong (one line says how), 75 saved after SIGUSR1 and to be run again; anything
-else is a fault with a traceback.
+complete, 64 the request is wrong, 71 a host is unfit (one line says how), 75 saved after SIGUSR1 or Ctrl-C
+and to be run again; anything else is a fault with a traceback.
 """
 
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from training.config import TrainConfig, config_from_argv
-from training.errors import COMPLETE, INPUT_ERROR, SAVED_FOR_REQUEUE, InputError
+from training.errors import COMPLETE, INPUT_ERROR, NODE_UNFIT, SAVED_FOR_REQUEUE, InputError, NodeError
+from training.heartbeat import Heartbeat
 from training.ranks import RankInfo, check_rendezvous
-from training.run_directory import RunDirectory, run_directory, write_json
-from training.stop import StopRequest
+from training.run_directory import RUN_DIRECTORY_VARIABLE, RunDirectory, run_directory, write_json
+from training.stop import StopRequest, takes_interrupts
 from training.teardown import exit_with
 
 PROG = "python -m training.train_llm"
@@ -28,6 +30,7 @@ def main(argv: Sequence[str]) -> int:
     """Carry out the training that the command line and the environment describe; the process's exit
     status."""
     stop = StopRequest()
+    heartbeat = Heartbeat.from_env(os.environ)
     ranks = RankInfo("single")
     try:
         ranks = RankInfo.from_env(os.environ)
@@ -36,37 +39,40 @@ def main(argv: Sequence[str]) -> int:
         check_rendezvous(ranks, os.environ)
     except InputError as error:
         return refuse(error, ranks)
+    if takes_interrupts(ranks.launcher, RUN_DIRECTORY_VARIABLE in os.environ):
+        stop.also_on_interrupt(says=ranks.rank == 0)
 
     # Imported here and in `train`, because a wrong option should not have to wait seconds for torch.
     from torch.distributed.elastic.multiprocessing.errors import record
 
     def train_or_refuse() -> int:
         try:
-            return train(config, run, ranks, stop)
-        except InputError as error:
+            return train(config, run, ranks, stop, heartbeat)
+        except (InputError, NodeError) as error:
             return refuse(error, ranks)
 
     return record(train_or_refuse)() or COMPLETE
 
 
-def refuse(error: InputError, ranks: RankInfo) -> int:
-    """Say once what is wrong with the request."""
-    if ranks.rank == 0:
+def refuse(error: InputError | NodeError, ranks: RankInfo) -> int:
+    """Say once what is wrong with the request, or with a host."""
+    if ranks.rank == (error.speaker if isinstance(error, NodeError) else 0):
         print(f"error: {error}", file=sys.stderr, flush=True)
     else:
-        # mpirun ends all ranks when the first one fails, and rank 0 must have spoken by then.
+        # mpirun ends all ranks when the first one fails, and the one that speaks must have spoken by then.
         time.sleep(2.0)
-    return INPUT_ERROR
+    return NODE_UNFIT if isinstance(error, NodeError) else INPUT_ERROR
 
 
-def train(config: TrainConfig, run: RunDirectory, ranks: RankInfo, stop: StopRequest) -> int:
+def train(config: TrainConfig, run: RunDirectory, ranks: RankInfo, stop: StopRequest, heartbeat: Heartbeat) -> int:
     """Join the other ranks, prepare, train, evaluate, save."""
     import torch
     from torch.nn.parallel import DistributedDataParallel
 
-    from training import checkpoint, evaluate, flops, loop, metrics, process_group
+    from training import checkpoint, evaluate, flops, loop, metrics, process_group, random_state
     from training.attention import use_packed_causal_attention
     from training.device import choose_device, device_name, threads_per_rank
+    from training.divergence import NormWatch
     from training.model import build_model, load_tokenizer, quiet_libraries
     from training.optimizer import make_optimizer
     from training.prepare import prepare, start_text
@@ -88,9 +94,12 @@ def train(config: TrainConfig, run: RunDirectory, ranks: RankInfo, stop: StopReq
     bfloat16 = config.dtype == "bfloat16" or (config.dtype == "auto" and device.type == "cuda")
     quiet_libraries()
 
+    heartbeat.enter("prepare")
+
     # Rank 0 alone looks for model, data and checkpoint, and tells the others where they are.
     found = process_group.rank_zero_first(lambda: prepare(config, run, ranks.world_size, say))
     done, total = found.done, found.total
+    heartbeat.resumed(done.step, saved=found.resume_from is not None)
     if found.finished is not None:
         say(f"{run.root} is already complete at step {total}; raise --max-steps or --num-epochs to train on")
         say(summary_text(found.finished))
@@ -105,6 +114,7 @@ def train(config: TrainConfig, run: RunDirectory, ranks: RankInfo, stop: StopReq
     weights = found.weights if ranks.rank == 0 else None
     model = process_group.on_every_rank(lambda: build_model(found.source.architecture, weights)).to(device)
     if config.compile:
+        heartbeat.enter("compile")
         use_packed_causal_attention(model)
         model.compile()
     trained = model
@@ -112,11 +122,19 @@ def train(config: TrainConfig, run: RunDirectory, ranks: RankInfo, stop: StopReq
         devices = [device] if device.type == "cuda" else None
         trained = DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True)
     optimizer = make_optimizer(model, config.weight_decay, device)
-    torch.manual_seed(loop.dropout_seed(config.seed, ranks.rank, done.step))
+    hardware = device_name(device)
+    precision = "bfloat16" if bfloat16 else "float32"
+    conditions = random_state.conditions(
+        *(ranks.world_size, config.batch_size, config.gradient_accumulation_steps), precision, config.compile, hardware
+    )
+    changes: list[str] = []
     if found.resume_from is not None:
         loop.settle_buckets(trained, config.batch_size, config.seq_length, bfloat16, device)
         checkpoint.load_optimizer(found.resume_from, optimizer)
-        checkpoint.restore_rng(found.resume_from, ranks, device)
+    random_state.seed_all(loop.dropout_seed(config.seed, ranks.rank, done.step))
+    if found.resume_from is not None:
+        before = checkpoint.restore_rng(found.resume_from, ranks, device)
+        changes = next(filter(None, process_group.gather(random_state.differences(before, conditions))), [])
 
     # The data: which sequences this rank reads follows from the step alone.
     per_step = ranks.world_size * config.batch_size * config.gradient_accumulation_steps
@@ -136,15 +154,31 @@ def train(config: TrainConfig, run: RunDirectory, ranks: RankInfo, stop: StopReq
     tokenizer = load_tokenizer(found.source) if ranks.rank == 0 else None
 
     def save(progress: checkpoint.Progress) -> None:
-        states = process_group.gather(checkpoint.rng_state(device))
-        process_group.rank_zero_first(
-            lambda: checkpoint.save_checkpoint(run.checkpoints, progress, model, tokenizer, optimizer, states)
-        )
+        trained_until_now = heartbeat.seconds()["train"]
+        with heartbeat.during("save"):
+            states = process_group.gather({**checkpoint.rng_state(device), "conditions": conditions})
+            process_group.rank_zero_first(
+                lambda: checkpoint.save_checkpoint(run.checkpoints, progress, model, tokenizer, optimizer, states)
+            )
+        heartbeat.saved(progress.step, trained_until_now)
+
+    def evaluate_held_out(step: int, until: StopRequest | None) -> bool:
+        """Whether it came to its end, rather than being cut short by a request to stop."""
+        try:
+            with heartbeat.during("evaluate"):
+                loss = evaluate.evaluate(model, held_out, my_held_out, bfloat16, device, until)
+        except evaluate.CutShort:
+            return False
+        log.evaluation(step, loss)
+        return True
+
+    def is_evaluated(step: int) -> bool:
+        return step == total or (config.eval_freq > 0 and step % config.eval_freq == 0)
 
     # The steps.
-    hardware = device_name(device)
     where = f"ranks: {ranks.world_size} on {hardware}, launcher: {ranks.launcher}"
     say(start_text(config, run, found, where, model.num_parameters(), len(blocks), len(held_out)))
+    rows = process_group.rank_zero_first(lambda: metrics.read_rows(run.metrics) if found.resume_from else [])
     plan = loop.LoopPlan(
         done=done.step,
         total=total,
@@ -154,27 +188,48 @@ def train(config: TrainConfig, run: RunDirectory, ranks: RankInfo, stop: StopReq
         warmup=found.warmup,
         max_grad_norm=config.max_grad_norm,
         bfloat16=bfloat16,
+        max_skipped=config.max_skipped_steps,
+        skipped=metrics.skipped_steps(rows, done.step),
     )
+    norms = NormWatch(found.warmup)
     step_tokens = per_step * config.seq_length
     token_flops = flops.model_flops_per_token(model, config.seq_length)
     seconds = 0.0
     with RunLog(run, done.step, total, config.log_freq, ranks) as log:
-        for result in loop.train_steps(trained, optimizer, loader, plan, stop, device):
+        if found.resume_from is not None:
+            log.event(*resumed_event(done.step, changes))
+        if process_group.any_rank(stop.requested, device):
+            log.line(f"stopped at step {done.step}/{total} on {stop.by}, before a new step; run the same command again")
+            process_group.leave()
+            return SAVED_FOR_REQUEUE
+        if done.step and is_evaluated(done.step) and not metrics.has_evaluation(rows, done.step):
+            # The attempt before was asked to stop in the middle of it.
+            evaluate_held_out(done.step, None)
+        heartbeat.enter("compile" if config.compile else "train")
+        for result in loop.train_steps(trained, optimizer, loader, plan, stop, device, heartbeat):
+            heartbeat.enter("train")
             seconds += result.seconds
             now = checkpoint.Progress(result.step, done.samples + (result.step - done.step) * per_step)
             mfu = flops.utilisation(step_tokens / result.seconds, token_flops, hardware, ranks.world_size)
             log.step(
                 metrics.step_row(result, now.samples / len(blocks), step_tokens, mfu, metrics.memory_bytes(device))
             )
+            if result.skipped is not None:
+                log.event(result.skipped.row(), f"warning: {result.skipped}; the weights were not updated, going on")
+            if (outlier := norms.outlier(result.step, result.grad_norm)) is not None:
+                log.event(outlier, outlier_text(outlier))
             last = result.step == total
-            if last or (config.eval_freq and result.step % config.eval_freq == 0):
-                log.evaluation(result.step, evaluate.evaluate(model, held_out, my_held_out, bfloat16, device))
-            if last or result.stop or (config.ckpt_freq and result.step % config.ckpt_freq == 0):
+            # A request to stop may have few seconds: save first, and leave an evaluation to the next attempt.
+            evaluated = not result.stop and (not is_evaluated(result.step) or evaluate_held_out(result.step, stop))
+            stopping = result.stop or not evaluated
+            if last or stopping or (config.ckpt_freq and result.step % config.ckpt_freq == 0):
                 save(now)
-            if result.stop and not last:
-                log.line(f"saved step {result.step}/{total} on SIGUSR1; the same command trains on from there")
+            if stopping and not last:
+                log.line(f"saved step {result.step}/{total} on {stop.by}; the same command trains on from there")
                 process_group.leave()
                 return SAVED_FOR_REQUEUE
+            if not evaluated:
+                evaluate_held_out(result.step, None)
 
     # What came out.
     def finish() -> None:
@@ -182,13 +237,28 @@ def train(config: TrainConfig, run: RunDirectory, ranks: RankInfo, stop: StopReq
         samples = [sample_answer(model, tokenizer, question, config.seq_length, device) for question in questions]
         epochs = (done.samples + (total - done.step) * per_step) / len(blocks)
         saved = checkpoint.step_folder(run.checkpoints, total)
-        summary = summarise(run, saved, epochs, ranks.world_size, hardware, seconds, samples)
+        age = sum(heartbeat.seconds().values())
+        summary = summarise(run, saved, epochs, ranks.world_size, hardware, seconds, samples, age)
         write_json(run.summary, summary)
         print(summary_text(summary), flush=True)
 
+    heartbeat.enter("evaluate")
     process_group.rank_zero_first(finish)
     process_group.leave()
     return COMPLETE
+
+
+def resumed_event(step: int, changes: Sequence[str]) -> tuple[dict[str, Any], str]:
+    """The row and the line that tell whether an attempt computes what the one before would have."""
+    row: dict[str, Any] = {"step": step, "event": "resumed", "bit_exact": not changes}
+    if not changes:
+        return row, f"resumed at step {step}, bit-exact"
+    return row | {"changes": list(changes)}, f"resumed at step {step}, not bit-exact: {', '.join(changes)}"
+
+
+def outlier_text(event: Mapping[str, Any]) -> str:
+    """The line of a gradient norm that is out of the ordinary."""
+    return f"warning: gradient norm {event['grad_norm']:.3g} at step {event['step']}, usual is {event['usual']:.3g}"
 
 
 if __name__ == "__main__":
