@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -37,6 +37,8 @@ class StepResult:
     """Seconds by phase."""
     stop: bool
     """Some rank was asked to save and stop; all ranks see the same answer at the same step."""
+    save: bool = False
+    """A checkpoint is due after this step; all ranks see the same answer."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,7 @@ def train_steps(
     plan: LoopPlan,
     stop: StopRequest,
     device: torch.device,
+    save_is_due: Callable[[int], bool] = lambda step: False,
 ) -> Iterator[StepResult]:
     """Make the remaining optimizer steps, yielding after each.
 
@@ -100,6 +103,8 @@ def train_steps(
         plan: the numbers.
         stop: read at each step, so that the ranks agree on it.
         device: where batches go.
+        save_is_due: whether a checkpoint is to be made after the step of this number; asked on every rank, and
+            what one rank wants all do: clocks differ.
 
     Raises:
         FloatingPointError: loss or gradient is not finite; raised before the update, naming step and ranks.
@@ -126,16 +131,14 @@ def train_steps(
                 group["lr"] = lr
             norm = torch.nn.utils.clip_grad_norm_(model.parameters(), plan.max_grad_norm or math.inf)
             # One small message carries everything the ranks tell each other at a step.
-            told = torch.stack(
-                [loss, torch.tensor(float(stop.requested), device=device), torch.ones((), device=device)]
-            )
-            loss_sum, stops, ranks = sum_over_ranks(told).tolist()
+            flags = torch.tensor([float(stop.requested), float(save_is_due(step + 1)), 1.0], device=device)
+            loss_sum, stops, saves, ranks = sum_over_ranks(torch.cat([loss.reshape(1), flags])).tolist()
             mean_loss, grad_norm = loss_sum / ranks, float(norm)
             if not (math.isfinite(mean_loss) and math.isfinite(grad_norm)):
                 _refuse_update(step + 1, float(loss), grad_norm)
             optimizer.step()
         seconds, phases = clock.read()
-        yield StepResult(step + 1, mean_loss, lr, grad_norm, seconds, phases, stops > 0)
+        yield StepResult(step + 1, mean_loss, lr, grad_norm, seconds, phases, stops > 0, saves > 0)
 
 
 def _no_sync(model: Any) -> AbstractContextManager[None]:

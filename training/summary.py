@@ -7,8 +7,9 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from training.checkpoint import step_of
 from training.display import clock
+from training.manifest import read_manifest
+from training.publish import step_of
 from training.run_directory import RunDirectory
 from training.sample import Sample
 
@@ -61,6 +62,7 @@ def summarise(
         "run_directory": str(run.root.absolute()),
         "metrics": str(run.metrics.absolute()),
         "checkpoint": str(checkpoint.absolute()),
+        "weights_sha256": read_manifest(checkpoint).weights_sha256,
     }
 
 

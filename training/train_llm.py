@@ -67,12 +67,15 @@ def train(config: TrainConfig, run: RunDirectory, ranks: RankInfo, stop: StopReq
     from training import checkpoint, evaluate, flops, loop, metrics, process_group
     from training.attention import use_packed_causal_attention
     from training.device import choose_device, device_name, threads_per_rank
+    from training.interval import mtbf_seconds, parse_interval
     from training.model import build_model, load_tokenizer, quiet_libraries
     from training.optimizer import make_optimizer
     from training.prepare import prepare, start_text
+    from training.publish import step_folder
     from training.run_log import RunLog
     from training.sample import sample_answer
     from training.sampler import RankBatches, SampleOrder
+    from training.saver import Saver
     from training.summary import summarise, summary_text
     from training.tokens import open_blocks, read_questions
 
@@ -135,11 +138,41 @@ def train(config: TrainConfig, run: RunDirectory, ranks: RankInfo, stop: StopReq
     )
     tokenizer = load_tokenizer(found.source) if ranks.rank == 0 else None
 
-    def save(progress: checkpoint.Progress) -> None:
-        states = process_group.gather(checkpoint.rng_state(device))
-        process_group.rank_zero_first(
-            lambda: checkpoint.save_checkpoint(run.checkpoints, progress, model, tokenizer, optimizer, states)
+    # Rank 0 writes the checkpoints, beside the training; the others wait for it only at the end.
+    saver: Saver | None = None
+    if ranks.rank == 0:
+        saver = Saver(
+            run.checkpoints,
+            found.incarnation,
+            ranks.world_size,
+            model,
+            tokenizer,
+            optimizer,
+            device,
+            keep=config.keep_checkpoints,
+            interval=parse_interval(config.ckpt_freq),
+            mtbf=mtbf_seconds(config.mtbf_hours, ranks.world_size),
+            resumed_step=done.step if found.resume_from else None,
+            passed_over=found.passed_over,
+            say=say,
         )
+
+    def check_room() -> None:
+        if saver is not None:
+            saver.check_room(len(held_out) > 0)
+
+    def finish_saving() -> None:
+        if saver is not None:
+            saver.finish()
+
+    process_group.rank_zero_first(check_room)
+
+    def save(progress: checkpoint.Progress, held_out_loss: float | None, wait: bool) -> None:
+        states = process_group.gather(checkpoint.rng_state(device))
+        if saver is not None:
+            saver.save(progress.step, progress.samples, states, held_out_loss, seconds)
+        if wait:
+            process_group.rank_zero_first(finish_saving)
 
     # The steps.
     hardware = device_name(device)
@@ -158,8 +191,9 @@ def train(config: TrainConfig, run: RunDirectory, ranks: RankInfo, stop: StopReq
     step_tokens = per_step * config.seq_length
     token_flops = flops.model_flops_per_token(model, config.seq_length)
     seconds = 0.0
+    save_is_due = saver.due if saver is not None else lambda step: False
     with RunLog(run, done.step, total, config.log_freq, ranks) as log:
-        for result in loop.train_steps(trained, optimizer, loader, plan, stop, device):
+        for result in loop.train_steps(trained, optimizer, loader, plan, stop, device, save_is_due):
             seconds += result.seconds
             now = checkpoint.Progress(result.step, done.samples + (result.step - done.step) * per_step)
             mfu = flops.utilisation(step_tokens / result.seconds, token_flops, hardware, ranks.world_size)
@@ -167,10 +201,14 @@ def train(config: TrainConfig, run: RunDirectory, ranks: RankInfo, stop: StopReq
                 metrics.step_row(result, now.samples / len(blocks), step_tokens, mfu, metrics.memory_bytes(device))
             )
             last = result.step == total
+            held_out_loss = None
             if last or (config.eval_freq and result.step % config.eval_freq == 0):
-                log.evaluation(result.step, evaluate.evaluate(model, held_out, my_held_out, bfloat16, device))
-            if last or result.stop or (config.ckpt_freq and result.step % config.ckpt_freq == 0):
-                save(now)
+                held_out_loss = evaluate.evaluate(model, held_out, my_held_out, bfloat16, device)
+                log.evaluation(result.step, held_out_loss)
+            if last or result.stop or result.save:
+                save(now, held_out_loss, wait=last or result.stop)
+            for report in saver.step_made(result.seconds) if saver is not None else ():
+                log.checkpoint(report)
             if result.stop and not last:
                 log.line(f"saved step {result.step}/{total} on SIGUSR1; the same command trains on from there")
                 process_group.leave()
@@ -181,7 +219,7 @@ def train(config: TrainConfig, run: RunDirectory, ranks: RankInfo, stop: StopReq
         questions = read_questions(found.token_folder)[:SAMPLES]
         samples = [sample_answer(model, tokenizer, question, config.seq_length, device) for question in questions]
         epochs = (done.samples + (total - done.step) * per_step) / len(blocks)
-        saved = checkpoint.step_folder(run.checkpoints, total)
+        saved = step_folder(run.checkpoints, total)
         summary = summarise(run, saved, epochs, ranks.world_size, hardware, seconds, samples)
         write_json(run.summary, summary)
         print(summary_text(summary), flush=True)
