@@ -1,18 +1,12 @@
-"""Checkpoints: a folder per step that is either whole or not there, proved by a manifest of hashes.
+"""Checkpoints as they are found again: the newest that is whole and belongs to the run, and what it gives back.
 
 A folder `step-00000008` can be given to transformers' `from_pretrained`, or to --model-name, as it is: it
-holds `model.safetensors`, `config.json` and the tokenizer. Beside them `optimizer.pt`, `rng.pt` (the random
-state of every rank) and `manifest.json` (how far the run had come, and size and SHA-256 of every other
-file): `torch.load` accepts flipped bits without a word. The learning rate needs no state: it is computed
-from the step."""
+holds `model.safetensors`, `config.json` and the tokenizer. Beside them `optimizer.safetensors`, `rng.pt` (the
+random state of every rank) and `manifest.json`. The learning rate needs no state: it is computed from the step."""
 
-import hashlib
 import json
-import os
-import re
-import shutil
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +14,10 @@ import torch
 
 from training import random_state
 from training.errors import InputError
+from training.incarnation import overtaken_by, read_claims
+from training.manifest import DamagedError, check_files, read_manifest
+from training.publish import step_folders, step_of
 from training.ranks import RankInfo
-
-FORMAT = 1
-KEEP = 2
-STEP_FOLDER = re.compile(r"step-(\d{8,})")
 
 
 @dataclass(frozen=True)
@@ -42,6 +35,90 @@ def rng_state(device: torch.device) -> dict[str, Any]:
     return random_state.capture(device)
 
 
+@dataclass(frozen=True)
+class Newest:
+    """What there is to go on from."""
+
+    folder: Path | None
+    """None where training begins at the start."""
+    done: Progress
+    passed_over: tuple[str, ...]
+    """Names of newer ones that are broken or were overtaken."""
+
+
+def newest_checkpoint(checkpoints: Path, say: Callable[[str], None]) -> Newest:
+    """The newest checkpoint that its manifest proves whole and that no later start has overtaken, found by looking.
+
+    Args:
+        checkpoints: the folder of checkpoints; may be missing.
+        say: told about each checkpoint that is skipped, and why.
+
+    Raises:
+        InputError: there are checkpoints that count, and none is whole; or one has another format.
+    """
+    faults: list[str] = []
+    overtaken: list[str] = []
+    claims = read_claims(checkpoints)
+
+    def passed_over() -> tuple[str, ...]:
+        for skipped in (*faults, *overtaken):
+            say(f"checkpoint {checkpoints}/{skipped}: skipped")
+        return tuple(skipped.split()[0] for skipped in (*faults, *overtaken))
+
+    for folder in reversed(step_folders(checkpoints)):
+        try:
+            manifest = read_manifest(folder)
+            later = overtaken_by(claims, manifest.incarnation, manifest.step)
+            if later is not None:
+                overtaken.append(
+                    f"{folder.name} was made by incarnation {manifest.incarnation} after incarnation "
+                    f"{later.incarnation} had gone on from step {later.resumed_step}"
+                )
+                continue
+            if manifest.step != step_of(folder):
+                raise DamagedError(f"manifest.json is that of step {manifest.step}")
+            check_files(folder, manifest)
+        except DamagedError as fault:
+            faults.append(f"{folder.name} is not whole ({fault})")
+            continue
+        return Newest(folder, Progress(manifest.step, manifest.samples), passed_over())
+    if faults:
+        # To start over would overwrite the metrics of what was trained: that is for the user to say.
+        raise InputError(
+            f"no checkpoint in {checkpoints} can be resumed: {'; '.join(faults)}; delete that folder to train from "
+            f"the start, or choose another --experiment-name"
+        )
+    return Newest(None, Progress(0, 0), passed_over())
+
+
+def find_fault(folder: Path) -> str | None:
+    """What is wrong with a checkpoint, by its manifest; None where every file is as it was written."""
+    try:
+        check_files(folder, read_manifest(folder))
+    except (DamagedError, InputError) as error:
+        return str(error)
+    return None
+
+
+def load_optimizer(folder: Path, optimizer: torch.optim.Optimizer) -> None:
+    """Put the optimizer's state back, in place."""
+    from safetensors import safe_open
+
+    state: dict[int, dict[str, torch.Tensor]] = {}
+    with safe_open(folder / "optimizer.safetensors", framework="pt") as file:
+        metadata = file.metadata()
+        for key in file.keys():  # noqa: SIM118 – not a mapping
+            index, name = key.split(".", 1)
+            # Not memory-mapped: the tensors are kept, and this checkpoint is deleted under them once newer ones
+            # exist.
+            state.setdefault(int(index), {})[name] = file.get_tensor(key).clone()
+    groups = json.loads(metadata["param_groups"])
+    for group in groups:
+        # JSON knows no tuples.
+        group |= {name: tuple(value) for name, value in group.items() if name != "params" and isinstance(value, list)}
+    optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+
 def restore_rng(folder: Path, ranks: RankInfo, device: torch.device) -> dict[str, Any]:
     """Put this rank's random state back; left as it is where the checkpoint was made by another number of ranks.
 
@@ -52,153 +129,3 @@ def restore_rng(folder: Path, ranks: RankInfo, device: torch.device) -> dict[str
         return states[0].get("conditions", {})
     random_state.restore(states[ranks.rank], device)
     return states[ranks.rank].get("conditions", {})
-
-
-def save_checkpoint(
-    checkpoints: Path,
-    progress: Progress,
-    model: Any,
-    tokenizer: Any,
-    optimizer: torch.optim.Optimizer,
-    rngs: list[dict[str, Any]],
-) -> Path:
-    """Write a checkpoint aside, force it to disk, and rename it into place; then drop all but the last two.
-
-    Called by rank 0 alone.
-
-    Args:
-        checkpoints: the folder of checkpoints.
-        progress: names the checkpoint.
-        model: the model itself, without DDP.
-        tokenizer: its tokenizer.
-        optimizer: its state is saved.
-        rngs: `rng_state` of every rank, in rank order.
-    """
-    folder = step_folder(checkpoints, progress.step)
-    aside = checkpoints / f".{folder.name}.{os.getpid()}"
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
-    model.save_pretrained(aside)
-    tokenizer.save_pretrained(aside)
-    torch.save(optimizer.state_dict(), aside / "optimizer.pt")
-    torch.save(rngs, aside / "rng.pt")
-    files = sorted(path for path in aside.iterdir() if path.is_file())
-    manifest = {"format": FORMAT, **asdict(progress), "files": {path.name: _proof(path) for path in files}}
-    (aside / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
-    for path in (*files, aside / "manifest.json", aside):
-        _force_to_disk(path)
-    if folder.exists():
-        # Only a checkpoint that proved broken is ever written again; a valid one of this step would have
-        # been resumed.
-        shutil.rmtree(folder)
-    os.rename(aside, folder)
-    _force_to_disk(checkpoints)
-    _drop_old(checkpoints, progress.step)
-    return folder
-
-
-def newest_checkpoint(checkpoints: Path, say: Callable[[str], None]) -> Path | None:
-    """The newest checkpoint that its manifest proves whole, found by looking; None where none was ever made.
-
-    Args:
-        checkpoints: the folder of checkpoints; may be missing.
-        say: told about each checkpoint that is skipped, and why.
-
-    Raises:
-        InputError: there are checkpoints, and none is whole.
-    """
-    faults: list[str] = []
-    for folder in reversed(_step_folders(checkpoints)):
-        fault = find_fault(folder)
-        if fault is None:
-            for skipped in faults:
-                say(f"checkpoint {checkpoints}/{skipped}: skipped")
-            return folder
-        faults.append(f"{folder.name} is not whole ({fault})")
-    if faults:
-        # To start over would overwrite the metrics of what was trained: that is for the user to say.
-        raise InputError(
-            f"no checkpoint in {checkpoints} can be resumed: {'; '.join(faults)}; delete that folder to train from "
-            f"the start, or choose another --experiment-name"
-        )
-    return None
-
-
-def find_fault(folder: Path) -> str | None:
-    """What is wrong with a checkpoint, by its manifest; None where every file is as it was written."""
-    try:
-        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-        if manifest["format"] != FORMAT:
-            return f"format {manifest['format']}, while this version reads {FORMAT}"
-        files = dict(manifest["files"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        return f"manifest.json: {error}"
-    for name, proof in files.items():
-        path = folder / name
-        if not path.is_file():
-            return f"{name} is missing"
-        if path.stat().st_size != proof["size"]:
-            return f"{name} has {path.stat().st_size} bytes instead of {proof['size']}"
-        if _proof(path) != proof:
-            return f"{name} has another hash than when it was written"
-    return None
-
-
-def step_folder(checkpoints: Path, step: int) -> Path:
-    """Where the checkpoint of an optimizer step lies."""
-    return checkpoints / f"step-{step:08d}"
-
-
-def step_of(folder: Path) -> int:
-    """The optimizer step in a checkpoint folder's name."""
-    match = STEP_FOLDER.fullmatch(folder.name)
-    assert match is not None, folder
-    return int(match.group(1))
-
-
-def read_progress(folder: Path) -> Progress:
-    """How far the run of a whole checkpoint had come."""
-    manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-    return Progress(manifest["step"], manifest["samples"])
-
-
-def load_optimizer(folder: Path, optimizer: torch.optim.Optimizer) -> None:
-    """Put the optimizer's state back, in place."""
-    # Not memory-mapped: the tensors are kept, and this checkpoint is deleted under them once two newer ones
-    # exist.
-    optimizer.load_state_dict(torch.load(folder / "optimizer.pt", map_location="cpu", weights_only=True))
-
-
-def _step_folders(checkpoints: Path) -> list[Path]:
-    if not checkpoints.is_dir():
-        return []
-    return sorted((path for path in checkpoints.iterdir() if STEP_FOLDER.fullmatch(path.name)), key=step_of)
-
-
-def _drop_old(checkpoints: Path, step: int) -> None:
-    """Keep the last two up to this step; a later one failed its proof, or this step would not have been made
-    again."""
-    folders = _step_folders(checkpoints)
-    until_now = [folder for folder in folders if step_of(folder) <= step]
-    for folder in folders:
-        if folder not in until_now[-KEEP:]:
-            shutil.rmtree(folder, ignore_errors=True)
-
-
-def drop_unfinished(checkpoints: Path) -> None:
-    """Remove what an attempt that died while saving left behind."""
-    for path in checkpoints.glob(".step-*"):
-        shutil.rmtree(path, ignore_errors=True)
-
-
-def _proof(path: Path) -> dict[str, Any]:
-    with path.open("rb") as file:
-        return {"size": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
-
-
-def _force_to_disk(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -18,6 +18,7 @@ import tyro
 from tyro.conf import arg
 
 from training.errors import InputError
+from training.interval import parse_interval
 from training.presets import PRESETS
 
 PresetName = Literal["demo", "smoke"]
@@ -124,8 +125,16 @@ class TrainConfig:
     """Held-out sequences of one evaluation, at most, over all ranks: the first ones, whatever the batch size
     and the number of ranks."""
 
-    ckpt_freq: Annotated[int, arg(aliases=["--save-steps"], metavar="STEPS")] = 500
-    """Steps between checkpoints; 0: only at the end. The last two are kept."""
+    ckpt_freq: Annotated[str, arg(aliases=["--save-steps"], metavar="STEPS|TIME|auto")] = "500"
+    """Between checkpoints: steps (500), a time (10m; s and h too), or auto: as often as pays, √(2 · cost of a
+    save · --mtbf-hours). 0: only at the end."""
+
+    keep_checkpoints: Annotated[int, arg(aliases=["--save-total-limit"], metavar="N")] = 2
+    """The last N checkpoints are kept, and besides them the one with the lowest held-out loss."""
+
+    mtbf_hours: Annotated[float | None, arg(metavar="HOURS")] = None
+    """Mean time between faults of the whole run, for --ckpt-freq auto. Without it: 8 hours at 1024 ranks, and
+    in proportion to their number."""
 
     num_workers: Annotated[int, arg(metavar="N")] = 0
     """Processes per rank that read batches ahead. 0 reads in the training process, which costs well under 1
@@ -275,7 +284,7 @@ def _typed(key: str, value: Any, path: Path) -> Any:
 MINIMUM: Mapping[str, float] = {
     "seed": 0, "max_steps": 1, "warmup_steps": 0, "weight_decay": 0, "max_grad_norm": 0, "batch_size": 1,
     "gradient_accumulation_steps": 1, "seq_length": 2, "log_freq": 1, "eval_freq": 0, "max_eval_samples": 1,
-    "ckpt_freq": 0, "num_workers": 0, "max_skipped_steps": 0,
+    "keep_checkpoints": 1, "num_workers": 0, "max_skipped_steps": 0,
 }  # fmt: skip
 
 
@@ -296,6 +305,9 @@ def check_values(config: TrainConfig) -> None:
     for name in ("lr", "num_epochs"):
         if getattr(config, name) <= 0:
             raise InputError(f"{_spellings(name)[0]} {getattr(config, name)}: a number above 0 is wanted")
+    if config.mtbf_hours is not None and config.mtbf_hours <= 0:
+        raise InputError(f"--mtbf-hours {config.mtbf_hours}: a number above 0 is wanted")
+    parse_interval(config.ckpt_freq)
     if not 0 <= config.validation_split_percentage < 100:
         raise InputError(
             f"--validation-split-percentage {config.validation_split_percentage}: at least 0 and below 100 is wanted"

@@ -29,3 +29,18 @@ class NodeError(RuntimeError):
 
 class PeerError(RuntimeError):
     """Another rank failed, and this one stops because of it: the fault is in the rank the message names."""
+
+
+class StorageError(OSError):
+    """A checkpoint could not be written: the message names the path, the system's words and the way out."""
+
+    def __init__(self, message: str, errno: int | None = None) -> None:
+        super().__init__(errno, message)
+
+    def __str__(self) -> str:
+        # Without the `[Errno 28]` in front: the message has the system's own words.
+        return str(self.strerror)
+
+
+class TakenOverError(StorageError):
+    """A newer attempt of the same run writes its checkpoints; this one must not."""

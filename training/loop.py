@@ -41,6 +41,8 @@ class StepResult:
     """Seconds by phase."""
     stop: bool
     """Some rank was asked to save and stop; all ranks see the same answer at the same step."""
+    save: bool = False
+    """A checkpoint is due after this step; all ranks see the same answer."""
     skipped: NotFinite | None = None
     """Why this step left the weights as they were, where it did."""
 
@@ -101,6 +103,7 @@ def train_steps(
     stop: StopRequest,
     device: torch.device,
     heartbeat: Heartbeat,
+    save_is_due: Callable[[int], bool] = lambda step: False,
 ) -> Iterator[StepResult]:
     """Make the remaining optimizer steps, yielding after each.
 
@@ -112,6 +115,8 @@ def train_steps(
         stop: read at each step, so that the ranks agree on it.
         device: where batches go.
         heartbeat: told what this rank does.
+        save_is_due: whether a checkpoint is to be made after the step of this number; asked on every rank, and
+            what one rank wants all do: clocks differ.
 
     Raises:
         FloatingPointError: loss or gradient is not finite here, and no more steps may be skipped; raised
@@ -143,10 +148,10 @@ def train_steps(
                 group["lr"] = lr
             norm = torch.nn.utils.clip_grad_norm_(model.parameters(), plan.max_grad_norm or math.inf)
             # One small message carries everything the ranks tell each other at a step, and comes to the host once.
-            asked = torch.tensor([float(stop.requested), 1.0], device=device)
+            asked = torch.tensor([float(stop.requested), float(save_is_due(step + 1)), 1.0], device=device)
             own_norm = norm.detach().float().reshape(1)
             told = sum_over_ranks(torch.cat([loss.reshape(1), own_norm, asked]))
-            loss_sum, norms, stops, ranks, grad_norm = torch.cat([told, own_norm]).tolist()
+            loss_sum, norms, stops, saves, ranks, grad_norm = torch.cat([told, own_norm]).tolist()
         not_finite = None
         if math.isfinite(loss_sum) and math.isfinite(norms):
             with clock.phase("update"):
@@ -164,7 +169,7 @@ def train_steps(
             skipped += 1
         seconds, phases = clock.read()
         heartbeat.made_step(step + 1, seconds, sum(phases[name] for name in BUSY))
-        yield StepResult(step + 1, loss_sum / ranks, lr, grad_norm, seconds, phases, stops > 0, not_finite)
+        yield StepResult(step + 1, loss_sum / ranks, lr, grad_norm, seconds, phases, stops > 0, saves > 0, not_finite)
 
 
 def _no_sync(model: Any) -> AbstractContextManager[None]:

@@ -9,11 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from training.checkpoint import Progress, drop_unfinished, newest_checkpoint, read_progress
+from training.checkpoint import Progress, newest_checkpoint
 from training.config import TrainConfig
 from training.documents import load_corpus
 from training.errors import InputError
+from training.incarnation import claim_incarnation
 from training.model import ModelSource, find_model, load_tokenizer
+from training.publish import drop_unfinished
 from training.run_directory import (
     RunDirectory,
     changed_options,
@@ -43,6 +45,10 @@ class Prepared:
     """Optimizer steps of the warm-up."""
     resume_from: Path | None
     """The newest whole checkpoint."""
+    passed_over: tuple[str, ...]
+    """Names of checkpoints that are broken."""
+    incarnation: int
+    """The number of this start of training; 0 where there is nothing left to train."""
     finished: dict[str, Any] | None
     """The summary, where there is nothing left to train."""
 
@@ -67,13 +73,13 @@ def prepare(config: TrainConfig, run: RunDirectory, world_size: int, say: Callab
     )
     check_same_run(run, config, source.architecture, corpus.fingerprint)
     folder = token_folder(corpus, tokenizer, config.output_dir)
-    cached = read_tokens(folder)
+    cached = read_tokens(folder, say)
     tokens = cached or tokenise_corpus(corpus, tokenizer)
     sequences = len(tokens.train) // config.seq_length
     batch, accumulation = config.batch_size, config.gradient_accumulation_steps
     check_enough(len(tokens.train), tokens.documents, config.seq_length, world_size, batch, accumulation)
-    resume_from = newest_checkpoint(run.checkpoints, say)
-    done = read_progress(resume_from) if resume_from else Progress(0, 0)
+    newest = newest_checkpoint(run.checkpoints, say)
+    resume_from, done = newest.folder, newest.done
     per_step = world_size * batch * accumulation
     check_not_fewer(config, sequences, done)
     total = done.step + remaining_steps(
@@ -91,8 +97,14 @@ def prepare(config: TrainConfig, run: RunDirectory, world_size: int, say: Callab
     if cached is None:
         store_tokens(folder, tokens)
     write_config(run, config, source.architecture, corpus.fingerprint, world_size)
-    drop_unfinished(run.checkpoints)
-    return Prepared(source, folder, tokens.documents, done, total, warmup, resume_from, finished)
+    incarnation = 0
+    if finished is None:
+        # From here on no earlier start may save, and what it still saves after this step does not count.
+        incarnation = claim_incarnation(run.checkpoints, done.step)
+        drop_unfinished(run.checkpoints, incarnation)
+    return Prepared(
+        source, folder, tokens.documents, done, total, warmup, resume_from, newest.passed_over, incarnation, finished
+    )
 
 
 def check_not_fewer(config: TrainConfig, sequences: int, done: Progress) -> None:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-_BUILT_IN = {"dataset_name": "demo", "model_name": "demo", "weight_decay": 0.01, "ckpt_freq": 100}
+_BUILT_IN = {"dataset_name": "demo", "model_name": "demo", "weight_decay": 0.01, "ckpt_freq": "100"}
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     # Sized for 4 ranks on 2 CPU cores: under two and a half minutes from the command to the summary.

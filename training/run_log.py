@@ -4,11 +4,13 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import Any
 
+from training.disk_space import size
 from training.display import Display, on_a_terminal
 from training.evaluate import perplexity
 from training.metrics import MetricsFile
 from training.ranks import RankInfo
 from training.run_directory import RunDirectory
+from training.saver import SaveReport
 
 
 class RunLog:
@@ -47,6 +49,17 @@ class RunLog:
             return
         self._outlets[0].write(row)
         self.line(text)
+
+    def checkpoint(self, report: SaveReport) -> None:
+        """A checkpoint that has come onto the disk."""
+        if self._outlets is None:
+            return
+        metrics, display = self._outlets
+        metrics.write(report.row())
+        display.line(
+            f"step {report.step}/{self._total} · checkpoint of {size(report.bytes)} saved in {report.seconds:.2f} s, "
+            f"{report.blocking_seconds:.3f} s of them waited for"
+        )
 
     def line(self, text: str) -> None:
         """Something that happened."""

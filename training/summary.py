@@ -7,9 +7,10 @@ from pathlib import Path
 from statistics import mean, median
 from typing import Any
 
-from training.checkpoint import step_of
 from training.display import clock
+from training.manifest import read_manifest
 from training.metrics import bit_exact, read_rows, skipped_steps
+from training.publish import step_of
 from training.run_directory import RunDirectory
 from training.sample import Sample
 
@@ -70,6 +71,7 @@ def summarise(
         "run_directory": str(run.root.absolute()),
         "metrics": str(run.metrics.absolute()),
         "checkpoint": str(checkpoint.absolute()),
+        "weights_sha256": read_manifest(checkpoint).weights_sha256,
     }
 
 

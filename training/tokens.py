@@ -9,6 +9,8 @@ import json
 import os
 import shutil
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,10 +19,13 @@ import numpy as np
 
 from training.documents import Corpus, Documents
 from training.errors import InputError
+from training.incarnation import force_to_disk
+from training.manifest import file_sha256
 
 CACHE = ".cache"
 QUESTIONS = 64
-FORMAT = 2
+FORMAT = 3
+PARTS = ("train", "held_out")
 # A network file system may show a new folder late to the hosts that did not make it.
 VISIBLE_WITHIN_SECONDS = 30.0
 
@@ -82,13 +87,47 @@ def tokenise_corpus(corpus: Corpus, tokenizer: Any) -> TokenisedCorpus:
     return TokenisedCorpus(train, held_out, documents, corpus.held_out.questions(QUESTIONS))
 
 
-def read_tokens(folder: Path) -> TokenisedCorpus | None:
-    """The cached tokens, memory-mapped; None where there are none yet."""
-    if not (folder / "meta.json").exists():
+def read_tokens(folder: Path, say: Callable[[str], None] = print) -> TokenisedCorpus | None:
+    """The cached tokens, memory-mapped; None where there are none, or where they are not as they were written.
+
+    Every byte is read, which also brings the file into memory for what follows.
+
+    Args:
+        folder: the cache.
+        say: told what is wrong with it.
+    """
+    if not folder.exists():
+        return None
+    fault = find_fault(folder)
+    if fault is not None:
+        say(f"the cache {folder} is damaged ({fault}): the data is read anew")
         return None
     meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
-    train, held_out = (np.load(folder / f"{part}.npy", mmap_mode="r") for part in ("train", "held_out"))
+    train, held_out = (np.load(folder / f"{part}.npy", mmap_mode="r") for part in PARTS)
     return TokenisedCorpus(train, held_out, meta["documents"], read_questions(folder))
+
+
+def find_fault(folder: Path) -> str | None:
+    """What is wrong with a cache; None where every byte is as it was written."""
+    try:
+        meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+        if meta.pop("sha256") != _meta_sha256(meta):
+            return "meta.json has another hash than when it was written"
+        for part in PARTS:
+            path, proof = folder / f"{part}.npy", meta["files"][f"{part}.npy"]
+            if path.stat().st_size != proof["size"]:
+                return f"{path.name} has {path.stat().st_size} bytes instead of {proof['size']}"
+            if file_sha256(path) != proof["sha256"]:
+                return f"{path.name} has another hash than when it was written"
+    except OSError as error:
+        return f"{Path(error.filename or folder).name}: {error.strerror}"
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        return f"meta.json: {error}"
+    return None
+
+
+def _meta_sha256(meta: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()
 
 
 def read_questions(folder: Path) -> list[tuple[str, str]]:
@@ -106,20 +145,41 @@ def store_tokens(folder: Path, corpus: TokenisedCorpus) -> None:
     aside = folder.with_name(f"{folder.name}.{os.getpid()}")
     try:
         aside.mkdir(parents=True)
-        np.save(aside / "train.npy", corpus.train)
-        np.save(aside / "held_out.npy", corpus.held_out)
-        meta = {"documents": corpus.documents, "questions": corpus.questions}
+        meta: dict[str, Any] = {"documents": corpus.documents, "questions": corpus.questions, "files": {}}
+        for part, tokens in zip(PARTS, (corpus.train, corpus.held_out), strict=True):
+            path = aside / f"{part}.npy"
+            np.save(path, tokens)
+            force_to_disk(path)
+            meta["files"][path.name] = {"size": path.stat().st_size, "sha256": file_sha256(path)}
+        meta["sha256"] = _meta_sha256(meta)
         (aside / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
-        try:
-            os.rename(aside, folder)
-        except OSError:
-            # Another run on the same data was faster; its tokens are the same.
-            if not (folder / "meta.json").exists():
-                raise
+        force_to_disk(aside / "meta.json")
+        _put_in_place(aside, folder)
     except OSError as error:
         raise InputError(f"{folder} cannot be written: {error.strerror}; choose another --output-dir") from error
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+
+
+def _put_in_place(aside: Path, folder: Path) -> None:
+    """Rename, unless another run on the same data was faster: its tokens are the same."""
+    gone = aside.with_name(f"{aside.name}.damaged")
+    while True:
+        try:
+            os.rename(aside, folder)
+            return
+        except OSError:
+            if not folder.is_dir():
+                raise
+        if find_fault(folder) is None:
+            return
+        # Between that look and this rename another run may have put a whole one there: then it goes back.
+        with suppress(FileNotFoundError):
+            os.rename(folder, gone)
+            if find_fault(gone) is None:
+                with suppress(OSError):
+                    os.rename(gone, folder)
+            shutil.rmtree(gone, ignore_errors=True)
 
 
 def tokenise(documents: Documents, tokenizer: Any, end: int) -> tuple[np.ndarray, int]:
@@ -140,15 +200,22 @@ def open_blocks(folder: Path, name: str, length: int) -> Blocks:
     Raises:
         InputError: this host cannot see the folder that rank 0 wrote.
     """
-    path = folder / f"{name}.npy"
+    path, meta = folder / f"{name}.npy", folder / "meta.json"
     deadline = time.monotonic() + VISIBLE_WITHIN_SECONDS
-    while not path.exists():
+    while not (path.exists() and meta.exists()):
         if time.monotonic() > deadline:
             raise InputError(
                 f"{path} was written by rank 0 and is not there: every host must see the same --output-dir; put it on "
                 f"a shared file system"
             )
         time.sleep(0.5)
+    # Rank 0 has proved every byte; what another host sees of it is told by the size alone.
+    size, wanted = path.stat().st_size, json.loads(meta.read_text(encoding="utf-8"))["files"][path.name]["size"]
+    if size != wanted:
+        raise InputError(
+            f"{path} has {size} bytes here and {wanted} where rank 0 read it: this host sees that file "
+            f"system in another state; try again, or delete {folder}"
+        )
     return Blocks(np.load(path, mmap_mode="r"), length)
 
 

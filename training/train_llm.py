@@ -73,12 +73,15 @@ def train(config: TrainConfig, run: RunDirectory, ranks: RankInfo, stop: StopReq
     from training.attention import use_packed_causal_attention
     from training.device import choose_device, device_name, threads_per_rank
     from training.divergence import NormWatch
+    from training.interval import mtbf_seconds, parse_interval
     from training.model import build_model, load_tokenizer, quiet_libraries
     from training.optimizer import make_optimizer
     from training.prepare import prepare, start_text
+    from training.publish import step_folder
     from training.run_log import RunLog
     from training.sample import sample_answer
     from training.sampler import RankBatches, SampleOrder
+    from training.saver import Saver
     from training.summary import summarise, summary_text
     from training.tokens import open_blocks, read_questions
 
@@ -153,27 +156,56 @@ def train(config: TrainConfig, run: RunDirectory, ranks: RankInfo, stop: StopReq
     )
     tokenizer = load_tokenizer(found.source) if ranks.rank == 0 else None
 
-    def save(progress: checkpoint.Progress) -> None:
-        trained_until_now = heartbeat.seconds()["train"]
-        with heartbeat.during("save"):
-            states = process_group.gather({**checkpoint.rng_state(device), "conditions": conditions})
-            process_group.rank_zero_first(
-                lambda: checkpoint.save_checkpoint(run.checkpoints, progress, model, tokenizer, optimizer, states)
-            )
-        heartbeat.saved(progress.step, trained_until_now)
+    # Rank 0 writes the checkpoints, beside the training; the others wait for it only at the end.
+    saver: Saver | None = None
+    if ranks.rank == 0:
+        saver = Saver(
+            run.checkpoints,
+            found.incarnation,
+            ranks.world_size,
+            model,
+            tokenizer,
+            optimizer,
+            device,
+            keep=config.keep_checkpoints,
+            interval=parse_interval(config.ckpt_freq),
+            mtbf=mtbf_seconds(config.mtbf_hours, ranks.world_size),
+            resumed_step=done.step if found.resume_from else None,
+            passed_over=found.passed_over,
+            say=say,
+        )
 
-    def evaluate_held_out(step: int, until: StopRequest | None) -> bool:
-        """Whether it came to its end, rather than being cut short by a request to stop."""
+    def evaluate_held_out(step: int, until: StopRequest | None) -> tuple[bool, float | None]:
+        """Whether it came to its end, rather than being cut short by a request to stop; and the loss."""
         try:
             with heartbeat.during("evaluate"):
                 loss = evaluate.evaluate(model, held_out, my_held_out, bfloat16, device, until)
         except evaluate.CutShort:
-            return False
+            return False, None
         log.evaluation(step, loss)
-        return True
+        return True, loss
 
     def is_evaluated(step: int) -> bool:
         return step == total or (config.eval_freq > 0 and step % config.eval_freq == 0)
+
+    def check_room() -> None:
+        if saver is not None:
+            saver.check_room(len(held_out) > 0)
+
+    def finish_saving() -> None:
+        if saver is not None:
+            saver.finish()
+
+    process_group.rank_zero_first(check_room)
+
+    def save(progress: checkpoint.Progress, held_out_loss: float | None, wait: bool) -> None:
+        trained_until_now = heartbeat.seconds()["train"]
+        with heartbeat.during("save"):
+            states = process_group.gather({**checkpoint.rng_state(device), "conditions": conditions})
+            if saver is not None:
+                saver.save(progress.step, progress.samples, states, held_out_loss, trained_until_now)
+            if wait:
+                process_group.rank_zero_first(finish_saving)
 
     # The steps.
     where = f"ranks: {ranks.world_size} on {hardware}, launcher: {ranks.launcher}"
@@ -195,6 +227,7 @@ def train(config: TrainConfig, run: RunDirectory, ranks: RankInfo, stop: StopReq
     step_tokens = per_step * config.seq_length
     token_flops = flops.model_flops_per_token(model, config.seq_length)
     seconds = 0.0
+    save_is_due = saver.due if saver is not None else lambda step: False
     with RunLog(run, done.step, total, config.log_freq, ranks) as log:
         if found.resume_from is not None:
             log.event(*resumed_event(done.step, changes))
@@ -206,7 +239,7 @@ def train(config: TrainConfig, run: RunDirectory, ranks: RankInfo, stop: StopReq
             # The attempt before was asked to stop in the middle of it.
             evaluate_held_out(done.step, None)
         heartbeat.enter("compile" if config.compile else "train")
-        for result in loop.train_steps(trained, optimizer, loader, plan, stop, device, heartbeat):
+        for result in loop.train_steps(trained, optimizer, loader, plan, stop, device, heartbeat, save_is_due):
             heartbeat.enter("train")
             seconds += result.seconds
             now = checkpoint.Progress(result.step, done.samples + (result.step - done.step) * per_step)
@@ -220,10 +253,16 @@ def train(config: TrainConfig, run: RunDirectory, ranks: RankInfo, stop: StopReq
                 log.event(outlier, outlier_text(outlier))
             last = result.step == total
             # A request to stop may have few seconds: save first, and leave an evaluation to the next attempt.
-            evaluated = not result.stop and (not is_evaluated(result.step) or evaluate_held_out(result.step, stop))
+            evaluated, held_out_loss = not is_evaluated(result.step), None
+            if not evaluated and not result.stop:
+                evaluated, held_out_loss = evaluate_held_out(result.step, stop)
             stopping = result.stop or not evaluated
-            if last or stopping or (config.ckpt_freq and result.step % config.ckpt_freq == 0):
-                save(now)
+            if last or stopping or result.save:
+                save(now, held_out_loss, wait=last or stopping)
+            for report in saver.step_made(result.seconds) if saver is not None else ():
+                log.checkpoint(report)
+            if saver is not None and saver.saved_step is not None:
+                heartbeat.saved(saver.saved_step, saver.saved_train_seconds)
             if stopping and not last:
                 log.line(f"saved step {result.step}/{total} on {stop.by}; the same command trains on from there")
                 process_group.leave()
@@ -236,7 +275,7 @@ def train(config: TrainConfig, run: RunDirectory, ranks: RankInfo, stop: StopReq
         questions = read_questions(found.token_folder)[:SAMPLES]
         samples = [sample_answer(model, tokenizer, question, config.seq_length, device) for question in questions]
         epochs = (done.samples + (total - done.step) * per_step) / len(blocks)
-        saved = checkpoint.step_folder(run.checkpoints, total)
+        saved = step_folder(run.checkpoints, total)
         age = sum(heartbeat.seconds().values())
         summary = summarise(run, saved, epochs, ranks.world_size, hardware, seconds, samples, age)
         write_json(run.summary, summary)

@@ -1,0 +1,117 @@
+"""Which attempt of a run may write: each start of training claims the next incarnation number.
+
+Two attempts can be alive at once: a requeued job starts while a process of the first, cut off from the network,
+still writes. `incarnations/000003.json` says which start it was and from which step it went on. A writer looks
+before it publishes whether a later one exists. That look can come a moment too early, so the readers decide: what
+an earlier incarnation made after the step from which a later one went on belongs to no run that counts."""
+
+import errno
+import json
+import os
+import re
+import socket
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+FOLDER = "incarnations"
+CLAIM_FILE = re.compile(r"(\d{6,})\.json")
+NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One start of training."""
+
+    incarnation: int
+    resumed_step: int
+    """The step it went on from; 0 for the beginning."""
+    host: str = ""
+    pid: int = 0
+    time: float = 0.0
+
+
+def claim_incarnation(checkpoints: Path, resumed_step: int) -> int:
+    """Take the next number; of two that ask at once, each gets its own.
+
+    Args:
+        checkpoints: the folder of checkpoints.
+        resumed_step: the step that this start goes on from.
+    """
+    folder = checkpoints / FOLDER
+    folder.mkdir(parents=True, exist_ok=True)
+    number = newest_incarnation(checkpoints) + 1
+    aside = folder / f".{socket.gethostname()}.{os.getpid()}"
+    try:
+        while True:
+            claim = Claim(number, resumed_step, socket.gethostname(), os.getpid(), time.time())
+            try:
+                _create_whole(folder / f"{number:06d}.json", aside, json.dumps(asdict(claim)) + "\n")
+            except FileExistsError:
+                number += 1
+                continue
+            force_to_disk(folder)
+            return number
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def _create_whole(path: Path, aside: Path, text: str) -> None:
+    """Create a file that must not exist, with all its content at once."""
+    with aside.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    try:
+        os.link(aside, path)
+    except OSError as error:
+        if error.errno not in NO_LINKS:
+            raise
+        # A file system without hard links: still exclusive, but a reader may find it empty for a moment.
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+        try:
+            os.write(descriptor, text.encode())
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def newest_incarnation(checkpoints: Path) -> int:
+    """The highest number that was ever claimed; 0 where none was."""
+    try:
+        names = os.listdir(checkpoints / FOLDER)
+    except FileNotFoundError:
+        return 0
+    return max((int(match.group(1)) for name in names if (match := CLAIM_FILE.fullmatch(name))), default=0)
+
+
+def read_claims(checkpoints: Path) -> list[Claim]:
+    """All starts of this run whose claim can be read, in their order."""
+    claims = []
+    for path in sorted((checkpoints / FOLDER).glob("*.json")):
+        try:
+            claims.append(Claim(**json.loads(path.read_text(encoding="utf-8"))))
+        except (OSError, ValueError, TypeError):
+            continue
+    return sorted(claims, key=lambda claim: claim.incarnation)
+
+
+def overtaken_by(claims: list[Claim], incarnation: int, step: int) -> Claim | None:
+    """The later start that went on from before this checkpoint, so that it belongs to no run that counts; None where
+    it does count.
+
+    Args:
+        claims: all starts.
+        incarnation: of the checkpoint's maker.
+        step: of the checkpoint.
+    """
+    return next((claim for claim in claims if claim.incarnation > incarnation and claim.resumed_step < step), None)
+
+
+def force_to_disk(path: Path) -> None:
+    """fsync a file or folder."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,191 @@
+"""From files in memory to a checkpoint on disk: written aside, forced to disk, proved, and renamed into place.
+
+A folder `step-00000008` is whole or not there, whenever the process or the host ends. Files aside carry the
+incarnation of their maker, so that a later one knows whose they are."""
+
+import hashlib
+import os
+import re
+import shutil
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from training.errors import InputError, TakenOverError
+from training.incarnation import force_to_disk, newest_incarnation
+from training.manifest import MANIFEST, DamagedError, Manifest, Proof, read_manifest, render_manifest
+from training.snapshot import pieces
+
+STEP_FOLDER = re.compile(r"step-(\d{8,})")
+ASIDE_FOLDER = re.compile(r"\.step-\d{8,}(?:\.old)?\.i(\d+)")
+
+
+@dataclass(frozen=True)
+class FileContent:
+    """A file to be written: its parts, one after the other."""
+
+    name: str
+    parts: Sequence[bytes | memoryview]
+
+
+def step_folder(checkpoints: Path, step: int) -> Path:
+    """Where the checkpoint of an optimizer step lies."""
+    return checkpoints / f"step-{step:08d}"
+
+
+def step_of(folder: Path) -> int:
+    """The optimizer step in a checkpoint folder's name."""
+    match = STEP_FOLDER.fullmatch(folder.name)
+    assert match is not None, folder
+    return int(match.group(1))
+
+
+def step_folders(checkpoints: Path) -> list[Path]:
+    """All checkpoints, whole or not, by their steps."""
+    if not checkpoints.is_dir():
+        return []
+    return sorted((path for path in checkpoints.iterdir() if STEP_FOLDER.fullmatch(path.name)), key=step_of)
+
+
+def publish(
+    checkpoints: Path,
+    files: Iterable[FileContent],
+    *,
+    step: int,
+    samples: int,
+    world_size: int,
+    incarnation: int,
+    held_out_loss: float | None,
+    weights_sha256: str,
+    begun: float,
+) -> Manifest:
+    """Make the checkpoint of a step.
+
+    Args:
+        checkpoints: the folder of checkpoints.
+        files: all but the manifest.
+        begun: when the state was copied, by `time.monotonic`.
+
+    The others are the manifest's fields.
+
+    Raises:
+        TakenOverError: a later incarnation exists, so this one must not write.
+        OSError: the system refused; nothing has changed then.
+    """
+    check_not_taken_over(checkpoints, incarnation)
+    folder = step_folder(checkpoints, step)
+    aside = checkpoints / f".{folder.name}.i{incarnation:06d}"
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir()
+    try:
+        proofs = {file.name: _write(aside / file.name, file.parts) for file in files}
+        manifest = Manifest(
+            step=step,
+            samples=samples,
+            world_size=world_size,
+            incarnation=incarnation,
+            held_out_loss=held_out_loss,
+            seconds=round(time.monotonic() - begun, 3),
+            weights_sha256=weights_sha256,
+            files=proofs,
+        )
+        _write(aside / MANIFEST, [render_manifest(manifest)])
+        force_to_disk(aside)
+        check_not_taken_over(checkpoints, incarnation)
+        _put_in_place(aside, folder, incarnation)
+    except BaseException:
+        # So that a full disk is not kept full by what it could not hold.
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
+    force_to_disk(checkpoints)
+    return manifest
+
+
+def check_not_taken_over(checkpoints: Path, incarnation: int) -> None:
+    """Refuse to write where a later start of the same run has begun.
+
+    Raises:
+        TakenOverError: it names that start.
+    """
+    newest = newest_incarnation(checkpoints)
+    if newest > incarnation:
+        raise TakenOverError(
+            f"a newer attempt (incarnation {newest}) has taken over {checkpoints}; this one, incarnation "
+            f"{incarnation}, must not save: leave it ended, the newer one goes on"
+        )
+
+
+def _put_in_place(aside: Path, folder: Path, incarnation: int) -> None:
+    if not folder.exists():
+        try:
+            # rename never replaces a folder that has something in it, so that whoever is second fails.
+            os.rename(aside, folder)
+            return
+        except OSError:
+            if not folder.exists():
+                raise
+    # What stands there is broken, or an earlier incarnation made it after this one had gone on from before:
+    # otherwise this step would not have been made again. Looked at again once it is out of the way, because
+    # until then another could have replaced it.
+    old = folder.with_name(f".{folder.name}.old.i{incarnation:06d}")
+    _refuse_newer(folder, incarnation)
+    shutil.rmtree(old, ignore_errors=True)
+    os.rename(folder, old)
+    try:
+        _refuse_newer(old, incarnation)
+        os.rename(aside, folder)
+    except BaseException:
+        if not folder.exists():
+            os.rename(old, folder)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _refuse_newer(folder: Path, incarnation: int) -> None:
+    try:
+        maker = read_manifest(folder).incarnation
+    except DamagedError:
+        return
+    except InputError as error:
+        raise TakenOverError(str(error)) from error
+    if maker > incarnation:
+        raise TakenOverError(
+            f"a newer attempt (incarnation {maker}) has taken over and made {folder}; this one, incarnation "
+            f"{incarnation}, must not replace it: leave it ended, the newer one goes on"
+        )
+
+
+def _write(path: Path, parts: Sequence[bytes | memoryview]) -> Proof:
+    """Write and hash in one pass, and force to disk."""
+    digest, size = hashlib.sha256(), 0
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+    try:
+        for part in parts:
+            for piece in pieces(memoryview(part)):
+                digest.update(piece)
+                write_all(descriptor, piece)
+                size += len(piece)
+        os.fsync(descriptor)
+    except OSError as error:
+        # os.write knows no path.
+        error.filename = error.filename or str(path)
+        raise
+    finally:
+        os.close(descriptor)
+    return Proof(size, digest.hexdigest())
+
+
+def write_all(descriptor: int, piece: memoryview) -> None:
+    """Write the whole piece: the system may take a part of it."""
+    while piece:
+        piece = piece[os.write(descriptor, piece) :]
+
+
+def drop_unfinished(checkpoints: Path, incarnation: int) -> None:
+    """Remove what earlier starts that died while saving left behind; what carries this or a later number is
+    somebody's work."""
+    for path in checkpoints.glob(".step-*"):
+        match = ASIDE_FOLDER.fullmatch(path.name)
+        if match is None or int(match.group(1)) < incarnation:
+            shutil.rmtree(path, ignore_errors=True)

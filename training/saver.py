@@ -1,0 +1,303 @@
+"""Saves while the training goes on: the step loop waits for a copy of the state, a thread does the rest.
+
+Rank 0 has one. One save is in flight at most. What goes wrong in the thread is raised by the next call from the
+loop, and by `finish`, after which everything that was saved is on disk."""
+
+import io
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from training.disk_space import SMALL_FILES_BYTES, check_room, room_at
+from training.errors import StorageError, TakenOverError
+from training.interval import Interval, SaveCost, is_due
+from training.manifest import Manifest
+from training.publish import FileContent, check_not_taken_over, publish, step_folder, step_folders
+from training.retention import drop_superfluous
+from training.snapshot import HostBuffer, HostFile, expected_bytes, model_file, optimizer_file, tensors_sha256
+
+
+@dataclass(frozen=True)
+class SaveReport:
+    """A checkpoint that is on disk."""
+
+    step: int
+    seconds: float
+    """From the call to the rename."""
+    blocking_seconds: float
+    """Of these the step loop waited."""
+    bytes: int
+    folder: Path
+
+    def row(self) -> dict[str, Any]:
+        """Its row of metrics."""
+        return {
+            "step": self.step,
+            "checkpoint_seconds": round(self.seconds, 6),
+            "checkpoint_blocking_seconds": round(self.blocking_seconds, 6),
+            "checkpoint_bytes": self.bytes,
+        }
+
+
+@dataclass
+class _InFlight:
+    """One save on its way to the disk."""
+
+    step: int
+    samples: int
+    held_out_loss: float | None
+    files: list[HostFile]
+    rngs: list[dict[str, Any]]
+    called: float
+    blocking: float
+    captured: float
+    train_seconds: float
+    thread: threading.Thread | None = None
+    manifest: Manifest | None = None
+    seconds: float = 0.0
+    error: Exception | None = field(default=None)
+
+
+class Saver:
+    """Makes the checkpoints of one start of training.
+
+    `saved_step` is the step of the newest checkpoint that is in place, resumed from or made; None where there is
+    none. `saved_time` is when that state was copied (`time.time`), and `saved_train_seconds` what `save` was told
+    then.
+    """
+
+    def __init__(
+        self,
+        checkpoints: Path,
+        incarnation: int,
+        world_size: int,
+        model: Any,
+        tokenizer: Any,
+        optimizer: torch.optim.Optimizer,
+        device: torch.device,
+        *,
+        keep: int = 2,
+        interval: Interval | None = None,
+        mtbf: float = 0.0,
+        resumed_step: int | None = None,
+        passed_over: Collection[str] = (),
+        say: Callable[[str], None] = print,
+    ) -> None:
+        """Make ready, so that the first save costs no more than the others: allocates and touches the memory.
+
+        Args:
+            checkpoints: the folder of checkpoints.
+            incarnation: what this start claimed.
+            world_size: ranks.
+            model: the model itself, without DDP.
+            tokenizer: its tokenizer; does not change any more.
+            optimizer: its state is saved.
+            device: where both lie.
+            keep: how many checkpoints to keep besides the best.
+            interval: when one is due.
+            mtbf: mean seconds between faults, for the interval `auto`.
+            resumed_step: the step of the checkpoint resumed from.
+            passed_over: names of checkpoints that were found broken.
+            say: told when a save has to wait for the one before.
+        """
+        self._checkpoints, self._incarnation, self._world_size = checkpoints, incarnation, world_size
+        self._model, self._optimizer = model, optimizer
+        self._keep, self._passed_over, self._say = keep, set(passed_over), say
+        self._interval, self._mtbf = interval or Interval(), mtbf
+        self._small_files = small_files(model, tokenizer)
+        self._size = expected_bytes(model, optimizer)
+        self._buffer = HostBuffer(device)
+        self._buffer.reserve(self._size)
+        self._flying: _InFlight | None = None
+        self._reports: list[SaveReport] = []
+        self._cost = SaveCost()
+        self._cost_known = False
+        self._duration = 0.0
+        self._last_save = time.monotonic()
+        self.saved_step = resumed_step
+        self.saved_time: float | None = None
+        self.saved_train_seconds = 0.0
+
+    def check_room(self, evaluated: bool) -> None:
+        """Look whether the disk can take what is to come; says so where it is scarce.
+
+        Raises:
+            InputError: not even one checkpoint has room.
+        """
+        self._checkpoints.mkdir(mode=0o700, parents=True, exist_ok=True)
+        there = len(step_folders(self._checkpoints))
+        warning = check_room(
+            room_at(self._checkpoints),
+            self._size + SMALL_FILES_BYTES,
+            self._keep,
+            there,
+            evaluated,
+            self._checkpoints,
+        )
+        if warning:
+            self._say(warning)
+
+    def due(self, step: int) -> bool:
+        """Whether a checkpoint is to be made after this step. For rank 0 to tell the others: clocks differ."""
+        flying = self._flying is not None and self._flying.thread is not None and self._flying.thread.is_alive()
+        since = time.monotonic() - self._last_save
+        cost = self._cost.seconds if self._cost_known else None
+        return is_due(self._interval, step, since, cost, self._duration, self._mtbf, flying)
+
+    def step_made(self, seconds: float) -> list[SaveReport]:
+        """To be called after every step: what has come onto the disk since the last call.
+
+        Args:
+            seconds: that the step took; so the saver learns what a save costs the training.
+
+        Raises:
+            StorageError: the save in flight failed.
+        """
+        flying = self._flying
+        self._cost.step(seconds, flying is not None)
+        if flying is not None and flying.thread is not None and not flying.thread.is_alive():
+            self._land()
+        return self.reports()
+
+    def reports(self) -> list[SaveReport]:
+        """What has come onto the disk and was not yet returned."""
+        reports, self._reports = self._reports, []
+        return reports
+
+    def save(
+        self,
+        step: int,
+        samples: int,
+        rngs: Sequence[dict[str, Any]],
+        held_out_loss: float | None = None,
+        train_seconds: float = 0.0,
+    ) -> None:
+        """Copy the state and begin to write it; returns when training may go on.
+
+        Args:
+            step: optimizer steps made.
+            samples: sequences trained on, over all ranks and epochs.
+            rngs: the random state of every rank, in rank order.
+            held_out_loss: of these weights, where they were evaluated.
+            train_seconds: given back as `saved_train_seconds` once this is on disk.
+
+        Raises:
+            StorageError: the save before this one failed.
+        """
+        called = time.monotonic()
+        if self._flying is not None:
+            if self._flying.step == step:
+                return
+            thread = self._flying.thread
+            if thread is not None and thread.is_alive():
+                self._say(
+                    f"the checkpoint of step {step} waits for that of step {self._flying.step}, which is still being "
+                    f"written: save less often (--ckpt-freq), or to a faster disk"
+                )
+            self.finish()
+        if self.saved_step == step:
+            return
+        files = self._buffer.capture([model_file(self._model), optimizer_file(self._optimizer)])
+        captured = time.monotonic()
+        flying = _InFlight(
+            step, samples, held_out_loss, files, list(rngs), called, captured - called, time.time(), train_seconds
+        )
+        self._cost.begin(flying.blocking)
+        self._last_save = captured
+        # Not a daemon: whatever ends the main thread, this save is brought to its end.
+        flying.thread = threading.Thread(target=self._write, args=(flying,), name=f"checkpoint of step {step}")
+        self._flying = flying
+        flying.thread.start()
+
+    def finish(self) -> None:
+        """Wait until everything saved is on disk.
+
+        Raises:
+            StorageError: it could not be written.
+        """
+        if self._flying is not None:
+            assert self._flying.thread is not None
+            self._flying.thread.join()
+            self._land()
+
+    def _land(self) -> None:
+        """Take over what the thread has left."""
+        flying = self._flying
+        assert flying is not None
+        self._flying = None
+        if flying.error is not None:
+            raise flying.error
+        assert flying.manifest is not None
+        self.saved_step, self.saved_time = flying.step, flying.captured
+        self.saved_train_seconds = flying.train_seconds
+        self._duration, self._cost_known = flying.seconds, True
+        folder = step_folder(self._checkpoints, flying.step)
+        self._reports.append(SaveReport(flying.step, flying.seconds, flying.blocking, flying.manifest.bytes, folder))
+
+    def _write(self, flying: _InFlight) -> None:
+        """In the thread: the files, then the rename, then room for the next."""
+        try:
+            flying.manifest = publish(
+                self._checkpoints,
+                self._contents(flying),
+                step=flying.step,
+                samples=flying.samples,
+                world_size=self._world_size,
+                incarnation=self._incarnation,
+                held_out_loss=flying.held_out_loss,
+                weights_sha256=tensors_sha256(flying.files[0]),
+                begun=flying.called,
+            )
+            flying.seconds = time.monotonic() - flying.called
+            drop_superfluous(self._checkpoints, self._keep, self._incarnation, self._passed_over)
+        except TakenOverError as error:
+            flying.error = error
+        except OSError as error:
+            flying.error = self._storage_error(flying.step, error)
+        except Exception as error:
+            flying.error = error
+
+    def _contents(self, flying: _InFlight) -> list[FileContent]:
+        rng = io.BytesIO()
+        torch.save(flying.rngs, rng)
+        return [
+            *self._small_files,
+            *(FileContent(file.name, [file.header, file.data]) for file in flying.files),
+            FileContent("rng.pt", [rng.getvalue()]),
+        ]
+
+    def _storage_error(self, step: int, error: OSError) -> StorageError:
+        try:
+            # A newer attempt removes what this one is writing: that is the cause then.
+            check_not_taken_over(self._checkpoints, self._incarnation)
+        except TakenOverError as taken_over:
+            return taken_over
+        except OSError:
+            pass
+        last = f"the last one is that of step {self.saved_step}" if self.saved_step is not None else "there is none yet"
+        where = error.filename if error.filename is not None else self._checkpoints
+        return StorageError(
+            f"the checkpoint of step {step} cannot be written ({last}): {where}: {error.strerror or error}; make room "
+            f"or repair that file system, then run the same command again",
+            error.errno,
+        )
+
+
+def small_files(model: Any, tokenizer: Any) -> list[FileContent]:
+    """What `from_pretrained` needs besides the weights. Made once: it does not change, and to make it again at
+    every save would hold the interpreter."""
+    with tempfile.TemporaryDirectory() as folder:
+        model.config.dtype = str(model.dtype).removeprefix("torch.")
+        model.config.architectures = [type(model).__name__]
+        model.config.save_pretrained(folder)
+        if model.can_generate():
+            model.generation_config.save_pretrained(folder)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(folder)
+        return [FileContent(path.name, [path.read_bytes()]) for path in sorted(Path(folder).iterdir())]

@@ -1,0 +1,195 @@
+"""The copy of weights and optimizer state that a save is written from, while training goes on changing them.
+
+It lies in one buffer that is allocated and touched once, at the start: the first write to fresh memory costs more
+than the copy. On a GPU the buffer is pinned, which is what makes the copy run at the bus's speed. The tensors lie
+in it in the order of the files, so that each file is its header and one slice of the buffer."""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+import torch
+
+# Tensors below this many bytes are gathered on the device and copied together: GPT-2 has some hundred biases and
+# AdamW a step count for every parameter.
+SMALL = 1 << 16
+
+TYPE_NAMES = {
+    torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64",
+    torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class TensorFile:
+    """Tensors that will be one safetensors file."""
+
+    name: str
+    tensors: Mapping[str, torch.Tensor]
+    metadata: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Placed:
+    """Where a tensor lies within its file's data."""
+
+    name: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    begin: int
+    end: int
+
+
+@dataclass(frozen=True)
+class HostFile:
+    """A safetensors file in host memory."""
+
+    name: str
+    header: bytes
+    data: memoryview
+    placed: Sequence[Placed]
+
+
+class HostBuffer:
+    """Memory for one copy of the state, used again for every save."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._bytes = torch.empty(0, dtype=torch.uint8)
+
+    def reserve(self, size: int) -> None:
+        """Have room for so many bytes, each page already touched."""
+        if size <= len(self._bytes):
+            return
+        # The old memory first: both at once may not fit.
+        self._bytes = torch.empty(0, dtype=torch.uint8)
+        self._bytes = torch.empty(size, dtype=torch.uint8, pin_memory=self._device.type == "cuda").fill_(0)
+
+    @torch.no_grad()
+    def capture(self, files: Sequence[TensorFile]) -> list[HostFile]:
+        """Copy the tensors; returns when they may be changed again. What was captured before is overwritten."""
+        layouts = [_layout(file) for file in files]
+        ends = [0]
+        for layout in layouts:
+            size = layout[-1].end if layout else 0
+            ends.append(ends[-1] + size + -size % 8)
+        self.reserve(ends[-1])
+        for file, layout, begin in zip(files, layouts, ends, strict=False):
+            self._copy(file.tensors, layout, begin)
+        if self._device.type == "cuda":
+            torch.cuda.current_stream(self._device).synchronize()
+        whole = self._bytes.numpy().data
+        return [
+            HostFile(
+                file.name,
+                _header(layout, file.metadata),
+                whole[begin : begin + (layout[-1].end if layout else 0)],
+                layout,
+            )
+            for file, layout, begin in zip(files, layouts, ends, strict=False)
+        ]
+
+    def _copy(self, tensors: Mapping[str, torch.Tensor], layout: Sequence[Placed], begin: int) -> None:
+        def kind(placed: Placed) -> Any:
+            return (placed.end - placed.begin < SMALL, placed.dtype, tensors[placed.name].device)
+
+        for (small, dtype, _), group in groupby(layout, kind):
+            run = list(group)
+            pieces = [run] if small else [[placed] for placed in run]
+            for piece in pieces:
+                target = self._bytes[begin + piece[0].begin : begin + piece[-1].end].view(dtype)
+                sources = [tensors[placed.name].detach() for placed in piece]
+                if len(sources) == 1:
+                    target.view(sources[0].shape).copy_(sources[0], non_blocking=True)
+                else:
+                    target.copy_(torch.cat([source.reshape(-1) for source in sources]), non_blocking=True)
+
+
+def _layout(file: TensorFile) -> list[Placed]:
+    """Where each tensor goes: densely, as the format wants it, those with large elements first, so that all are
+    aligned, and within these the small ones together."""
+
+    def size(name: str) -> int:
+        return file.tensors[name].numel() * file.tensors[name].element_size()
+
+    def place(name: str) -> tuple[Any, ...]:
+        tensor = file.tensors[name]
+        return -tensor.element_size(), str(tensor.dtype), size(name) < SMALL, tensor.device.type, name
+
+    layout, begin = [], 0
+    for name in sorted(file.tensors, key=place):
+        tensor = file.tensors[name]
+        layout.append(Placed(name, tensor.dtype, tuple(tensor.shape), begin, begin + size(name)))
+        begin += size(name)
+    return layout
+
+
+def _header(layout: Sequence[Placed], metadata: Mapping[str, str]) -> bytes:
+    """The head of a safetensors file: its length, then JSON, padded to 8 bytes."""
+    entries: dict[str, Any] = {"__metadata__": dict(metadata)}
+    for placed in layout:
+        entries[placed.name] = {
+            "dtype": TYPE_NAMES[placed.dtype],
+            "shape": list(placed.shape),
+            "data_offsets": [placed.begin, placed.end],
+        }
+    text = json.dumps(entries, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
+
+
+def tensors_sha256(file: HostFile) -> str:
+    """A hash over names, types, shapes and bytes of a file's tensors, in the order of their names."""
+    digest = hashlib.sha256()
+    for placed in sorted(file.placed, key=lambda placed: placed.name):
+        head = f"{placed.name} {TYPE_NAMES[placed.dtype]} {list(placed.shape)}\n"
+        digest.update(head.encode())
+        for piece in pieces(file.data[placed.begin : placed.end]):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def pieces(data: memoryview, size: int = 1 << 23) -> Iterator[memoryview]:
+    """The data in slices: hashing and writing let other threads run, and a large slice does so for long."""
+    for begin in range(0, len(data), size):
+        yield data[begin : begin + size]
+
+
+def model_file(model: Any) -> TensorFile:
+    """The weights under the names by which `from_pretrained` looks for them, shared ones once."""
+    tensors = dict(model.state_dict())
+    for pattern in getattr(model, "_keys_to_ignore_on_save", None) or ():
+        tensors.pop(pattern, None)
+    tied = set(getattr(model, "all_tied_weights_keys", None) or ())
+    holders: dict[Any, str] = {}
+    for name in sorted(tensors, key=lambda name: (name in tied, name)):
+        tensor = tensors[name]
+        key = (tensor.data_ptr(), tensor.shape, tensor.device) if tensor.numel() else name
+        if holders.setdefault(key, name) != name:
+            del tensors[name]
+    if getattr(model, "_weight_conversions", None):
+        # Families whose weights transformers rearranges on loading are put back as it wants them.
+        from transformers.core_model_loading import revert_weight_conversion
+
+        tensors = revert_weight_conversion(model, tensors)
+    return TensorFile("model.safetensors", tensors, {"format": "pt"})
+
+
+def optimizer_file(optimizer: torch.optim.Optimizer) -> TensorFile:
+    """The optimizer's state: tensors as `<index of the parameter>.<name>`, the groups as JSON in the header."""
+    state = optimizer.state_dict()
+    tensors = {f"{index}.{name}": value for index, values in state["state"].items() for name, value in values.items()}
+    metadata = {"optimizer": type(optimizer).__name__, "param_groups": json.dumps(state["param_groups"])}
+    return TensorFile("optimizer.safetensors", tensors, metadata)
+
+
+def expected_bytes(model: Any, optimizer: torch.optim.Optimizer) -> int:
+    """Bytes of a copy of the state, also before the optimizer's first step: AdamW then holds two more values for
+    each parameter, and a count of its steps."""
+    weights = model_file(model).tensors.values()
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    state = sum(2 * parameter.numel() * parameter.element_size() + 4 for parameter in parameters)
+    return sum(tensor.numel() * tensor.element_size() for tensor in weights) + state + 16
