@@ -20,6 +20,7 @@ from cluster.blame import (
     rank_in_words,
 )
 from cluster.errors import COMPLETE, HANG, LAUNCHER, NO_PROGRESS, NODE, REQUEST, REQUEUE
+from cluster.goodput import duration
 from cluster.mpirun_words import MpirunWords, read_words
 from cluster.rundir import Attempt
 
@@ -334,7 +335,7 @@ def verdict_lines(
     verdict: Verdict, attempt: Attempt, seconds: float, requeue: bool, in_slurm: bool = False
 ) -> list[str]:
     """The last lines of the batch log; the guilty rank and its traceback come last, where one looks first."""
-    where = f"attempt {attempt.number} · {_duration(seconds)} · {attempt.run_dir}"
+    where = f"attempt {attempt.number} · {duration(seconds)} · {attempt.run_dir}"
     lines = [f"── {verdict.kind} · exit status {verdict.status} · {where}"]
     if advice := next_command(verdict, attempt, requeue, in_slurm):
         lines.append(f"next: {advice}")
@@ -368,9 +369,3 @@ def next_command(verdict: Verdict, attempt: Attempt, requeue: bool, in_slurm: bo
         case "no progress":
             return f"python -m cluster.status {attempt.run_dir}"
     return f"less {log}"
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}"

@@ -1,0 +1,58 @@
+"""Whether another attempt would only meet the same fault again. Pure: the attempts of run.json in, yes or no out."""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+TIMES = 3
+"""Attempts with the same fault and no progress after which no further one is made."""
+
+_INTERRUPTED = frozenset({"saved for requeue", "preempted", "time limit"})
+"""Ends that come from outside. They differ from attempt to attempt, and without progress none of them helps."""
+_NEVER = frozenset({"complete", "cancelled"})
+_NUMBERS = re.compile(r"0x[0-9a-fA-F]+|\d+")
+
+
+def same_fault_without_progress(attempts: Sequence[Mapping[str, Any]], verdict: Mapping[str, Any]) -> bool:
+    """Whether the last `TIMES` attempts, this one included, met one fault while no step was gained.
+
+    `attempts` are those of run.json with this one as the last (its `steps` are read); `verdict` is this one's, as
+    JSON.
+    """
+    verdicts = [*(attempt.get("verdict") for attempt in attempts[-TIMES:-1]), verdict]
+    if len(verdicts) < TIMES or any(one is None or one["kind"] in _NEVER for one in verdicts):
+        return False
+    if all(one["kind"] in _INTERRUPTED for one in verdicts if one):
+        return not any(_gained_or_unknown(attempt) for attempt in attempts[-TIMES:])
+    if len({signature(one) for one in verdicts if one}) > 1:
+        return False
+    first, *later = (_reached(attempt, attempts[-TIMES:]) for attempt in attempts[-TIMES:])
+    return max(later) <= first
+
+
+def signature(verdict: Mapping[str, Any]) -> tuple[str, str]:
+    """What makes two faults the same: for a lost node the host; else the words, whichever rank met it at which step."""
+    kind = verdict["kind"]
+    if kind == "node lost":
+        return kind, verdict.get("host") or ""
+    if kind == "hang":
+        return kind, ""
+    return kind, _NUMBERS.sub("#", verdict["summary"])
+
+
+def _reached(attempt: Mapping[str, Any], among: Sequence[Mapping[str, Any]]) -> int:
+    """The step that a next attempt goes on from; where none of the attempts ever saved, the last one made."""
+    name = "saved" if any(_step(one, "saved") >= 0 for one in among) else "last"
+    return _step(attempt, name)
+
+
+def _gained_or_unknown(attempt: Mapping[str, Any]) -> bool:
+    """A program without heartbeats may get on from save to save, for all we know."""
+    if all(_step(attempt, name) < 0 for name in ("resumed", "last", "saved")):
+        return True
+    return _step(attempt, "saved") > max(0, _step(attempt, "resumed"))
+
+
+def _step(attempt: Mapping[str, Any], name: str) -> int:
+    step = (attempt.get("steps") or {}).get(name)
+    return -1 if step is None else int(step)
