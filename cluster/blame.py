@@ -16,7 +16,7 @@ _PEER_GONE = re.compile(
     r"|(recvValue|recvValueWithTimeout|sendBytes|recvBytes) failed|connectFullMesh failed|store->get\("
     r"|Connection was likely|socketProgress|failed to connect/validate to host|socket has timed out"
     r"|software caused connection abort|timed out in monitoredBarrier|received errors while waiting"
-    r"|Watchdog caught collective operation timeout|Process group watchdog thread terminated",
+    r"|caused by a remote worker|Watchdog caught collective operation timeout|Process group watchdog thread terminated",
     re.IGNORECASE,
 )
 """How gloo, NCCL, the c10d store (torch 2.11 to 2.13) and our trainer say that another rank has gone or is silent."""

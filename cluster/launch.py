@@ -161,6 +161,7 @@ def launch(
         ),
     }
     record_attempt(attempt, ended)
+    on_event("verdict", kind=verdict.kind, rank=verdict.rank, host=verdict.host, step=verdict.step)
     return verdict, end
 
 
@@ -261,7 +262,8 @@ def conclude(then: Sequel, attempt: Attempt, excluded: Sequence[str]) -> int:
     requeue = then.kind == REQUEUE
     in_slurm = "SLURM_JOB_ID" in os.environ
     print(*verdict_lines(verdict, attempt, entry["seconds"], requeue, in_slurm), sep="\n", flush=True)
-    record_event(attempt.run_dir, "end", attempt=attempt.number, verdict=verdict.kind, requeue=requeue)
+    if requeue:
+        record_event(attempt.run_dir, "requeue", attempt=attempt.number, exclude=list(excluded))
     if requeue and not slurm.requeue(slurm.own_job_id(os.environ), excluded):
         print("Slurm refused to requeue the job: submit the same command again, it goes on", flush=True)
     return verdict.status

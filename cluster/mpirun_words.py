@@ -14,6 +14,9 @@ _LACKS_EXECUTABLE = re.compile(r"Executable:\s+(\S+)\s+Node:\s+(\S+)")
 _KILLED_PROCESS = re.compile(r"noticed that process rank (\d+) with PID \d+ on node \S+\s+exited\s+on\s+signal\s+(\d+)")
 """The first process that a signal ended; 5.0 breaks the line before or after `on`."""
 
+_EXITED_PROCESS = re.compile(r"Process name: \[\S*,(\d+)\]\s+Exit code:\s+\d+")
+"""The first process that left with a status: ``Process name: [[31579,1],1]``, in 5.0 ``[prterun-n1-6091@1,1]``."""
+
 _NO_DAEMON = (
     re.compile(r"A daemon failed to report back.*?Remote host:\s+(\S+)", re.DOTALL),
     re.compile(r"srun: error: Node failure on (\S+)"),
@@ -26,17 +29,22 @@ _NO_DAEMON = (
 
 
 class MpirunWords(NamedTuple):
-    """Hosts are as the allocation spells them. `killed_process` is a rank and the name of its signal."""
+    """Hosts are as the allocation spells them. `killed_process` is a rank and the name of its signal.
+
+    `exited_process` is a rank too; of these two mpirun names the one that it noticed first.
+    """
 
     lost_daemon: str | None = None
     lacks_executable: tuple[str, str] | None = None
     killed_process: tuple[int, str] | None = None
+    exited_process: int | None = None
     no_daemon: str | None = None
 
 
 def read_words(text: str, hosts: Sequence[str]) -> MpirunWords:
     """What mpirun's output says of hosts of the allocation; words about others are left."""
     killed = _KILLED_PROCESS.search(text)
+    exited = _EXITED_PROCESS.search(text)
     lost = (_in_allocation(name, hosts) for name in _LOST_DAEMON.findall(text))
     lacking = ((_in_allocation(name, hosts), path) for path, name in _LACKS_EXECUTABLE.findall(text))
     absent = (_in_allocation(name, hosts) for words in _NO_DAEMON for name in words.findall(text))
@@ -44,6 +52,7 @@ def read_words(text: str, hosts: Sequence[str]) -> MpirunWords:
         next(filter(None, lost), None),
         next(((host, path) for host, path in lacking if host), None),
         (int(killed[1]), signal.Signals(int(killed[2])).name) if killed else None,
+        int(exited[1]) if exited else None,
         next(filter(None, absent), None),
     )
 

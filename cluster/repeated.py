@@ -23,7 +23,7 @@ def same_fault_without_progress(attempts: Sequence[Mapping[str, Any]], verdict: 
     if len(verdicts) < TIMES or any(one is None or one["kind"] in _NEVER for one in verdicts):
         return False
     if all(one["kind"] in _INTERRUPTED for one in verdicts if one):
-        return not any(_gained_a_step(attempt) for attempt in attempts[-TIMES:])
+        return not any(_gained_or_unknown(attempt) for attempt in attempts[-TIMES:])
     if len({signature(one) for one in verdicts if one}) > 1:
         return False
     first, *later = (_reached(attempt, attempts[-TIMES:]) for attempt in attempts[-TIMES:])
@@ -46,7 +46,10 @@ def _reached(attempt: Mapping[str, Any], among: Sequence[Mapping[str, Any]]) -> 
     return _step(attempt, name)
 
 
-def _gained_a_step(attempt: Mapping[str, Any]) -> bool:
+def _gained_or_unknown(attempt: Mapping[str, Any]) -> bool:
+    """A program without heartbeats may get on from save to save, for all we know."""
+    if all(_step(attempt, name) < 0 for name in ("resumed", "last", "saved")):
+        return True
     return _step(attempt, "saved") > max(0, _step(attempt, "resumed"))
 
 

@@ -2,7 +2,7 @@
 
     outputs/<experiment>/            0700
       run.json                       attempts and their verdicts
-      events.jsonl                   faults, restarts, requeues, stragglers
+      events.jsonl                   what happened, one line each (cluster.events)
       launcher.lock                  held while an attempt runs
       attempt-0001/                  one launch
         plan.json  hostfile  mpirun.txt  mpirun.log
@@ -17,10 +17,11 @@ The program's own files (metrics, checkpoints) lie beside the attempts.
 import fcntl
 import os
 import re
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 from cluster.errors import RequestError
 
@@ -123,7 +124,7 @@ def only_launcher_of(run_dir: Path) -> Iterator[None]:
         raise _unwritable(run_dir, error) from error
     with lock:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lock_now_or_after_a_blink(lock)
         except BlockingIOError:
             lock.seek(0)
             raise RequestError(
@@ -137,6 +138,27 @@ def only_launcher_of(run_dir: Path) -> Iterator[None]:
         lock.write(f"process {os.getpid()} on {os.uname().nodename}" + (f", job {job}" if job else "") + "\n")
         lock.flush()
         yield
+
+
+def _lock_now_or_after_a_blink(lock: IO[str]) -> None:
+    """Lock it, at the second try where somebody just looks whether it is held. Raises `BlockingIOError`."""
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        time.sleep(0.1)
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def launcher_holds(run_dir: Path) -> bool:
+    """Whether a launcher holds the run directory now. Reads only: holds the lock itself but for a blink."""
+    try:
+        with (run_dir / "launcher.lock").open() as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False  # no lock yet, or a file system without locks
+    return False
 
 
 def create_directories(attempt: Attempt) -> None:

@@ -20,6 +20,7 @@ from cluster.blame import (
     rank_in_words,
 )
 from cluster.errors import COMPLETE, HANG, LAUNCHER, NO_PROGRESS, NODE, REQUEST, REQUEUE
+from cluster.goodput import duration
 from cluster.mpirun_words import MpirunWords, read_words
 from cluster.rundir import Attempt
 
@@ -102,7 +103,8 @@ def decide(seen: Witnesses) -> Verdict:
     if seen.hang is not None:
         return _hang(seen.hang)
     words = read_words(seen.mpirun_log_tail, [host.name for host in seen.allocation.hosts])
-    if guilty is not None and not is_victim(guilty) and not _only_ended_after_a_timeout(seen.failed):
+    died_with_daemon = guilty is not None and guilty["host"] == words.lost_daemon and _killed(guilty)
+    if guilty is not None and not (is_victim(guilty) or died_with_daemon or _only_ended_after_a_timeout(seen.failed)):
         return _blame(guilty, seen)
     if words.lacks_executable:
         return _lacks_executable(words.lacks_executable, seen)
@@ -114,6 +116,8 @@ def decide(seen: Witnesses) -> Verdict:
         return verdict
     if any(is_collective_timeout(record) for record in seen.failed):
         return _collective_timeout(seen)
+    if guilty is not None and words.exited_process == guilty["rank"] and seen.vanished:
+        return _blame(guilty, seen)
     if guilty is None or len(seen.failed) < len(seen.started):
         return _silence(seen, words)
     return _blame(guilty, seen)
@@ -194,6 +198,8 @@ def _vanished(seen: Witnesses, words: MpirunWords) -> Verdict | None:
     on_host = {place.rank for place in seen.allocation.rank_map() if place.host == first.host}
     if set(seen.vanished[: len(on_host)]) == on_host and len(seen.allocation.hosts) > 1:
         return _lost(first.host, "closed all its connections at once", seen)
+    if words.exited_process in {record["rank"] for record in seen.failed}:
+        return None  # that rank's end was first, and mpirun killed the others before they could tell theirs
     return _watcher_killed(first.rank, "", seen)
 
 
@@ -205,12 +211,12 @@ def _only_ended_after_a_timeout(failed: Sequence[Mapping[str, Any]]) -> bool:
     """Whether a collective timed out first, and every other end was a SIGKILL after it: a tear-down, not a cause."""
     timeouts = [record["time_ns"] for record in failed if is_collective_timeout(record)]
     others = [record for record in failed if not is_victim(record)]
-    return bool(timeouts) and all(
-        (record["outcome"], record["detail"]) == ("signal", "SIGKILL")
-        and not record.get("oom_killed")
-        and record["time_ns"] > min(timeouts)
-        for record in others
-    )
+    return bool(timeouts) and all(_killed(record) and record["time_ns"] > min(timeouts) for record in others)
+
+
+def _killed(record: Mapping[str, Any]) -> bool:
+    """Whether somebody's SIGKILL ended the rank, not the kernel's for want of memory."""
+    return (record["outcome"], record["detail"]) == ("signal", "SIGKILL") and not record.get("oom_killed")
 
 
 def _collective_timeout(seen: Witnesses) -> Verdict:
@@ -334,7 +340,7 @@ def verdict_lines(
     verdict: Verdict, attempt: Attempt, seconds: float, requeue: bool, in_slurm: bool = False
 ) -> list[str]:
     """The last lines of the batch log; the guilty rank and its traceback come last, where one looks first."""
-    where = f"attempt {attempt.number} · {_duration(seconds)} · {attempt.run_dir}"
+    where = f"attempt {attempt.number} · {duration(seconds)} · {attempt.run_dir}"
     lines = [f"── {verdict.kind} · exit status {verdict.status} · {where}"]
     if advice := next_command(verdict, attempt, requeue, in_slurm):
         lines.append(f"next: {advice}")
@@ -368,9 +374,3 @@ def next_command(verdict: Verdict, attempt: Attempt, requeue: bool, in_slurm: bo
         case "no progress":
             return f"python -m cluster.status {attempt.run_dir}"
     return f"less {log}"
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}"

@@ -118,7 +118,7 @@ def test_the_guilty_rank_ends_the_attempt_and_the_log(
 
     assert done.returncode == status
     verdict = done.stdout[done.stdout.index("── ") :].splitlines()
-    assert verdict[0].startswith(f"── rank failed · exit status {status} · attempt 1 · ")
+    assert verdict[0].startswith(f"── rank crash · exit status {status} · attempt 1 · ")
     assert verdict[2].startswith(f"rank 1 on {os.uname().nodename} ")
     assert all(line in done.stdout for line in last_lines)
     assert last_lines[-1] in "\n".join(verdict[2:])

@@ -10,8 +10,11 @@ from pathlib import Path
 import pytest
 
 from cluster.allocation import Allocation, Host
+from cluster.channel import Listener
 from cluster.machine import is_this_host, visible_gpus
-from cluster.rank import PROGRAM_MAIN, identity, judge, mismatch, observed_command
+from cluster.rank import identity, mismatch
+from cluster.records import Records, read_records
+from cluster.watch import PROGRAM_MAIN, Ending, judge, observed_command
 from conftest import ROOT
 from waiting import wait_until
 
@@ -84,12 +87,12 @@ MAIN = str(PROGRAM_MAIN)
 @pytest.mark.parametrize(
     ("program", "command"),
     [
-        (["/venv/bin/python", "s.py", "-u"], ["/venv/bin/python", MAIN, "7", "s.py", "-u"]),
-        (["python3", "-m", "mod", "-x"], ["python3", MAIN, "7", "-m", "mod", "-x"]),
-        (["python3.12", "-u", "-O", "s.py"], ["python3.12", "-u", "-O", MAIN, "7", "s.py"]),
+        (["/venv/bin/python", "s.py", "-u"], ["/venv/bin/python", MAIN, "7", "stacks", "s.py", "-u"]),
+        (["python3", "-m", "mod", "-x"], ["python3", MAIN, "7", "stacks", "-m", "mod", "-x"]),
+        (["python3.12", "-u", "-O", "s.py"], ["python3.12", "-u", "-O", MAIN, "7", "stacks", "s.py"]),
         (
             ["python", "-W", "error", "-X", "dev", "-c", "1"],
-            ["python", "-W", "error", "-X", "dev", MAIN, "7", "-c", "1"],
+            ["python", "-W", "error", "-X", "dev", MAIN, "7", "stacks", "-c", "1"],
         ),
         (["python", "-"], None),
         (["python"], None),
@@ -100,31 +103,38 @@ MAIN = str(PROGRAM_MAIN)
 def test_a_python_program_runs_in_its_own_interpreter_with_its_flags(
     program: list[str], command: list[str] | None
 ) -> None:
-    assert observed_command(program, 7) == command
+    assert observed_command(program, 7, "stacks") == command
 
 
 SAID_COMPLETE = {"outcome": "complete", "detail": ""}
-SAID_EXCEPTION = {"outcome": "exception", "detail": "ValueError: boom"}
+SAID_EXCEPTION = {
+    "outcome": "exception",
+    "detail": "ValueError: boom",
+    "error": "builtins.ValueError",
+    "errno": None,
+    "time_ns": 5,
+}
+RAISED = Ending("exception", 1, "ValueError: boom", "builtins.ValueError", time_ns=5)
 
 
 @pytest.mark.parametrize(
     ("said", "code", "is_python", "end"),
     [
-        (SAID_COMPLETE, 0, True, ("complete", 0, "")),
-        (None, 0, False, ("complete", 0, "")),
-        (None, 0, True, ("incomplete", 1, "left with exit status 0 before the program had ended")),
-        (SAID_EXCEPTION, 1, True, ("exception", 1, "ValueError: boom")),
-        (SAID_EXCEPTION, 0, True, ("exception", 1, "ValueError: boom")),
-        (SAID_COMPLETE, 3, True, ("exit", 3, "")),
-        (SAID_COMPLETE, 75, True, ("saved", 75, "")),
-        (None, 3, False, ("exit", 3, "")),
-        (None, -9, True, ("signal", 137, "SIGKILL")),
-        (SAID_COMPLETE, -15, True, ("signal", 143, "SIGTERM")),
-        (SAID_EXCEPTION, -9, True, ("exception", 1, "ValueError: boom")),
+        (SAID_COMPLETE, 0, True, Ending("complete", 0)),
+        (None, 0, False, Ending("complete", 0)),
+        (None, 0, True, Ending("incomplete", 1, "left with exit status 0 before the program had ended")),
+        (SAID_EXCEPTION, 1, True, RAISED),
+        (SAID_EXCEPTION, 0, True, RAISED),
+        (SAID_COMPLETE, 3, True, Ending("exit", 3)),
+        (SAID_COMPLETE, 75, True, Ending("saved", 75)),
+        (None, 3, False, Ending("exit", 3)),
+        (None, -9, True, Ending("signal", 137, "SIGKILL")),
+        (SAID_COMPLETE, -15, True, Ending("signal", 143, "SIGTERM")),
+        (SAID_EXCEPTION, -9, True, RAISED),
     ],
 )
 def test_an_end_is_judged_by_what_was_said_and_how_it_left(
-    said: dict[str, str] | None, code: int, is_python: bool, end: tuple[str, int, str]
+    said: dict[str, object] | None, code: int, is_python: bool, end: Ending
 ) -> None:
     assert judge(said, code, is_python) == end
 
@@ -133,9 +143,10 @@ ONE_RANK = {"PMI_RANK": "0", "PMI_SIZE": "1", "MPI_LOCALRANKID": "0"}
 
 
 def run_rank(tmp_path: Path, program: list[str], **environ: str) -> subprocess.CompletedProcess[str]:
-    """A world of one rank, without any mpirun."""
+    """A world of one rank, without any mpirun; this process is its launcher."""
     attempt = tmp_path / "attempt-0001"
-    for directory in ("ranks", "errors", "logs"):
+    listener = Listener("127.0.0.1")
+    for directory in ("errors", "logs"):
         (attempt / directory).mkdir(parents=True)
     plan = {
         **Allocation("local", (Host("localhost", 1, 0, 2),)).to_json(),
@@ -145,19 +156,34 @@ def run_rank(tmp_path: Path, program: list[str], **environ: str) -> subprocess.C
         "log_dir": str(attempt / "logs"),
         "master_addr": "127.0.0.1",
         "master_port": 20000,
+        "launcher": [listener.address, listener.port],
+        "token": listener.token,
     }
     (attempt / "plan.json").write_text(json.dumps(plan))
-    return subprocess.run(
+    rank = subprocess.Popen(
         [sys.executable, "-m", "cluster.rank", str(attempt / "plan.json"), "--", *program],
         env={**os.environ, "PYTHONUNBUFFERED": "1", **ONE_RANK, **environ},
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
         cwd=ROOT,
     )
+    records = Records(attempt / "ranks.jsonl")
+    while rank.poll() is None:
+        for number, message in listener.exchange(0.05):
+            if record := message.get("record"):
+                records.add(record)
+                if record["state"] != "started":
+                    listener.tell({"do": "leave"}, [number])
+    out, err = rank.communicate()
+    listener.close()
+    records.close()
+    return subprocess.CompletedProcess(rank.args, rank.returncode, out, err)
 
 
 def end_of(tmp_path: Path, state: str) -> dict[str, object]:
-    return json.loads((tmp_path / f"attempt-0001/ranks/rank-0.{state}.json").read_text())
+    [end] = [record for record in read_records(tmp_path / "attempt-0001") if record["state"] == state]
+    return end
 
 
 def script(tmp_path: Path, text: str) -> list[str]:
@@ -306,9 +332,9 @@ def test_another_environments_python_keeps_its_own_modules(tmp_path: Path) -> No
 def test_an_exception_is_on_record_before_the_programs_threads_end(tmp_path: Path) -> None:
     text = (
         "import os, threading, time\n"
-        f"failed = {str(tmp_path / 'attempt-0001/ranks/rank-0.failed.json')!r}\n"
+        f"records = {str(tmp_path / 'attempt-0001/ranks.jsonl')!r}\n"
         "def wait():\n"
-        "    while not os.path.exists(failed): time.sleep(0.01)\n"
+        "    while 'failed' not in open(records).read(): time.sleep(0.01)\n"
         "threading.Thread(target=wait).start()\n"
         "raise ValueError('boom')\n"
     )

@@ -133,6 +133,7 @@ def test_run_json_keeps_every_attempt_and_its_verdict(tmp_path: Path) -> None:
 
     assert json.loads((tmp_path / "a/run.json").read_text()) == {
         "experiment": "a",
+        "excluded_hosts": [],
         "attempts": [
             {"attempt": 1, "started": 1.0, "verdict": {"kind": "complete"}},
             {"attempt": 2, "started": 2.0},

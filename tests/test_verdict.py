@@ -352,6 +352,24 @@ def test_a_host_whose_watchers_all_vanished_first_is_lost() -> None:
     assert (verdict.kind, verdict.host, verdict.rank) == ("node lost", "n2", 2)
 
 
+@pytest.mark.parametrize("name", ["[[31579,1],0]", "[prterun-n1-6091@1,0]"])
+def test_a_rank_that_left_first_is_blamed_though_mpirun_killed_the_other_watchers(name: str) -> None:
+    refused = record(0, "exception", 1, "urllib3.exceptions.ConnectionError: Connection refused: tracking.example.com")
+    words = f"The first process to do so was:\n\n  Process name: {name}\n  Exit code:    1\n"
+
+    verdict = decide(seen(failed=[refused], vanished=[1, 2, 3], mpirun_status=1, mpirun_log_tail=words))
+
+    assert (verdict.kind, verdict.rank) == ("rank crash", 0)
+
+
+def test_a_rank_that_died_with_its_daemon_is_no_crash_of_its_own() -> None:
+    words = "  Remote daemon: [prterun-n1-1@0,1] on node n2\n"
+
+    verdict = decide(seen(failed=[record(3, "signal", 137, "SIGKILL")], mpirun_log_tail=words))
+
+    assert (verdict.kind, verdict.host) == ("node lost", "n2")
+
+
 def test_an_mpirun_that_somebody_killed_is_named() -> None:
     verdict = decide(seen(vanished=[3, 2, 0, 1], mpirun_status=-9))
 
