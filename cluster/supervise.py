@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from cluster.allocation import Allocation
 from cluster.blame import is_victim
 from cluster.channel import Listener
+from cluster.errors import LauncherError
 from cluster.logs import LogFollower
 from cluster.machine import die_with_parent
 from cluster.records import Records
@@ -34,6 +35,7 @@ STACKS_WITHIN = 2.0
 """Seconds in which ranks may answer the question for their stacks."""
 LAST_WORDS_WITHIN = 3.0
 """Seconds in which ranks may still say how they ended once mpirun has."""
+LOOK_AT_DIRECTORY_EVERY = 3.0
 QUIET = 2.5
 """Seconds without a word after which a host may be about to be lost: nobody else is blamed before that is known."""
 START_WITHIN = 300.0
@@ -109,7 +111,7 @@ class Supervision:
         self._shown = LogFollower(attempt.log_of(0), sys.stdout.buffer)
         self._slow: set[int] = set()
         self._told_to_stop: set[int] = set()
-        self._begun_at = self._looked_at = time.monotonic()
+        self._begun_at = self._looked_at = self._directory_seen_at = time.monotonic()
 
     def run(self) -> End:
         """Run mpirun to its end. Its own output goes to ``mpirun.log``, rank 0's to standard output."""
@@ -152,6 +154,7 @@ class Supervision:
             self._shown.copy_new()
             now = time.monotonic()
             self._judge(now)
+            self._check_directory(now)
             if self._requests.warnings and len(self.records.of("started")) == self._world_size:
                 self._listener.tell({"do": "warn", "signal": self._requests.warnings.pop()})
                 self._requests.told()
@@ -217,6 +220,13 @@ class Supervision:
                 view = self._views[rank]
                 self._on_event("straggler", rank=rank, host=view.host, gpu=view.gpu, times_the_median=round(times, 2))
                 print(f"warning: rank {rank} on {view.host} takes {times:.1f} times as long as the others", flush=True)
+
+    def _check_directory(self, now: float) -> None:
+        """Raise `LauncherError` where the attempt's directory was deleted under its ranks."""
+        if now - self._directory_seen_at > LOOK_AT_DIRECTORY_EVERY:
+            self._directory_seen_at = now
+            if not self._attempt.path.is_dir():
+                raise LauncherError(f"{self._attempt.path} has gone while its ranks ran: they were stopped")
 
     def _running(self) -> list[RankView]:
         """Ranks that began and did not say how they ended."""
