@@ -14,8 +14,9 @@ from cluster.allocation import Allocation
 from cluster.blame import is_victim
 from cluster.channel import Listener
 from cluster.errors import LauncherError
-from cluster.logs import LogFollower
+from cluster.logs import LogFollower, tail
 from cluster.machine import die_with_parent
+from cluster.preflight import compare
 from cluster.records import Records
 from cluster.rundir import Attempt
 from cluster.signals import Requests
@@ -110,6 +111,8 @@ class Supervision:
         self._noticed = Noticed()
         self._shown = LogFollower(attempt.log_of(0), sys.stdout.buffer)
         self._slow: set[int] = set()
+        self._facts: dict[str, dict[str, Any]] = {}
+        self._facts_heard_at: dict[str, float] = {}
         self._told_to_stop: set[int] = set()
         self._begun_at = self._looked_at = self._directory_seen_at = time.monotonic()
 
@@ -172,11 +175,24 @@ class Supervision:
             now = time.monotonic()
             if record := message.get("record"):
                 self._take(record, now)
+            if facts := message.get("node"):
+                self._compare_nodes(self._allocation.place(rank).host, facts)
             if message.get("closed"):
                 if rank not in self.records.ended:
                     self._noticed.vanished[rank] = now
             elif view := self._views.get(rank):
                 view.hear(message, now)
+
+    def _compare_nodes(self, host: str, facts: dict[str, Any]) -> None:
+        """The preflight's comparison, as soon as every node has told of itself; ranks import meanwhile."""
+        self._facts[host], self._facts_heard_at[host] = facts, time.time()
+        names = [host.name for host in self._allocation.hosts]
+        if set(self._facts) < set(names):
+            return
+        unfit, warnings = compare({name: self._facts[name] for name in names}, self._facts_heard_at)
+        self._noticed.unfit += unfit
+        for warning in warnings:
+            print(f"warning: {warning}", flush=True)
 
     def _take(self, record: dict[str, Any], now: float) -> None:
         rank = record["rank"]
@@ -185,6 +201,8 @@ class Supervision:
             self._views[rank] = view
             self.records.add(record)
             return
+        if record["outcome"] == "signal":
+            record["output"] = tail(self._attempt.log_of(rank))[-2000:]  # NCCL's watchdog says there why it aborts
         self.records.add({**record, "step": self._views[rank].step if rank in self._views else None})
         self._listener.tell({"do": "leave"}, [rank])
         if record["state"] == "failed":
