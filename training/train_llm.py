@@ -120,7 +120,10 @@ def train(config: TrainConfig, run: RunDirectory, ranks: RankInfo, stop: StopReq
     trained = model
     if ranks.world_size > 1:
         devices = [device] if device.type == "cuda" else None
-        trained = DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True)
+        trained = process_group.keep(
+            # Broadcast buffers would make a forward pass wait for rank 0; those of language models are constants.
+            DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True, broadcast_buffers=False)
+        )
     optimizer = make_optimizer(model, config.weight_decay, device)
     hardware = device_name(device)
     precision = "bfloat16" if bfloat16 else "float32"
