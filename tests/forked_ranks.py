@@ -2,8 +2,8 @@
 
     python forked_ranks.py < one JSON object a line        one JSON line back for each: the ranks' exit statuses
 
-An order is {"argv": [...], "world": 3, "log": "file", "environ": {...}, "stop": [rank, step]}. `stop` sends SIGUSR1 to
-that rank in the middle of that step, so that a test knows where it comes.
+The orders are what `ForkedRanks.run` is given. A signal is sent by the rank to itself in the middle of a step, so that
+a test knows where it comes.
 """
 
 import faulthandler
@@ -43,11 +43,22 @@ class ForkedRanks:
         *argv: str,
         stop: tuple[int, int] | None = None,
         environ: Mapping[str, str] | None = None,
+        inject: Mapping[int, str] | None = None,
     ) -> list[int]:
-        """Train with these ranks to the end; their exit statuses. `log` gets what all of them print."""
+        """Train with these ranks to the end; their exit statuses.
+
+        Args:
+            log: gets what all of them print.
+            world: how many.
+            argv: of the trainer.
+            stop: a rank gets SIGUSR1 in a step.
+            environ: more variables.
+            inject: a line of Python that a rank carries out before it trains: the fault of the test.
+        """
         assert self._server.stdin is not None
         assert self._server.stdout is not None
         order = {"argv": argv, "world": world, "log": str(log), "environ": dict(environ or {}), "stop": stop}
+        order["inject"] = dict(inject or {})
         print(json.dumps(order), file=self._server.stdin, flush=True)
         return json.loads(self._server.stdout.readline())
 
@@ -60,7 +71,7 @@ class ForkedRanks:
 
 def serve() -> None:
     # What the ranks import: by name alone, nothing may be started before the fork.
-    import transformers.models.gpt2.modeling_gpt2
+    import transformers.models.gpt2.modeling_gpt2  # noqa: F401
     from torch.distributed.elastic.multiprocessing import errors  # noqa: F401
 
     from training import checkpoint, evaluate, loop, prepare, sample, summary, train_llm  # noqa: F401
@@ -89,6 +100,7 @@ def _fork(order: Mapping[str, Any], rank: int, port: int) -> int:
         faulthandler.dump_traceback_later(LONGEST_RUN_SECONDS, exit=True)
         os.environ |= {name: str(value) for name, value in places.items()}
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), **order["environ"]}
+        exec(order["inject"].get(str(rank), ""), {})
         if order["stop"] is not None and order["stop"][0] == rank:
             _stop_in(order["stop"][1])
         from training.train_llm import main
@@ -112,7 +124,7 @@ def _stop_in(step: int) -> None:
             os.kill(os.getpid(), signal.SIGUSR1)
         return rate(made, *rest)
 
-    loop.learning_rate = rate_and_signal
+    loop.learning_rate = rate_and_signal  # type: ignore[assignment]
 
 
 if __name__ == "__main__":

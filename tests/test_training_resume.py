@@ -90,3 +90,116 @@ def test_a_stopped_run_goes_on_to_the_same_bits(ranks: ForkedRanks, output: Path
         assert numbers(output / cut) == numbers(output / f"whole-{world}"), f"stopped at step {step}"
         summary = json.loads((output / cut / "summary.json").read_text())
         assert summary["bit_exact"] is True
+
+
+COUNT_READS = """
+import json, os
+from training.tokens import Blocks
+read = Blocks.__getitem__
+def counted(self, index):
+    if self.length == 32 and len(self) > 5:
+        with open(os.environ["READS"], "a") as file:
+            print(index, file=file)
+    return read(self, index)
+Blocks.__getitem__ = counted
+"""
+
+
+def test_on_another_number_of_ranks_each_sequence_still_comes_once_an_epoch(ranks: ForkedRanks, output: Path):
+    reads = output / "reads"
+    counted = dict.fromkeys(range(3), COUNT_READS)
+    environ = {"READS": str(reads)}
+
+    def part(world: int, status: int, stop: tuple[int, int] | None) -> str:
+        argv = options(output, "regrouped", "--eval-freq", "0", "--max-steps", "4")
+        log = output / "regrouped.log"
+        assert set(ranks.run(log, world, *argv, stop=stop, environ=environ, inject=counted)) == {status}, (
+            log.read_text()
+        )
+        return log.read_text()
+
+    part(1, 75, (0, 1))
+    part(3, 75, (2, 2))
+    printed = part(2, 0, None)
+    assert "resumed at step 1, not bit-exact: ranks 1 → 3" in printed
+    assert "resumed at step 2, not bit-exact: ranks 3 → 2" in printed
+    indices = [int(line) for line in reads.read_text().split()]
+    # 1 × 2 in the first step, 3 × 2 in the second, 2 × 2 in each of two: all of the first epoch but the last sequences.
+    assert len(indices) == len(set(indices)) == 2 + 6 + 2 * 4
+    resumed = [(row["step"], row["bit_exact"]) for row in rows(output / "regrouped") if row.get("event") == "resumed"]
+    assert resumed == [(1, False), (2, False)]
+    assert json.loads((output / "regrouped" / "summary.json").read_text())["bit_exact"] is False
+    assert "not bit-exact: some attempt went on under other conditions" in printed
+
+
+def test_other_conditions_than_before_are_named(ranks: ForkedRanks, output: Path):
+    train(ranks, output, "other", 1, stop=(0, 3))
+    printed = train(ranks, output, "other", 1, "--dtype", "bfloat16", "--batch-size", "4")
+    assert "resumed at step 3, not bit-exact: --batch-size 2 → 4, --dtype float32 → bfloat16" in printed
+
+
+def test_a_stop_in_the_last_step_completes_the_run(ranks: ForkedRanks, output: Path):
+    log = output / "last.log"
+    assert set(ranks.run(log, 2, *options(output, "last"), stop=(1, STEPS))) == {0}, log.read_text()
+    assert "complete: 9 steps" in log.read_text()
+    assert any("eval_loss" in row and row["step"] == STEPS for row in rows(output / "last"))
+
+
+SIGNALLED_BEFORE_THE_GROUP = """
+import os, signal
+from training import process_group
+join = process_group.join
+def signalled(*arguments):
+    for _ in range(3):
+        os.kill(os.getpid(), signal.SIGUSR1)
+    return join(*arguments)
+process_group.join = signalled
+"""
+SIGNALLED_IN_SAVE = """
+import os, signal
+from training import checkpoint
+state = checkpoint.rng_state
+def signalled(*arguments):
+    os.kill(os.getpid(), signal.SIGUSR1)
+    return state(*arguments)
+checkpoint.rng_state = signalled
+"""
+SIGNALLED_IN_EVALUATION = """
+import os, signal
+from training import evaluate
+evaluate.BATCHES_BETWEEN_AGREEMENTS = 1
+whole = evaluate.evaluate
+def signalled(*arguments):
+    os.kill(os.getpid(), signal.SIGUSR1)
+    return whole(*arguments)
+evaluate.evaluate = signalled
+"""
+OFTEN_AGREED = "from training import evaluate; evaluate.BATCHES_BETWEEN_AGREEMENTS = 1"
+
+
+def test_a_stop_before_the_ranks_have_found_each_other_makes_no_step(ranks: ForkedRanks, output: Path):
+    log = output / "early.log"
+    inject = {1: SIGNALLED_BEFORE_THE_GROUP}
+    assert set(ranks.run(log, 2, *options(output, "early"), inject=inject)) == {75}, log.read_text()
+    assert "stopped at step 0/9 on SIGUSR1, before a new step" in log.read_text()
+    assert rows(output / "early") == []
+
+
+def test_a_stop_during_a_save_is_taken_at_the_next_step(ranks: ForkedRanks, output: Path):
+    log = output / "saving.log"
+    inject = {1: SIGNALLED_IN_SAVE}
+    argv = options(output, "saving", "--ckpt-freq", "4")
+    assert set(ranks.run(log, 2, *argv, inject=inject)) == {75}, log.read_text()
+    assert "saved step 5/9 on SIGUSR1" in log.read_text()
+
+
+def test_a_stop_cuts_an_evaluation_short_and_the_next_attempt_makes_it_again(ranks: ForkedRanks, output: Path):
+    small = ["--batch-size", "1", "--validation-split-percentage", "50"]
+    log = output / "long.log"
+    train(ranks, output, "long-whole", 2, *small)
+    inject = {0: OFTEN_AGREED, 1: SIGNALLED_IN_EVALUATION}
+    assert set(ranks.run(log, 2, *options(output, "long", *small), inject=inject)) == {75}, log.read_text()
+    assert "saved step 4/9 on SIGUSR1" in log.read_text()
+    assert "held-out loss" not in log.read_text()
+    train(ranks, output, "long", 2, *small)
+    assert numbers(output / "long") == numbers(output / "long-whole")
