@@ -170,9 +170,10 @@ def test_what_an_overtaken_attempt_made_is_ignored(pair: Path):
     claim_incarnation(pair, 4)  # The second start went on from step 4, so step 8 of the first came too late.
     said: list[str] = []
     assert newest_checkpoint(pair, said.append).folder == pair / "step-00000004"
-    assert said == [
-        f"checkpoint {pair}/step-00000008 was made by incarnation 1 after incarnation 2 had gone on from step 4: skipped"
-    ]
+    [line] = said
+    assert line.endswith(
+        "/step-00000008 was made by incarnation 1 after incarnation 2 had gone on from step 4: skipped"
+    )
 
 
 def test_what_was_made_before_a_later_start_went_on_counts(pair: Path):

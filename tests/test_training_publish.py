@@ -142,7 +142,12 @@ def test_a_disk_that_became_read_only_is_named(small_disk: Path):
 
 
 def test_what_an_earlier_attempt_left_is_removed_and_what_another_is_writing_is_not(tmp_path: Path):
-    for name in (".step-00000008.i000001", ".step-00000008.old.i000001", ".step-00000008.123", ".step-00000004.i000000"):
+    for name in (
+        ".step-00000008.i000001",
+        ".step-00000008.old.i000001",
+        ".step-00000008.123",
+        ".step-00000004.i000000",
+    ):
         (tmp_path / name).mkdir()
     for name in (".step-00000009.i000002", ".step-00000009.i000003"):
         (tmp_path / name).mkdir()
@@ -237,7 +242,9 @@ def test_a_late_rename_never_replaces_the_checkpoint_of_a_newer_attempt(two, tmp
     first, second = two
     folder = save(second, 8)
     first.save(8, 32, [])
-    with pytest.raises(TakenOverError, match=r"a newer attempt \(incarnation 2\) has taken over and made .*step-00000008"):
+    with pytest.raises(
+        TakenOverError, match=r"a newer attempt \(incarnation 2\) has taken over and made .*step-00000008"
+    ):
         first.finish()
     assert read_manifest(folder).incarnation == 2
     assert find_fault(folder) is None

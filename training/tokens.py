@@ -4,6 +4,7 @@ An end-of-text token stands after every document. Blocks of the sequence length 
 so the cache does not depend on it.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -171,8 +172,8 @@ def _put_in_place(aside: Path, folder: Path) -> None:
         try:
             os.rename(aside, folder)
             return
-        except OSError:
-            if not folder.is_dir():
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                 raise
         if find_fault(folder) is None:
             return
