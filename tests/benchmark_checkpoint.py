@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from benchmark_start import spread
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from benchmark_start import spread
 from training.checkpoint import rng_state
 from training.optimizer import make_optimizer
 from training.saver import Saver
@@ -27,7 +27,8 @@ GOAL = 1.5
 
 def trained(device: torch.device) -> tuple[Any, torch.optim.Optimizer]:
     """GPT-2 with random weights, after one step of its optimizer."""
-    model = GPT2LMHeadModel(GPT2Config()).to(device)
+    model: Any = GPT2LMHeadModel(GPT2Config())
+    model.to(device)
     optimizer = make_optimizer(model, 0.1, device)
     for parameter in model.parameters():
         parameter.grad = torch.randn_like(parameter)

@@ -30,7 +30,8 @@ def die() -> None:
 
 def watch(at_byte: int | None, at_call: int | None) -> Callable[[], tuple[int, list[str]]]:
     """Be killed at that byte of all that is written, or before that call; without either, count them."""
-    written, calls = 0, []
+    written = 0
+    calls: list[str] = []
     write_all = publish.write_all
 
     def write(descriptor: int, piece: memoryview) -> None:

@@ -251,23 +251,22 @@ def test_a_late_rename_never_replaces_the_checkpoint_of_a_newer_attempt(two, tmp
     assert names(tmp_path) == ["step-00000004", "step-00000008"]
 
 
-def test_a_rename_that_comes_between_look_and_rename_leaves_the_newer_one_in_place(two, tmp_path: Path, too_early):
+def test_a_rename_that_comes_between_look_and_rename_leaves_the_newer_one_in_place(
+    two, tmp_path: Path, too_early, monkeypatch
+):
     first, second = two
     rename = os.rename
 
     def second_is_faster(source, target):
         if Path(source).name.endswith(".i000001"):
-            os.rename = rename
+            monkeypatch.setattr(os, "rename", rename)
             save(second, 8)
         return rename(source, target)
 
-    os.rename = second_is_faster
-    try:
-        first.save(8, 32, [])
-        with pytest.raises(TakenOverError, match=r"has taken over and made"):
-            first.finish()
-    finally:
-        os.rename = rename
+    monkeypatch.setattr(os, "rename", second_is_faster)
+    first.save(8, 32, [])
+    with pytest.raises(TakenOverError, match=r"has taken over and made"):
+        first.finish()
     assert read_manifest(tmp_path / "step-00000008").incarnation == 2
     assert load_file(tmp_path / "step-00000008" / "model.safetensors")
     assert find_fault(tmp_path / "step-00000008") is None

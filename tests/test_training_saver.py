@@ -36,6 +36,10 @@ def begin(saver, step: int) -> None:
     saver.save(step, step * 4, [rng_state(CPU)], train_seconds=step * 10.0)
 
 
+def written(saver) -> bool:
+    return not saver._flying.thread.is_alive()
+
+
 def test_training_goes_on_while_the_checkpoint_is_written_and_does_not_change_it(tmp_path: Path, gate):
     model, optimizer = tiny()
     saver = saver_of(tmp_path, model, optimizer)
@@ -53,7 +57,12 @@ def test_training_goes_on_while_the_checkpoint_is_written_and_does_not_change_it
 
 def test_a_save_waits_for_the_one_before_and_says_so(tmp_path: Path, gate):
     said: list[str] = []
-    saver = saver_of(tmp_path, *tiny(), say=lambda text: (said.append(text), gate.set()))
+
+    def say(text: str) -> None:
+        said.append(text)
+        gate.set()
+
+    saver = saver_of(tmp_path, *tiny(), say=say)
     begin(saver, 4)
     begin(saver, 8)
     saver.finish()
@@ -75,9 +84,8 @@ def test_a_step_that_is_saved_already_is_not_saved_again(tmp_path: Path):
 def test_what_is_on_disk_is_reported_once_with_its_seconds_and_bytes(tmp_path: Path):
     saver = saver_of(tmp_path, *tiny())
     begin(saver, 8)
-    reports: list = []
-    wait_until(lambda: reports.extend(saver.step_made(0.1)) or reports)
-    [report] = reports
+    wait_until(lambda: written(saver))
+    [report] = saver.step_made(0.1)
     assert saver.step_made(0.1) == []
     manifest = read_manifest(report.folder)
     assert report.bytes == manifest.bytes
@@ -108,11 +116,11 @@ def test_an_error_of_the_writer_comes_out_of_the_next_call(tmp_path: Path, then:
     (tmp_path / "checkpoints").rmdir()
     (tmp_path / "checkpoints").write_text("a file in the way")
     begin(saver, 8)
-    wait_until(lambda: saver._flying is not None and not saver._flying.thread.is_alive())
+    wait_until(lambda: written(saver))
     with pytest.raises(
         StorageError,
-        match=r"the checkpoint of step 8 cannot be written \(there is none yet\): .*checkpoints.*: Not a directory; make "
-        r"room or repair that file system, then run the same command again",
+        match=r"the checkpoint of step 8 cannot be written \(there is none yet\): .*checkpoints.*: Not a directory; "
+        r"make room or repair that file system, then run the same command again",
     ) as caught:
         {"step_made": lambda: saver.step_made(1.0), "save": lambda: begin(saver, 9), "finish": saver.finish}[then]()
     assert isinstance(caught.value, OSError)

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -76,7 +77,7 @@ def test_a_checkpoint_is_a_model_folder_of_transformers(tmp_path: Path):
     model, optimizer = tiny()
     folder = save(saver_of(tmp_path, model, optimizer), 8)
     assert folder.name == "step-00000008"
-    loaded = AutoModelForCausalLM.from_pretrained(folder)
+    loaded: Any = AutoModelForCausalLM.from_pretrained(folder)
     assert loaded.lm_head.weight is loaded.transformer.wte.weight
     assert torch.equal(loaded.transformer.wte.weight, model.transformer.wte.weight)
     tokenizer = AutoTokenizer.from_pretrained(folder)
