@@ -18,7 +18,7 @@ from training.errors import COMPLETE, INPUT_ERROR, SAVED_FOR_REQUEUE, InputError
 from training.ranks import RankInfo, check_rendezvous
 from training.run_directory import RunDirectory, run_directory, write_json
 from training.stop import StopRequest
-from training.teardown import exit_with
+from training.teardown import exit_with, keep_until_the_end
 
 PROG = "python -m training.train_llm"
 SAMPLES = 3
@@ -114,6 +114,7 @@ def train(config: TrainConfig, run: RunDirectory, ranks: RankInfo, stop: StopReq
     if ranks.world_size > 1:
         devices = [device] if device.type == "cuda" else None
         trained = DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True)
+        keep_until_the_end(trained)
     optimizer = make_optimizer(model, config.weight_decay, device)
     torch.manual_seed(loop.dropout_seed(config.seed, ranks.rank, done.step))
     if found.resume_from is not None:
