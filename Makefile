@@ -1,7 +1,7 @@
 # make demo    train a small model on this machine, 2 simulated nodes x 2 ranks (no root, no Slurm)
 # make test    everything that is checked; as root on Debian or Ubuntu it installs Slurm for the tests as well
 # make lint    ruff, mypy and shellcheck        make docs    the HTML pages        make clean    undo the above
-# make bench   how long a start takes: the front end, and two ranks beside one
+# make bench   how long a start takes, and how long a checkpoint keeps the training waiting
 #
 # PYTHON=python3.12         another interpreter than python3
 # TORCH_INDEX=URL           where to take torch from, for example https://download.pytorch.org/whl/cpu
@@ -56,6 +56,7 @@ docs: .venv/.test
 .PHONY: bench
 bench: .venv/.test
 	.venv/bin/python tests/benchmark_start.py
+	.venv/bin/python tests/benchmark_checkpoint.py
 
 # ── environments ──────────────────────────────────────────────────────────────────────────────────
 # A stamp in each says that its installation ended well, so that a second make installs nothing.
