@@ -114,6 +114,8 @@ class Supervision:
         self._facts: dict[str, dict[str, Any]] = {}
         self._facts_heard_at: dict[str, float] = {}
         self._told_to_stop: set[int] = set()
+        self._stopping: set[int] = set()  # SIGTERM reached them: whatever follows, they did not begin it
+        self._gone: set[int] = set()
         self._begun_at = self._looked_at = self._directory_seen_at = time.monotonic()
 
     def run(self) -> End:
@@ -177,8 +179,11 @@ class Supervision:
                 self._take(record, now)
             if facts := message.get("node"):
                 self._compare_nodes(self._allocation.place(rank).host, facts)
+            if message.get("stopping"):
+                self._stopping.add(rank)
             if message.get("closed"):
-                if rank not in self.records.ended:
+                self._gone.add(rank)
+                if rank not in self.records.ended | self._stopping:
                     self._noticed.vanished[rank] = now
             elif view := self._views.get(rank):
                 view.hear(message, now)
@@ -247,9 +252,9 @@ class Supervision:
                 raise LauncherError(f"{self._attempt.path} has gone while its ranks ran: they were stopped")
 
     def _running(self) -> list[RankView]:
-        """Ranks that began and did not say how they ended."""
-        ended = self.records.ended
-        return [view for rank, view in self._views.items() if rank not in ended and rank not in self._noticed.vanished]
+        """Ranks that began, and neither said how they ended nor are gone."""
+        over = self.records.ended | self._gone
+        return [view for rank, view in self._views.items() if rank not in over]
 
     def _explain(self, hang: Hang, views: Sequence[RankView]) -> dict[str, Any]:
         guilty = self._views[hang.rank]

@@ -145,9 +145,12 @@ def watch(program: Sequence[str], wire: Wire, on_exception: Callable[[Ending], N
     a launcher there is no attempt: the program is stopped.
     """
     watched = Watched(program)
+    stopping: list[int] = []
 
     def pass_on(number: int, _frame: object = None) -> None:
         watched.signal(number)
+        if number in _STOPS:
+            stopping.append(number)
 
     for number in (*WARNINGS, *_STOPS):
         signal.signal(number, pass_on)
@@ -176,6 +179,8 @@ def watch(program: Sequence[str], wire: Wire, on_exception: Callable[[Ending], N
                     answer_at = now + 0.5
                 case "stop":
                     watched.signal(signal.SIGTERM)
+        if stopping:  # said at once: whoever sent it may kill this process before it can say how the program ended
+            wire.send({"stopping": stopping.pop()})
         if wire.closed or now - heard_at > FENCE:
             watched.kill()
         elif answer_at is not None and now > answer_at:

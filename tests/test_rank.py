@@ -1,7 +1,6 @@
 """One rank: where it stands, how its program is run, and how its end is judged."""
 
 import json
-import os
 import subprocess
 import sys
 import venv
@@ -10,12 +9,12 @@ from pathlib import Path
 import pytest
 
 from cluster.allocation import Allocation, Host
-from cluster.channel import Listener
 from cluster.machine import is_this_host, visible_gpus
 from cluster.rank import identity, mismatch
-from cluster.records import Records, read_records
+from cluster.records import read_records
 from cluster.watch import PROGRAM_MAIN, Ending, judge, observed_command
 from conftest import ROOT
+from one_rank import run_rank
 from waiting import wait_until
 
 TWO_BY_TWO = Allocation("slurm", (Host("n1", 2, 2, 4), Host("n2", 2, 2, 4)))
@@ -137,48 +136,6 @@ def test_an_end_is_judged_by_what_was_said_and_how_it_left(
     said: dict[str, object] | None, code: int, is_python: bool, end: Ending
 ) -> None:
     assert judge(said, code, is_python) == end
-
-
-ONE_RANK = {"PMI_RANK": "0", "PMI_SIZE": "1", "MPI_LOCALRANKID": "0"}
-
-
-def run_rank(tmp_path: Path, program: list[str], **environ: str) -> subprocess.CompletedProcess[str]:
-    """A world of one rank, without any mpirun; this process is its launcher."""
-    attempt = tmp_path / "attempt-0001"
-    listener = Listener("127.0.0.1")
-    for directory in ("errors", "logs"):
-        (attempt / directory).mkdir(parents=True)
-    plan = {
-        **Allocation("local", (Host("localhost", 1, 0, 2),)).to_json(),
-        "attempt": 1,
-        "run_dir": str(tmp_path),
-        "attempt_dir": str(attempt),
-        "log_dir": str(attempt / "logs"),
-        "master_addr": "127.0.0.1",
-        "master_port": 20000,
-        "launcher": [listener.address, listener.port],
-        "token": listener.token,
-    }
-    (attempt / "plan.json").write_text(json.dumps(plan))
-    rank = subprocess.Popen(
-        [sys.executable, "-m", "cluster.rank", str(attempt / "plan.json"), "--", *program],
-        env={**os.environ, "PYTHONUNBUFFERED": "1", **ONE_RANK, **environ},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        cwd=ROOT,
-    )
-    records = Records(attempt / "ranks.jsonl")
-    while rank.poll() is None:
-        for number, message in listener.exchange(0.05):
-            if record := message.get("record"):
-                records.add(record)
-                if record["state"] != "started":
-                    listener.tell({"do": "leave"}, [number])
-    out, err = rank.communicate()
-    listener.close()
-    records.close()
-    return subprocess.CompletedProcess(rank.args, rank.returncode, out, err)
 
 
 def end_of(tmp_path: Path, state: str) -> dict[str, object]:

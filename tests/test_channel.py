@@ -1,0 +1,159 @@
+"""The line between launcher and ranks: who may speak on it, and how each side knows that the other is there."""
+
+import json
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from cluster.channel import LONGEST_LINE, Listener, Wire, connect, own_address
+from waiting import wait_until
+
+
+@pytest.fixture
+def listener() -> Iterator[Listener]:
+    listener = Listener("127.0.0.1")
+    yield listener
+    listener.close()
+
+
+def rank(listener: Listener, number: int = 0) -> Wire:
+    wire = connect(listener.address, listener.port, listener.token, number)
+    heard(listener, lambda _: number in listener.connected)
+    return wire
+
+
+def heard(listener: Listener, until: Any) -> list[tuple[int, dict[str, Any]]]:
+    """All that is heard until a condition on it holds."""
+    messages: list[tuple[int, dict[str, Any]]] = []
+
+    def done() -> bool:
+        messages.extend(listener.exchange(0.01))
+        return bool(until(messages))
+
+    wait_until(done)
+    return messages
+
+
+def told(wire: Wire) -> list[dict[str, Any]]:
+    messages: list[dict[str, Any]] = []
+
+    def done() -> bool:
+        messages.extend(wire.receive())
+        return bool(messages)
+
+    wait_until(done)
+    return messages
+
+
+def test_words_arrive_whole_and_in_order_with_the_rank_that_said_them(listener: Listener) -> None:
+    first, second = rank(listener, 0), rank(listener, 1)
+    first.send({"say": "x" * 900_000})  # more than a socket takes at once: the rest goes out while it listens
+    first.send({"say": "after"})
+    second.send({"say": "é\n"})
+
+    messages = heard(listener, lambda seen: first.receive() == [] and len(seen) == 3)
+
+    assert [message for number, message in messages if number == 0] == [{"say": "x" * 900_000}, {"say": "after"}]
+    assert [message for number, message in messages if number == 1] == [{"say": "é\n"}]
+
+
+def test_what_the_launcher_tells_reaches_those_it_is_for(listener: Listener) -> None:
+    first, second = rank(listener, 0), rank(listener, 1)
+
+    listener.tell({"do": "stop"}, [1])
+    listener.tell({"do": "warn"})
+
+    assert told(second)[0] == {"do": "stop"}
+    assert told(first)[0] == {"do": "warn"}
+
+
+def test_the_end_of_a_connection_is_heard_with_its_rank(listener: Listener) -> None:
+    rank(listener, 3).close()
+
+    assert heard(listener, bool) == [(3, {"closed": True})]
+    assert listener.connected == set()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        b'{"token": "wrong", "rank": 0}\n',
+        b'{"rank": 0}\n',
+        b"GET / HTTP/1.1\r\n\r\n",
+        b"[1, 2]\n",
+        b"\xff\xfe\n",
+        b"x" * (LONGEST_LINE + 1),
+    ],
+    ids=["wrong token", "no token", "another protocol", "no object", "no text", "endless line"],
+)
+def test_who_does_not_know_the_token_is_shown_the_door(listener: Listener, words: bytes) -> None:
+    stranger = socket.create_connection((listener.address, listener.port))
+    sender = threading.Thread(target=lambda: _send(stranger, words))
+    sender.start()
+    gone: list[bytes] = []
+
+    def closed() -> bool:
+        assert listener.exchange(0.01) == []
+        stranger.settimeout(0.01)
+        try:
+            gone.append(stranger.recv(1))
+        except TimeoutError:
+            return False
+        except OSError:
+            gone.append(b"")
+        return gone[-1] == b""
+
+    wait_until(closed)
+    sender.join()
+    assert listener.connected == set()
+
+
+def _send(stranger: socket.socket, words: bytes) -> None:
+    try:
+        stranger.sendall(words)
+    except OSError:
+        pass
+
+
+def test_a_rank_that_does_not_read_does_not_hold_the_launcher_up(listener: Listener) -> None:
+    rank(listener, 0)
+    begun = time.monotonic()
+
+    for _ in range(200):
+        listener.tell({"do": "x" * 100_000})
+
+    assert time.monotonic() - begun < 30
+
+
+def test_the_launcher_is_heard_while_its_main_thread_waits_for_a_disk(listener: Listener) -> None:
+    wire = rank(listener, 0)
+
+    with listener.keep_alive():
+        assert told(wire) == [{}]
+
+
+def test_a_launcher_that_is_not_there_is_an_error_within_the_time_given() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+
+    with pytest.raises(ConnectionRefusedError):
+        connect("127.0.0.1", port, "token", 0, seconds=0.3)
+
+
+def test_hosts_that_are_all_this_machine_are_reached_by_loopback_and_others_by_the_way_to_them() -> None:
+    assert own_address(["a", "b"], lambda host: True, None) == "127.0.0.1"
+    assert own_address(["a", "127.0.0.2"], lambda host: host == "a", None) == "127.0.0.1"
+    assert own_address(["a", "127.0.0.2"], lambda host: host == "a", "lo") == "127.0.0.1"
+
+
+def test_a_message_is_one_line_of_json(listener: Listener) -> None:
+    server = socket.create_server(("127.0.0.1", 0))
+    wire = connect("127.0.0.1", server.getsockname()[1], "secret", 7)
+    accepted, _ = server.accept()
+
+    assert json.loads(accepted.makefile().readline()) == {"token": "secret", "rank": 7}
+    wire.close()

@@ -1,0 +1,168 @@
+"""What a rank's watcher sees of its program, and that nothing outlives it."""
+
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cluster import channel
+from cluster.watch import Watched
+from one_rank import OneRank
+from waiting import wait_until
+
+BEATS = """
+import json, os, time
+file = os.open(os.environ["CLUSTER_HEARTBEAT"], os.O_RDWR)
+for step in range(3):
+    os.pwrite(file, json.dumps({"step": step}).encode().ljust(1024), 0)
+open("beaten", "w").close()
+time.sleep(600)
+"""
+HOLDS_THE_INTERPRETER = """
+def spin():
+    open("spinning", "w").close()
+    (1 << 90_000_000) // ((1 << 45_000_000) + 1)  # minutes of C code that does not let go of the interpreter's lock
+spin()
+"""
+WITH_A_WORKER = """
+import os, subprocess, time
+worker = subprocess.Popen(["sleep", "600"])
+open("worker.new", "w").write(str(worker.pid))
+os.rename("worker.new", "worker")
+time.sleep(600)
+"""
+
+
+def started(tmp_path: Path, text: str, sign: str) -> OneRank:
+    """A rank whose program has left its sign in the folder."""
+    (tmp_path / "program.py").write_text(f"import os\nos.chdir({str(tmp_path)!r})\n{text}")
+    rank = OneRank(tmp_path, [sys.executable, str(tmp_path / "program.py")])
+    rank.listen_until((tmp_path / sign).exists)
+    return rank
+
+
+def program_of(rank: OneRank) -> int:
+    """The process that runs the program, by its command line among the watcher's children."""
+    for child in map(int, Path(f"/proc/{rank.process.pid}/task/{rank.process.pid}/children").read_text().split()):
+        if b"program_main" in Path(f"/proc/{child}/cmdline").read_bytes():
+            return child
+    raise AssertionError("no program")
+
+
+def is_gone(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0] == "Z"
+    except FileNotFoundError:
+        return True
+
+
+def told(rank: OneRank, key: str) -> list[Any]:
+    return [message[key] for message in rank.heard if message.get(key) is not None]
+
+
+def test_heartbeats_go_to_the_launcher_with_the_state_of_the_process(tmp_path: Path) -> None:
+    rank = started(tmp_path, BEATS, "beaten")
+
+    rank.listen_until(lambda: {"step": 2} in told(rank, "beat"))
+    os.kill(program_of(rank), signal.SIGSTOP)
+    rank.listen_until(lambda: told(rank, "state")[-1:] == ["T"])
+
+    rank.process.kill()
+    rank.finish()
+
+
+def test_half_a_heartbeat_is_not_taken_for_one() -> None:
+    watched = Watched([sys.executable, "-c", "import time; time.sleep(600)"])
+    file = os.environ.pop("CLUSTER_HEARTBEAT")
+    Path(file).write_bytes(b'{"step": 1}'.ljust(1024))
+
+    assert watched.beat() == {"step": 1}
+    Path(file).write_bytes(b'{"step": 2, "pha')
+    assert watched.beat() == {"step": 1}
+
+    watched.kill()
+    wait_until(lambda: watched.wait(0.05))
+
+
+def test_stacks_come_also_from_a_program_that_holds_the_interpreter(tmp_path: Path) -> None:
+    rank = started(tmp_path, HOLDS_THE_INTERPRETER, "spinning")
+
+    rank.listener.tell({"do": "stacks"})
+    rank.listen_until(lambda: told(rank, "stacks"))
+
+    assert "in spin" in told(rank, "stacks")[0]
+    rank.process.kill()
+    rank.finish()
+
+
+def test_a_program_that_is_no_python_survives_the_question_for_stacks(tmp_path: Path) -> None:
+    rank = OneRank(tmp_path, ["sh", "-c", "sleep 2; exit 5"])
+    rank.listen_until(lambda: told(rank, "record"))
+
+    rank.listener.tell({"do": "stacks"})
+
+    assert rank.finish().returncode == 5
+    assert told(rank, "stacks") == [""]
+
+
+def test_told_to_stop_the_program_has_a_moment_to_end_and_is_then_killed(tmp_path: Path) -> None:
+    deaf = "import signal, time\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\nopen('deaf', 'w')\ntime.sleep(600)\n"
+    rank = started(tmp_path, deaf, "deaf")
+
+    rank.listener.tell({"do": "stop"})
+
+    assert rank.finish().returncode == 137
+
+
+def test_a_warning_reaches_the_program(tmp_path: Path) -> None:
+    warned = "import signal, sys, time\nsignal.signal(signal.SIGUSR1, lambda *_: sys.exit(75))\nopen('set', 'w')\n"
+    rank = started(tmp_path, warned + "time.sleep(600)\n", "set")
+
+    rank.listener.tell({"do": "warn", "signal": signal.SIGUSR1})
+    rank.finish()
+
+    assert told(rank, "record")[-1]["state"] == "saved"
+
+
+def test_a_rank_whose_launcher_is_gone_stops(tmp_path: Path) -> None:
+    rank = started(tmp_path, WITH_A_WORKER, "worker")
+    program, worker = program_of(rank), int((tmp_path / "worker").read_text())
+
+    rank.listener.close()
+
+    wait_until(lambda: is_gone(program) and is_gone(worker))
+    rank.process.wait(60)
+
+
+def test_a_rank_that_hears_nothing_from_its_launcher_stops_by_itself(tmp_path: Path) -> None:
+    rank = started(tmp_path, WITH_A_WORKER, "worker")
+    program, heard_last = program_of(rank), time.monotonic()
+
+    wait_until(lambda: is_gone(program))  # nothing is told, and the connection stays open
+
+    assert time.monotonic() - heard_last > channel.FENCE / 2
+    rank.finish()
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_workers_of_the_program_end_also_when_the_watcher_is_killed(tmp_path: Path, number: signal.Signals) -> None:
+    rank = started(tmp_path, WITH_A_WORKER, "worker")
+    program, worker = program_of(rank), int((tmp_path / "worker").read_text())
+
+    rank.process.send_signal(number)
+    rank.finish()
+
+    wait_until(lambda: is_gone(program) and is_gone(worker))
+
+
+def test_an_exceptions_class_and_errno_are_on_record(tmp_path: Path) -> None:
+    (tmp_path / "program.py").write_text("open('/nowhere/at/all')\n")
+    rank = OneRank(tmp_path, [sys.executable, str(tmp_path / "program.py")])
+
+    assert rank.finish().returncode == 1
+    end = told(rank, "record")[-1]
+    assert (end["error"], end["errno"]) == ("builtins.FileNotFoundError", 2)
