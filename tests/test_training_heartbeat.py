@@ -4,9 +4,11 @@ import json
 import subprocess
 import sys
 import time
+from itertools import groupby
 from pathlib import Path
 
 import pytest
+from test_training_train_llm import environment
 
 from training.heartbeat import PHASES, SIZE, Heartbeat
 
@@ -146,3 +148,35 @@ def test_the_age_of_a_process_counts_from_its_start():
     age = float(subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout)
     # The kernel counts it in hundredths of a second.
     assert 0.28 < age < time.monotonic() - began + 0.02
+
+
+def test_a_run_beats_through_its_phases_and_ends_with_the_last_step(file: Path, tmp_path: Path):
+    # Each beat is also kept, so that none is missed.
+    program = (
+        "import os, sys; from training.train_llm import main\n"
+        "pwrite = os.pwrite\n"
+        "def kept(file, content, offset):\n"
+        "    with open(sys.argv[1], 'ab') as all: all.write(content + b'\\n')\n"
+        "    return pwrite(file, content, offset)\n"
+        "os.pwrite = kept\n"
+        "status = main(sys.argv[2:]); sys.stdout.flush(); os._exit(status)\n"
+    )
+    options = ["-e", "run", "--output-dir", str(tmp_path), "--preset", "smoke", "--max-steps", "3", "--device", "cpu"]
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path / "beats"), *options, "--eval-freq", "2", "--ckpt-freq", "2"],
+        capture_output=True,
+        text=True,
+        env=environment(CLUSTER_HEARTBEAT=str(file)),
+    )
+    assert done.returncode == 0, done.stderr
+    beats = [json.loads(line) for line in (tmp_path / "beats").read_text().splitlines()]
+    phases = [phase for phase, _ in groupby(beat["phase"] for beat in beats)]
+    assert phases == ["start", "prepare", *["train", "evaluate", "train", "save"] * 2, "train", "evaluate"]
+    assert [at for at, _ in groupby(beat["at"] for beat in beats) if at][:5] == PLACES
+    last = read(file)
+    assert (last["step"], last["saved_step"], last["resumed_step"]) == (3, 3, 0)
+    assert 0 < last["busy_seconds"] < last["seconds"]["train"]
+    assert last["saved_train_seconds"] <= last["seconds"]["train"] <= sum(last["seconds"].values())
+
+
+PLACES = ["data", "forward", "backward", "agree", "update"]
