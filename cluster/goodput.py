@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 PARTS = ("queue", "start", "prepare", "compile", "train", "evaluate", "save", "lost")
 
-_GOES_ON = ("job_id", "launcher")
+_GOES_ON = ("job_id", "launch")
 """What two attempts have in common where the second follows the first without anybody submitting it."""
 
 

@@ -47,7 +47,7 @@ from cluster.runfile import close_unfinished_attempts, exclude_host, read_run, r
 from cluster.sequel import DEFAULT_RESTARTS, REQUEUE, RESTART, Sequel, Situation, sequel
 from cluster.signals import Requests
 from cluster.supervise import End, Supervision
-from cluster.verdict import COMPLETED, SAVED, Verdict, Witnesses, decide, verdict_lines
+from cluster.verdict import COMPLETED, NODE_LOST, SAVED, Verdict, Witnesses, decide, next_command, verdict_lines
 from cluster.watchdog import DEFAULT_HANG_TIMEOUT, RankView
 
 USAGE = "python -m cluster.launch [options] -- PROGRAM [arguments]"
@@ -75,13 +75,16 @@ def main(arguments: list[str]) -> int:
         raise RequestError(f"--spare-nodes {options.spare_nodes} of {len(granted.hosts)} granted: none would be left")
     with only_launcher_of(run_dir):
         close_unfinished_attempts(run_dir)
-        return launch_to_the_end(options, program, granted, mpirun, run_dir, requests)
+        then, excluded = launch_to_the_end(options, program, granted, mpirun, run_dir, requests)
+    if then.kind == REQUEUE and not slurm.requeue(slurm.own_job_id(os.environ), excluded):
+        print("Slurm refused to requeue the job: submit the same command again, it goes on", flush=True)
+    return then.verdict.status
 
 
 def launch_to_the_end(
     options: Namespace, program: list[str], granted: Allocation, mpirun: Mpirun, run_dir: Path, requests: Requests
-) -> int:
-    """Attempt after attempt, as long as another one promises something: the exit status of the last."""
+) -> tuple[Sequel, list[str]]:
+    """Attempt after attempt, as long as another one promises something: what follows the last, and hosts to avoid."""
     needed = len(granted.hosts) - options.spare_nodes
     restarts = options.restarts if options.restarts is not None else DEFAULT_RESTARTS if is_training(program) else 0
     launch_id = os.environ.get("SLURM_JOB_ID") or f"{time.time():.0f}"
@@ -90,11 +93,10 @@ def launch_to_the_end(
         allocation = granted.without(excluded, needed)
         attempt = next_attempt(run_dir, options.output_filename)
         verdict, end = launch(options, program, allocation, mpirun, attempt, requests, launch_id)
-        left = granted.without([*excluded, verdict.host or ""], needed)
         situation = Situation(
             restarts=restarts,
             in_batch_body=slurm.in_batch_body(os.environ),
-            hosts_left=len(left.hosts),
+            hosts_left=hosts_left(granted, excluded, verdict),
             hosts_needed=needed,
             warned=requests.warned_or_to_warn,
             stopped=requests.stopped_by is not None,
@@ -105,10 +107,20 @@ def launch_to_the_end(
             excluded.append(then.exclude)
             exclude_host(run_dir, then.exclude)
         if then.kind != RESTART:
-            return conclude(then, attempt, excluded)
+            conclude(then, attempt, excluded, end.seconds)
+            return then, excluded
         print(*verdict_lines(verdict, attempt, end.seconds, requeue=False), sep="\n")
         print("── launched again from the newest checkpoint", flush=True)
         record_event(run_dir, "restart", attempt=attempt.number, after=verdict.kind, exclude=then.exclude)
+
+
+def hosts_left(granted: Allocation, excluded: Sequence[str], verdict: Verdict) -> int:
+    """Hosts for another attempt in this allocation; none without the first one, on which this launcher itself runs."""
+    if verdict.kind != NODE_LOST:
+        return len(granted.without(excluded, len(granted.hosts)).hosts)
+    if verdict.host == granted.hosts[0].name:
+        return 0
+    return len(granted.without([*excluded, verdict.host or ""], len(granted.hosts)).hosts)
 
 
 def launch(
@@ -218,12 +230,19 @@ def gather_witnesses(
         stop_reason=slurm.why_stopped(detail, int(os.environ.get("SLURM_RESTART_COUNT") or 0)) if detail else None,
         warned_by=requests.why_warned,
         hang=end.hang,
-        lost_hosts=end.lost_hosts,
+        lost_hosts=[allocation.hosts[0].name] if cut_off(allocation, end.lost_hosts) else end.lost_hosts,
         vanished=end.vanished,
         unfit=end.unfit,
         last_steps={view.rank: view.step for view in end.views if view.step is not None},
         launcher_stopped_mpirun=not end.killed,
     )
+
+
+def cut_off(allocation: Allocation, lost_hosts: Sequence[str]) -> bool:
+    """Whether it is this host that lost the network, not the others: all of them are silent, and Slurm is too."""
+    others = {host.name for host in allocation.hosts[1:]}
+    in_slurm = slurm.in_batch_body(os.environ)
+    return bool(others) and others == set(lost_hosts) and in_slurm and not slurm.controller_answers()
 
 
 def queued_at(attempt: Attempt) -> float | None:
@@ -255,18 +274,14 @@ def steps_of(views: Sequence[RankView]) -> dict[str, int | None]:
     }
 
 
-def conclude(then: Sequel, attempt: Attempt, excluded: Sequence[str]) -> int:
-    """Print the verdict as the last lines; queue the job again where that is what follows."""
-    verdict = then.verdict
-    entry = record_attempt(attempt, {"verdict": verdict.to_json()})
-    requeue = then.kind == REQUEUE
-    in_slurm = "SLURM_JOB_ID" in os.environ
-    print(*verdict_lines(verdict, attempt, entry["seconds"], requeue, in_slurm), sep="\n", flush=True)
+def conclude(then: Sequel, attempt: Attempt, excluded: Sequence[str], seconds: float) -> None:
+    """Record the final verdict, and print it as the last lines."""
+    verdict, requeue, in_slurm = then.verdict, then.kind == REQUEUE, "SLURM_JOB_ID" in os.environ
+    advice = next_command(verdict, attempt, requeue, in_slurm)
+    record_attempt(attempt, {"verdict": {**verdict.to_json(), "next": advice}})
     if requeue:
         record_event(attempt.run_dir, "requeue", attempt=attempt.number, exclude=list(excluded))
-    if requeue and not slurm.requeue(slurm.own_job_id(os.environ), excluded):
-        print("Slurm refused to requeue the job: submit the same command again, it goes on", flush=True)
-    return verdict.status
+    print(*verdict_lines(verdict, attempt, seconds, requeue, in_slurm), sep="\n", flush=True)
 
 
 if __name__ == "__main__":

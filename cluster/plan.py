@@ -26,13 +26,15 @@ _OPTION_NAME = re.compile(r"[a-z][a-z0-9-]*")
 class ResourcePlan(NamedTuple):
     """A request to Slurm. `gpus_per_node` is on each node (sbatch's own ``--gpus`` is the whole job's).
 
-    `options` are further sbatch options by their long names, without dashes; an empty value is a flag.
+    `spare_nodes` are asked for beside them, to take the place of nodes that are lost. `options` are further sbatch
+    options by their long names, without dashes; an empty value is a flag.
     """
 
     nodes: int = DEFAULT_NODES
     gpus_per_node: int = DEFAULT_GPUS_PER_NODE
     ranks_per_node: int | None = None
     options: Mapping[str, str] = MappingProxyType({})
+    spare_nodes: int = 0
 
     @property
     def ranks_on_each_node(self) -> int:
@@ -51,7 +53,7 @@ class ResourcePlan(NamedTuple):
     def sbatch_options(self, log: str) -> dict[str, str]:
         """All options of the batch script; those that the user gave come last and win."""
         options = {
-            "nodes": str(self.nodes),
+            "nodes": str(self.nodes + self.spare_nodes),
             "ntasks-per-node": str(self.ranks_on_each_node),
             "time": DEFAULT_TIME,
             "output": log,
@@ -61,6 +63,8 @@ class ResourcePlan(NamedTuple):
         }
         if self.gpus_per_node:
             options["gpus-per-node"] = str(self.gpus_per_node)
+        if self.spare_nodes:
+            options["no-kill"] = ""  # the job outlives a lost node, and goes on with a spare one
         return {**options, **self.options}
 
 

@@ -21,6 +21,7 @@ from cluster.channel import Wire, connect
 from cluster.environment import default_omp_threads, rank_environment, simulated_gpus
 from cluster.errors import LAUNCHER
 from cluster.machine import die_with_parent, is_this_host, visible_gpus
+from cluster.preflight import node_facts
 from cluster.watch import WARNINGS, Ending, watch
 
 GRACE_FOR_THE_GUILTY = 1.0
@@ -70,6 +71,8 @@ def main(arguments: Sequence[str]) -> int:
         os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(visible)
     facts["gpu"] = gpu_name(place, visible_gpus(os.environ))
     _redirect_output(plan["log_dir"], rank)
+    if local_rank == 0:
+        wire.send({"node": node_facts(Path(plan["run_dir"]), os.environ)})
     wire.send({"record": {**facts, "state": "started", "time_ns": time.time_ns()}})
 
     def say_exception(ending: Ending) -> None:

@@ -28,7 +28,7 @@ class Situation(NamedTuple):
     """Launches allowed without a new checkpoint in between, after the first."""
     in_batch_body: bool
     hosts_left: int
-    """Granted hosts that are not excluded, the guilty one left out."""
+    """Granted hosts for another attempt: not those excluded, nor the guilty one where a node is guilty."""
     hosts_needed: int
     warned: bool
     """Whether the ranks were asked to save and stop: this allocation ends soon."""

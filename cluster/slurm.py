@@ -120,6 +120,11 @@ def requeue(job_id: str, exclude: Sequence[str] = ()) -> bool:
     return True
 
 
+def controller_answers() -> bool:
+    """Whether this host can reach Slurm's controller."""
+    return _ask(["scontrol", "ping"]) is not None
+
+
 def why_warned(detail: str | None, now: float) -> str:
     """Why USR1 came, by ``scontrol show job`` at that moment: 'preempted', 'time limit', or just 'signal'."""
     facts = dict(re.findall(r"\b(PreemptTime|EndTime)=(\S+)", detail or ""))
@@ -193,7 +198,7 @@ def _refusal(command: Sequence[str]) -> str | None:
 
 def is_down(words: str) -> bool:
     """Whether that refusal only means that the controller does not answer now."""
-    return "Unable to contact slurm controller" in words or "Socket timed out" in words
+    return any(text in words for text in ("Unable to contact slurm controller", "timed out", "Unexpected message"))
 
 
 def _ask(command: Sequence[str]) -> str | None:

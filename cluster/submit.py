@@ -8,7 +8,9 @@ import os
 import shlex
 import shutil
 import sys
+import time
 from argparse import Namespace
+from collections.abc import Callable
 from pathlib import Path
 
 from cluster import slurm
@@ -194,7 +196,9 @@ def request(options: Namespace) -> ResourcePlan:
     gpus = options.gpus
     if gpus is None:
         gpus = 0 if options.ranks_per_node else DEFAULT_GPUS_PER_NODE
-    return ResourcePlan(options.nodes or DEFAULT_NODES, gpus, options.ranks_per_node, check_sbatch_options(given))
+    return ResourcePlan(
+        options.nodes or DEFAULT_NODES, gpus, options.ranks_per_node, check_sbatch_options(given), options.spare_nodes
+    )
 
 
 def experiment_directory(options: Namespace, program: list[str]) -> Path:
@@ -225,8 +229,11 @@ def launch_arguments(options: Namespace, ranks_per_node: int | None, run_dir: Pa
         ("--output-filename", options.output_filename),
         ("--nic", options.nic),
         ("--ssh", options.ssh),
+        ("--restarts", options.restarts),
+        ("--spare-nodes", options.spare_nodes or None),
+        ("--hang-timeout", options.hang_timeout),
     ):
-        if value:
+        if value is not None:
             arguments += [name, str(value)]
     for name, value in options.forward:
         arguments += ["-x", name if value is None else f"{name}={value}"]
@@ -249,11 +256,28 @@ def check_training(options: Namespace, program: list[str], ranks: int) -> int:
 
 def check_with_slurm(script: str) -> None:
     """Raise `RequestError` with sbatch's own words for a request that Slurm could never start."""
-    words = slurm.refusal(script)
+    words = patiently(lambda: slurm.refusal(script))
     if words and slurm.nodes_out_of_service():
         print(f"warning: sbatch --test-only says: {words} (some nodes are down or drained: queued all the same)")
     elif words:
         raise RequestError(f"sbatch refused: {words}")
+
+
+def patiently(ask: Callable[[], str | None]) -> str | None:
+    """What Slurm has against it, None where nothing; a controller that is down for a while is waited for.
+
+    Raises `LauncherError` where it stays down: that is no fault of the request.
+    """
+    deadline = time.monotonic() + slurm.CONTROLLER_BACK_WITHIN
+    waiting = False
+    while (words := ask()) and slurm.is_down(words):
+        if time.monotonic() > deadline:
+            raise LauncherError(f"Slurm's controller does not answer ({words}): try again when scontrol ping says UP")
+        if not waiting:
+            print(f"waiting for Slurm's controller ({words})", flush=True)
+            waiting = True
+        time.sleep(slurm.ASK_AGAIN_EVERY)
+    return words
 
 
 def submitit_command(run_dir: Path) -> str:
@@ -277,15 +301,25 @@ def sbatch_by_submitit(script: str, run_dir: Path, arguments: list[str]) -> str:
     run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     folder = run_dir / "submitit"
     before = set(folder.glob("*")) | set(folder.glob(".*"))
-    try:
-        return str(Executor(folder).submit(submitit_job, arguments).job_id)
-    except FailedJobError as error:
-        for path in (set(folder.glob("*")) | set(folder.glob(".*"))) - before:
-            path.unlink()
+    job_id = ""
+
+    def submit() -> str | None:
+        nonlocal job_id
+        try:
+            job_id = str(Executor(folder).submit(submitit_job, arguments).job_id)
+        except FailedJobError as error:
+            for path in (set(folder.glob("*")) | set(folder.glob(".*"))) - before:
+                path.unlink()
+            return " ".join(str(error).split())
+        return None
+
+    words = patiently(submit)
+    if words is not None:
         for directory in [folder, *new]:
             if not any(directory.iterdir()):
                 directory.rmdir()
-        raise RequestError(f"sbatch refused: {' '.join(str(error).split())}") from error
+        raise RequestError(f"sbatch refused: {words}")
+    return job_id
 
 
 def show_plan(options: Namespace, allocation: Allocation, program: list[str], run_dir: Path) -> None:

@@ -13,8 +13,10 @@ from typing import Any, NamedTuple
 from cluster.allocation import Allocation
 from cluster.blame import is_victim
 from cluster.channel import Listener
-from cluster.logs import LogFollower
+from cluster.errors import LauncherError
+from cluster.logs import LogFollower, tail
 from cluster.machine import die_with_parent
+from cluster.preflight import compare
 from cluster.records import Records
 from cluster.rundir import Attempt
 from cluster.signals import Requests
@@ -34,6 +36,7 @@ STACKS_WITHIN = 2.0
 """Seconds in which ranks may answer the question for their stacks."""
 LAST_WORDS_WITHIN = 3.0
 """Seconds in which ranks may still say how they ended once mpirun has."""
+LOOK_AT_DIRECTORY_EVERY = 3.0
 QUIET = 2.5
 """Seconds without a word after which a host may be about to be lost: nobody else is blamed before that is known."""
 START_WITHIN = 300.0
@@ -108,8 +111,10 @@ class Supervision:
         self._noticed = Noticed()
         self._shown = LogFollower(attempt.log_of(0), sys.stdout.buffer)
         self._slow: set[int] = set()
+        self._facts: dict[str, dict[str, Any]] = {}
+        self._facts_heard_at: dict[str, float] = {}
         self._told_to_stop: set[int] = set()
-        self._begun_at = self._looked_at = time.monotonic()
+        self._begun_at = self._looked_at = self._directory_seen_at = time.monotonic()
 
     def run(self) -> End:
         """Run mpirun to its end. Its own output goes to ``mpirun.log``, rank 0's to standard output."""
@@ -152,6 +157,7 @@ class Supervision:
             self._shown.copy_new()
             now = time.monotonic()
             self._judge(now)
+            self._check_directory(now)
             if self._requests.warnings and len(self.records.of("started")) == self._world_size:
                 self._listener.tell({"do": "warn", "signal": self._requests.warnings.pop()})
                 self._requests.told()
@@ -169,11 +175,24 @@ class Supervision:
             now = time.monotonic()
             if record := message.get("record"):
                 self._take(record, now)
+            if facts := message.get("node"):
+                self._compare_nodes(self._allocation.place(rank).host, facts)
             if message.get("closed"):
                 if rank not in self.records.ended:
                     self._noticed.vanished[rank] = now
             elif view := self._views.get(rank):
                 view.hear(message, now)
+
+    def _compare_nodes(self, host: str, facts: dict[str, Any]) -> None:
+        """The preflight's comparison, as soon as every node has told of itself; ranks import meanwhile."""
+        self._facts[host], self._facts_heard_at[host] = facts, time.time()
+        names = [host.name for host in self._allocation.hosts]
+        if set(self._facts) < set(names):
+            return
+        unfit, warnings = compare({name: self._facts[name] for name in names}, self._facts_heard_at)
+        self._noticed.unfit += unfit
+        for warning in warnings:
+            print(f"warning: {warning}", flush=True)
 
     def _take(self, record: dict[str, Any], now: float) -> None:
         rank = record["rank"]
@@ -182,6 +201,8 @@ class Supervision:
             self._views[rank] = view
             self.records.add(record)
             return
+        if record["outcome"] == "signal":
+            record["output"] = tail(self._attempt.log_of(rank))[-2000:]  # NCCL's watchdog says there why it aborts
         self.records.add({**record, "step": self._views[rank].step if rank in self._views else None})
         self._listener.tell({"do": "leave"}, [rank])
         if record["state"] == "failed":
@@ -217,6 +238,13 @@ class Supervision:
                 view = self._views[rank]
                 self._on_event("straggler", rank=rank, host=view.host, gpu=view.gpu, times_the_median=round(times, 2))
                 print(f"warning: rank {rank} on {view.host} takes {times:.1f} times as long as the others", flush=True)
+
+    def _check_directory(self, now: float) -> None:
+        """Raise `LauncherError` where the attempt's directory was deleted under its ranks."""
+        if now - self._directory_seen_at > LOOK_AT_DIRECTORY_EVERY:
+            self._directory_seen_at = now
+            if not self._attempt.path.is_dir():
+                raise LauncherError(f"{self._attempt.path} has gone while its ranks ran: they were stopped")
 
     def _running(self) -> list[RankView]:
         """Ranks that began and did not say how they ended."""

@@ -68,8 +68,9 @@ def attempt(started: float, ended: float, queue: float = 0.0, **facts: Any) -> d
     return {"started": started, "ended": ended, "accounting": parts, **facts}
 
 
-def test_the_wait_for_a_requeue_counts_as_queue() -> None:
-    first, second = attempt(100.0, 200.0, 10.0, job_id="7"), attempt(260.0, 300.0, 0.0, job_id="7")
+@pytest.mark.parametrize("same", [{"job_id": "7"}, {"launch": "1790000000"}], ids=str)
+def test_the_gap_before_a_requeue_or_a_restart_counts_as_queue(same: dict[str, str]) -> None:
+    first, second = attempt(100.0, 200.0, 10.0, **same), attempt(260.0, 300.0, 0.0, **same)
 
     goodput = totals([first, second])
 

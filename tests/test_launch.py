@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from cluster.records import read_records
 from conftest import ROOT, Mpi
 from waiting import wait_until
 
@@ -58,6 +59,12 @@ def start(mpi: Mpi, cwd: Path, *options: str) -> "subprocess.Popen[str]":
         cwd=cwd,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
     )
+
+
+def records_of(cwd: Path, state: str) -> list[dict[str, object]]:
+    """What the ranks of the first attempt of ``program.py`` said of themselves."""
+    records = read_records(cwd / "outputs/program/attempt-0001")
+    return [record for record in records if record["state"] == state]
 
 
 def program(cwd: Path, text: str) -> None:
@@ -129,8 +136,7 @@ def test_the_guilty_rank_ends_the_attempt_and_the_log(
 def test_nothing_is_left_behind_when_the_launcher_is_killed(mpi: Mpi, tmp_path: Path) -> None:
     program(tmp_path, FAULT.format(fault="pass", patience=600))
     launcher = start(mpi, tmp_path, "--ranks-per-node", "2")
-    ranks = tmp_path / "outputs/program/attempt-0001/ranks"
-    wait_until(lambda: len(list(ranks.glob("*.started.json"))) == 2)
+    wait_until(lambda: len(records_of(tmp_path, "started")) == 2)
 
     launcher.kill()
     launcher.wait()
@@ -138,14 +144,13 @@ def test_nothing_is_left_behind_when_the_launcher_is_killed(mpi: Mpi, tmp_path: 
     wait_until(lambda: not processes_that_mention(str(tmp_path)))
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_a_stopped_launcher_stops_all_ranks_and_says_so(
     mpi: Mpi, tmp_path: Path, number: signal.Signals, status: int
 ) -> None:
     program(tmp_path, FAULT.format(fault="pass", patience=600))
     launcher = start(mpi, tmp_path, "--ranks-per-node", "2")
-    ranks = tmp_path / "outputs/program/attempt-0001/ranks"
-    wait_until(lambda: len(list(ranks.glob("*.started.json"))) == 2)
+    wait_until(lambda: len(records_of(tmp_path, "started")) == 2)
 
     launcher.send_signal(number)
     out, _ = launcher.communicate(timeout=60)
@@ -167,6 +172,28 @@ def test_usr1_reaches_every_rank_and_a_saved_run_ends_with_75(mpi: Mpi, tmp_path
     assert launcher.returncode == 75
     assert "── saved for requeue · exit status 75" in out
     assert "next: submit the same command again, it goes on" in out
+
+
+@pytest.mark.parametrize("mpi", ["openmpi-5.0.11"], indirect=True)
+def test_one_ctrl_c_saves_and_stops_and_two_stop_now(mpi: Mpi, tmp_path: Path) -> None:
+    program(tmp_path, SAVES_ON_USR1)
+    logs = tmp_path / "outputs/program/attempt-0001/logs"
+    once = start(mpi, tmp_path, "--ranks-per-node", "2")
+    wait_until(lambda: [log.read_text() for log in logs.glob("*.log")] == ["ready\n"] * 2)
+    once.send_signal(signal.SIGINT)
+    said, _ = once.communicate(timeout=60)
+
+    program(tmp_path, FAULT.format(fault="pass", patience=600))
+    twice = start(mpi, tmp_path, "--ranks-per-node", "2")
+    wait_until(lambda: len(read_records(tmp_path / "outputs/program/attempt-0002")) == 2)
+    twice.send_signal(signal.SIGINT)
+    assert twice.stdout is not None
+    wait_until(lambda: "once more stops them now" in twice.stdout.readline())  # type: ignore[union-attr]
+    twice.send_signal(signal.SIGINT)
+    rest, _ = twice.communicate(timeout=60)
+
+    assert (once.returncode, twice.returncode) == (75, 130), said + rest
+    assert "as it was asked to (Ctrl-C)" in said
 
 
 @pytest.mark.parametrize("mpi", ["openmpi-5.0.11"], indirect=True)
@@ -241,7 +268,7 @@ def test_a_second_launch_of_one_experiment_is_refused_while_the_first_runs(mpi: 
     first = subprocess.Popen(
         command, cwd=tmp_path, stdout=subprocess.DEVNULL, env={**os.environ, "PYTHONPATH": str(ROOT)}
     )
-    wait_until(lambda: list(tmp_path.glob("outputs/program/attempt-0001/ranks/*")))
+    wait_until(lambda: records_of(tmp_path, "started"))
 
     second = launch(mpi, tmp_path)
     (tmp_path / "over").touch()

@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 
 from training.errors import InputError, PeerError
+from training.preflight import say_host
 from training.ranks import RankInfo
 
 # Long enough for rank 0 to download and tokenise while the others wait for it.
@@ -23,21 +24,25 @@ TIMEOUT = timedelta(minutes=30)
 T = TypeVar("T")
 
 
-def join(ranks: RankInfo, choose: Callable[[], str]) -> torch.device:
+def join(ranks: RankInfo, choose: Callable[[], str]) -> tuple[torch.device, dist.Store | None]:
     """Join the process group on the device that `choose` names; a group of one rank is no group at all.
 
     The ranks tell each other through the store whether each has its device before any of them waits in a
     collective, so that one host without its GPUs ends the run in seconds, with the host named.
 
+    Returns the device, and the store of the group where there is one.
+
     Raises:
         InputError: from `choose`, on whichever rank; every rank raises it.
     """
+    store: dist.Store | None = None
     if ranks.world_size == 1:
         device = torch.device(choose())
     else:
         if ranks.rank != 0:
             wait_for_listener(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), TIMEOUT.total_seconds())
         store, _, _ = next(dist.rendezvous("env://", ranks.rank, ranks.world_size, timeout=TIMEOUT))
+        say_host(ranks, store)
         device = torch.device(_agreed_device(ranks, choose, store))
         backend = "nccl" if device.type == "cuda" else "gloo"
         bound = device if device.type == "cuda" else None
@@ -53,7 +58,7 @@ def join(ranks: RankInfo, choose: Callable[[], str]) -> torch.device:
         )
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    return device
+    return device, store
 
 
 def wait_for_listener(host: str, port: int, seconds: float) -> None:
@@ -105,6 +110,19 @@ def _verdict(reports: list[str]) -> str:
                 f"or give --device cpu"
             )
     return "ok"
+
+
+_KEPT: list[Any] = []
+
+
+def keep(model: T) -> T:
+    """Keep this, which holds on to the process group, until the process is gone.
+
+    Taking DDP apart ends gloo's threads while Python's lock is held. One of them that has just finished a message may
+    wait for that lock, and the process then never ends (torch 2.13; seen in most runs of forked ranks).
+    """
+    _KEPT.append(model)
+    return model
 
 
 def leave() -> None:

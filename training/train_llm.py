@@ -76,6 +76,7 @@ def train(config: TrainConfig, run: RunDirectory, ranks: RankInfo, stop: StopReq
     from training.interval import mtbf_seconds, parse_interval
     from training.model import build_model, load_tokenizer, quiet_libraries
     from training.optimizer import make_optimizer
+    from training.preflight import preflight
     from training.prepare import prepare, start_text
     from training.publish import step_folder
     from training.run_log import RunLog
@@ -91,12 +92,14 @@ def train(config: TrainConfig, run: RunDirectory, ranks: RankInfo, stop: StopReq
 
     # The ranks, each on its device.
     process_group.set_threads(threads_per_rank(len(os.sched_getaffinity(0)), ranks))
-    device = process_group.join(
+    device, store = process_group.join(
         ranks, lambda: choose_device(config.device, ranks, torch.cuda.device_count(), os.environ)
     )
     bfloat16 = config.dtype == "bfloat16" or (config.dtype == "auto" and device.type == "cuda")
     quiet_libraries()
 
+    for line in preflight(ranks, device, store, run.root):
+        say(line)
     heartbeat.enter("prepare")
 
     # Rank 0 alone looks for model, data and checkpoint, and tells the others where they are.
@@ -123,7 +126,7 @@ def train(config: TrainConfig, run: RunDirectory, ranks: RankInfo, stop: StopReq
     trained = model
     if ranks.world_size > 1:
         devices = [device] if device.type == "cuda" else None
-        trained = DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True)
+        trained = process_group.keep(DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True))
     optimizer = make_optimizer(model, config.weight_decay, device)
     hardware = device_name(device)
     precision = "bfloat16" if bfloat16 else "float32"
