@@ -169,7 +169,7 @@ def stop_a_rank(play: Play, attempt: int = 1, step: int | None = None) -> Expect
 
 
 def kill_the_daemon(play: Play, attempt: int = 1, step: int | None = None) -> Expected:
-    second = max(play.at_step(step or play.some_step(), attempt))
+    second = play.at_step(step or play.some_step(), attempt)[-1]
     daemon = play.daemon(second.host)
     at = time.time()
     os.kill(daemon, signal.SIGKILL)
@@ -200,7 +200,7 @@ def kill_the_launcher(play: Play) -> Expected:
 
 def unplug(play: Play, attempt: int = 1, step: int | None = None) -> Expected:
     """Not the first host, where the launcher runs."""
-    return _unplugged(play, max(play.at_step(step or play.some_step(), attempt)), attempt)
+    return _unplugged(play, play.at_step(step or play.some_step(), attempt)[-1], attempt)
 
 
 def _unplugged(play: Play, victim: RankProcesses, attempt: int = 1) -> Expected:
@@ -217,7 +217,7 @@ def unplug_with_a_spare(play: Play) -> Expected:
 
 
 def kill_the_host(play: Play) -> Expected:
-    victim = max(play.at_step(play.some_step()))
+    victim = play.at_step(play.some_step())[-1]
     play.undo.append(lambda: play.lab.boot(victim.host))
     at = time.time()
     play.lab.kill_host(victim.host)
@@ -226,7 +226,7 @@ def kill_the_host(play: Play) -> Expected:
 
 def unplug_the_first_host(play: Play) -> Expected:
     """The launcher is cut off with its own ranks: it must fence itself, and Slurm starts the job elsewhere."""
-    first = min(play.at_step(play.some_step()))
+    first = play.at_step(play.some_step())[0]
     play.undo.append(lambda: play.lab.rejoin(first.host))
     at = time.time()
     play.lab.unplug(first.host)
@@ -235,7 +235,7 @@ def unplug_the_first_host(play: Play) -> Expected:
 
 def lose_slurmd(play: Play) -> Expected:
     """The ranks do not notice; Slurm does after half a minute, and queues the job again by itself."""
-    victim = max(play.at_step(play.some_step()))
+    victim = play.at_step(play.some_step())[-1]
     play.undo.append(lambda: play.lab.rejoin(victim.host))
     for pid in play.lab.processes(victim.host, "slurmd"):
         os.kill(pid, signal.SIGKILL)
@@ -255,7 +255,7 @@ def warn_twice(play: Play) -> Expected:
 
 
 def warn_during_a_save(play: Play) -> Expected:
-    first = min(play.ranks())
+    first = play.ranks()[0]
     play.wait(lambda: first.beat().get("phase") == "save", "a save")
     return Expected("saved for requeue", play.warn(), steps_lost=0, requeues=1)
 

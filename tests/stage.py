@@ -109,10 +109,10 @@ class Stage:
     # ── its processes ───────────────────────────────────────────────────────────────────────────────────────
 
     def ranks(self, attempt: int = 1) -> list[RankProcesses]:
-        """Wait until every rank of the attempt has begun its program."""
+        """Wait until every rank of the attempt has begun its program; in order."""
 
         def all_of_them() -> list[RankProcesses]:
-            found = list(self._begun(attempt))
+            found = sorted(self._begun(attempt))
             return found if found and len(found) == self._world_size(attempt) else []
 
         return self.wait(all_of_them, f"the ranks of attempt {attempt}", 90)
