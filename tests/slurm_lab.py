@@ -544,7 +544,9 @@ class SlurmLab:
         kill(self.processes(node, "slurmd"))
         self._wait_until(lambda: not self.processes(node, "slurmd"), "the old slurmd's end", log=f"slurmd-{node}.log")
         self._daemon(node, "slurmd")
-        self._wait_until(lambda: self._node_state(node) in ("idle", "mix", "alloc"), node, log="slurmctld.log")
+        self._wait_until(
+            lambda: not re.search(r"down|\*|^$", self._node_state(node)), node, log="slurmctld.log", timeout=60
+        )
 
     def stop_controller(self) -> None:
         """End slurmctld, which keeps its state; `start_controller` brings it back."""
