@@ -2,12 +2,14 @@
 # make test    everything that is checked; as root on Debian or Ubuntu it installs Slurm for the tests as well
 # make lint    ruff, mypy and shellcheck        make docs    the HTML pages        make clean    undo the above
 # make bench   how long a start takes, and how long a checkpoint keeps the training waiting
+# make faults  throw faults at real jobs, again and again (hours; FAULTS="--rows SIGKILL --times 3", FAULTS="--soak 30")
 #
 # PYTHON=python3.12         another interpreter than python3
 # TORCH_INDEX=URL           where to take torch from, for example https://download.pytorch.org/whl/cpu
 
 PYTHON ?= python3
 TORCH_INDEX ?=
+FAULTS ?=
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 # Its output reads from top to bottom, and the tests' summary comes last.
@@ -57,6 +59,10 @@ docs: .venv/.test
 bench: .venv/.test
 	.venv/bin/python tests/benchmark_start.py
 	.venv/bin/python tests/benchmark_checkpoint.py
+
+.PHONY: faults
+faults: slurm-packages $(MPIS:%=.mpi/%/.made) .venv/.test
+	.venv/bin/python tests/faults.py $(FAULTS)
 
 # ── environments ──────────────────────────────────────────────────────────────────────────────────
 # A stamp in each says that its installation ended well, so that a second make installs nothing.

@@ -425,6 +425,9 @@ class SlurmLab:
         listing = self.run(CONTROLLER, ["sinfo", "-hN", "-p", "main", "-o", "%N %t"], check=False).stdout
         return sorted(listing.splitlines()) == sorted(f"{node} idle" for node in self.nodes)
 
+    def _node_state(self, node: str) -> str:
+        return self.run(CONTROLLER, ["sinfo", "-h", "-n", node, "-p", "main", "-o", "%t"], check=False).stdout.strip()
+
     def _succeeds(self, host: str, argv: Sequence[str]) -> bool:
         return self.run(host, argv, check=False).returncode == 0
 
@@ -531,9 +534,28 @@ class SlurmLab:
         # Dying processes close their sockets, which a dead machine does not: the cable goes first.
         self.unplug(host)
         holder = self._holder(host)
-        while processes := self._processes(host) - {holder}:
+        while processes := set(self.processes(host)) - {holder}:
             kill(processes)
             time.sleep(0.02)
+
+    def rejoin(self, node: str) -> None:
+        """Put `node` back into service at once: a cable alone Slurm would take a minute to notice."""
+        self.plug(node)
+        kill(self.processes(node, "slurmd"))
+        self._wait_until(lambda: not self.processes(node, "slurmd"), "the old slurmd's end", log=f"slurmd-{node}.log")
+        self._daemon(node, "slurmd")
+        self._wait_until(
+            lambda: not re.search(r"down|\*|^$", self._node_state(node)), node, log="slurmctld.log", timeout=60
+        )
+
+    def stop_controller(self) -> None:
+        """End slurmctld, which keeps its state; `start_controller` brings it back."""
+        for pid in self.processes(CONTROLLER, "slurmctld"):
+            os.kill(pid, signal.SIGTERM)
+        self._wait_until(lambda: not self.processes(CONTROLLER, "slurmctld"), "slurmctld's end", log="slurmctld.log")
+
+    def start_controller(self) -> None:
+        self._daemon(CONTROLLER, "slurmctld")
 
     def boot(self, host: str) -> None:
         """Start `host` again after `kill_host`, with the daemons that it ran."""
@@ -593,6 +615,11 @@ class SlurmLab:
             return None
         pid = int(path.read_text())
         return pid if mark_of(pid) == self._mark(host) else None
+
+    def processes(self, host: str, command: str | None = None) -> list[int]:
+        """Process ids on `host`, all or those whose executable has this name."""
+        found = sorted(self._processes(host))
+        return found if command is None else [pid for pid in found if command_name(pid) == command]
 
     def _processes(self, host: str | None = None) -> set[int]:
         """All processes on `host`, or on any host of this lab."""
@@ -695,6 +722,14 @@ def mark_of(pid: int) -> str | None:
         return None
     found = re.search(r" /run .* - tmpfs (slurm-lab:\S+)", mounts)
     return found[1] if found else None
+
+
+def command_name(pid: int) -> str:
+    """The kernel's name for what runs there (its first 15 characters); empty where it has ended."""
+    try:
+        return Path(f"/proc/{pid}/comm").read_text().strip()
+    except OSError:
+        return ""
 
 
 def kill(pids: Iterable[int]) -> None:
