@@ -12,7 +12,7 @@ import shlex
 import sys
 import time
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -76,8 +76,10 @@ def main(arguments: list[str]) -> int:
     with only_launcher_of(run_dir):
         close_unfinished_attempts(run_dir)
         then, excluded = launch_to_the_end(options, program, granted, mpirun, run_dir, requests)
-    if then.kind == REQUEUE and not slurm.requeue(slurm.own_job_id(os.environ), excluded):
-        print("Slurm refused to requeue the job: submit the same command again, it goes on", flush=True)
+    if then.kind == REQUEUE:
+        job_id, restart_count = slurm.own_job_id(os.environ), slurm.restart_count(os.environ)
+        if words := slurm.requeue(job_id, restart_count, excluded):
+            print(f"not requeued: {words}; submit the same command again, it goes on", flush=True)
     return then.verdict.status
 
 
@@ -112,6 +114,14 @@ def launch_to_the_end(
         print(*verdict_lines(verdict, attempt, end.seconds, requeue=False), sep="\n")
         print("── launched again from the newest checkpoint", flush=True)
         record_event(run_dir, "restart", attempt=attempt.number, after=verdict.kind, exclude=then.exclude)
+
+
+def remember(attempt: Attempt, facts: Mapping[str, Any]) -> None:
+    """Write to run.json; where that cannot be, as on a full disk, the verdict still ends the log."""
+    try:
+        record_attempt(attempt, facts)
+    except OSError as error:
+        print(f"warning: run.json in {attempt.run_dir} cannot be written ({error.strerror})", flush=True)
 
 
 def hosts_left(granted: Allocation, excluded: Sequence[str], verdict: Verdict) -> int:
@@ -172,7 +182,7 @@ def launch(
             kept=verdict.kind in (COMPLETED, SAVED),
         ),
     }
-    record_attempt(attempt, ended)
+    remember(attempt, ended)
     on_event("verdict", kind=verdict.kind, rank=verdict.rank, host=verdict.host, step=verdict.step)
     return verdict, end
 
@@ -227,7 +237,7 @@ def gather_witnesses(
         mpirun_log_tail=tail(attempt.mpirun_log),
         guilty_log_tail=tail(attempt.log_of(guilty["rank"])) if guilty else "",
         stopped_by=requests.stopped_by,
-        stop_reason=slurm.why_stopped(detail, int(os.environ.get("SLURM_RESTART_COUNT") or 0)) if detail else None,
+        stop_reason=slurm.why_stopped(detail, slurm.restart_count(os.environ)) if detail else None,
         warned_by=requests.why_warned,
         hang=end.hang,
         lost_hosts=[allocation.hosts[0].name] if cut_off(allocation, end.lost_hosts) else end.lost_hosts,
@@ -278,7 +288,7 @@ def conclude(then: Sequel, attempt: Attempt, excluded: Sequence[str], seconds: f
     """Record the final verdict, and print it as the last lines."""
     verdict, requeue, in_slurm = then.verdict, then.kind == REQUEUE, "SLURM_JOB_ID" in os.environ
     advice = next_command(verdict, attempt, requeue, in_slurm)
-    record_attempt(attempt, {"verdict": {**verdict.to_json(), "next": advice}})
+    remember(attempt, {"verdict": {**verdict.to_json(), "next": advice}})
     if requeue:
         record_event(attempt.run_dir, "requeue", attempt=attempt.number, exclude=list(excluded))
     print(*verdict_lines(verdict, attempt, seconds, requeue, in_slurm), sep="\n", flush=True)

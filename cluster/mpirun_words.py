@@ -27,6 +27,9 @@ _NO_DAEMON = (
 )
 """Who did not start mpirun's daemon: Open MPI 5, the srun or ssh that starts it (4.1 itself names nobody)."""
 
+_DAEMONS_ENDED = "returned non-zero exit status"
+"""``srun returned non-zero exit status (35072) from launching the per-node daemon``: 5.0 does not say on which host."""
+
 
 class MpirunWords(NamedTuple):
     """Hosts are as the allocation spells them. `killed_process` is a rank and the name of its signal.
@@ -39,6 +42,7 @@ class MpirunWords(NamedTuple):
     killed_process: tuple[int, str] | None = None
     exited_process: int | None = None
     no_daemon: str | None = None
+    daemons_ended: bool = False
 
 
 def read_words(text: str, hosts: Sequence[str]) -> MpirunWords:
@@ -54,6 +58,7 @@ def read_words(text: str, hosts: Sequence[str]) -> MpirunWords:
         (int(killed[1]), signal.Signals(int(killed[2])).name) if killed else None,
         int(exited[1]) if exited else None,
         next(filter(None, absent), None),
+        _DAEMONS_ENDED in text,
     )
 
 

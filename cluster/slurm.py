@@ -99,25 +99,37 @@ def nodes_out_of_service() -> bool:
     return bool(_ask(["sinfo", "--noheader", "--states=down,drain,fail,maint", "--format=%n"]))
 
 
-def requeue(job_id: str, exclude: Sequence[str] = ()) -> bool:
-    """Queue this job (or array element) again, away from the hosts to exclude; False where Slurm refuses.
+def requeue(job_id: str, restart_count: int, exclude: Sequence[str] = ()) -> str | None:
+    """Queue this job (or array element) again, away from the hosts to exclude; why not, where it cannot be.
 
     Slurm then ends the present run. Its SIGTERM reaches every process of the job, this one and the scontrol that has
     the rest to do, so it is ignored from here on. Only a job that is no longer running takes an ExcNodeList, hence
-    the order. A controller that is down for a while is waited for.
+    the order. A controller that is down for a while is waited for; meanwhile the job may have been cancelled, or
+    queued again by Slurm itself, and must not be touched then.
     """
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     deadline = time.monotonic() + CONTROLLER_BACK_WITHIN
-    while True:
-        words = _refusal(["scontrol", "requeue", job_id])
-        if words is None or not is_down(words) or time.monotonic() > deadline:
-            break
-        time.sleep(ASK_AGAIN_EVERY)
-    if words is not None:
-        return False
-    if exclude:
+    words: str | None = "Slurm's controller does not answer"
+    while words and time.monotonic() < deadline:
+        if detail := job_detail(job_id):
+            if why_stopped(detail, restart_count) == "preempted":
+                return None
+            if not may_requeue(detail):
+                return "it was cancelled"
+            words = _refusal(["scontrol", "requeue", job_id])
+            if words and not is_down(words):
+                return words
+        if words:
+            time.sleep(ASK_AGAIN_EVERY)
+    if exclude and not words:
         _ask(["scontrol", "update", f"JobId={job_id}", f"ExcNodeList={','.join(exclude)}"])
-    return True
+    return words
+
+
+def may_requeue(detail: str) -> bool:
+    """Whether the job still runs, or was only ended by its time limit: a cancelled one must stay cancelled."""
+    facts = dict(re.findall(r"\b(JobState|Reason)=(\S+)", detail))
+    return facts.get("JobState") == "RUNNING" or facts.get("Reason") == "TimeLimit"
 
 
 def controller_answers() -> bool:
@@ -176,6 +188,11 @@ def job_facts(environ: Mapping[str, str]) -> dict[str, str]:
     """Slurm's names for an attempt, none away from Slurm."""
     names = {"job_id": "SLURM_JOB_ID", "restart_count": "SLURM_RESTART_COUNT"}
     return {key: environ[name] for key, name in names.items() if name in environ}
+
+
+def restart_count(environ: Mapping[str, str]) -> int:
+    """How often Slurm has started this job again."""
+    return int(environ.get("SLURM_RESTART_COUNT") or 0)
 
 
 def own_job_id(environ: Mapping[str, str]) -> str:

@@ -262,7 +262,8 @@ class Supervision:
             f"rank {view.rank} on {view.host} ({_where(view)}):\n{(view.stacks or 'no answer').rstrip()}"
             for view in sorted(views, key=lambda view: view.rank)
         ]
-        (self._attempt.path / "stacks.txt").write_text("\n\n".join(stacks) + "\n")
+        with suppress(OSError):  # a full disk
+            (self._attempt.path / "stacks.txt").write_text("\n\n".join(stacks) + "\n")
         return {
             "rank": hang.rank,
             "host": guilty.host,

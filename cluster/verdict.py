@@ -110,6 +110,8 @@ def decide(seen: Witnesses) -> Verdict:
         return _lacks_executable(words.lacks_executable, seen)
     if words.lost_daemon:
         return _lost(words.lost_daemon, "was lost by mpirun", seen)
+    if words.daemons_ended and seen.started and (host := _host_of_first_silence(seen)):
+        return _lost(host, "lost mpirun's daemon", seen)
     if seen.mpirun_status < 0 and not seen.launcher_stopped_mpirun:
         return _mpirun_killed(seen)
     if verdict := _vanished(seen, words):
@@ -180,6 +182,18 @@ def _lacks_executable(lacking: tuple[str, str], seen: Witnesses) -> Verdict:
 def _mpirun_killed(seen: Witnesses) -> Verdict:
     summary = f"mpirun was killed by {signal.Signals(-seen.mpirun_status).name}"
     return Verdict(LAUNCHER_FAILED, LAUNCHER, summary, detail=seen.mpirun_log_tail)
+
+
+def _host_of_first_silence(seen: Witnesses) -> str | None:
+    """The host whose ranks went first, by whatever sign; never the first host, where mpirun itself is the daemon."""
+    when: dict[str, float] = {}
+    hosts = {place.rank: place.host for place in seen.allocation.rank_map()}
+    ends = [(rank, -len(seen.vanished) + index) for index, rank in enumerate(seen.vanished)]
+    ends += [(record["rank"], record["time_ns"]) for record in seen.failed]
+    for rank, order in ends:
+        when[hosts[rank]] = min(order, when.get(hosts[rank], order))
+    when.pop(seen.allocation.hosts[0].name, None)
+    return min(when, key=lambda host: when[host], default=None)
 
 
 def _vanished(seen: Witnesses, words: MpirunWords) -> Verdict | None:
