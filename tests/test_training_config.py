@@ -53,6 +53,13 @@ def test_steps_win_over_epochs_of_the_same_or_an_earlier_source(tmp_path: Path):
     assert parse("--config", str(file), "--max-steps", "9").max_steps == 9
 
 
+def test_the_interval_of_checkpoints_may_be_a_number_or_a_text_in_the_file(tmp_path: Path):
+    file = tmp_path / "run.toml"
+    for written, read in (("250", "250"), ('"10m"', "10m"), ('"auto"', "auto")):
+        file.write_text(f"ckpt_freq = {written}\n")
+        assert parse("--config", str(file)).ckpt_freq == read
+
+
 def test_the_last_of_a_repeated_option_wins_whatever_its_spelling():
     config = parse(
         "--batch-size", "8", "--experiment-name=a", "-b", "4", "--per-device-train-batch-size", "2", "-e", "b"
@@ -77,6 +84,10 @@ def test_the_names_of_the_guide_and_of_hugging_face_mean_the_same():
         (["--batchsize", "3"], r"unknown option --batchsize: did you mean --batch-size\?"),
         (["--sequence-length=3"], r"unknown option --sequence-length: did you mean --seq-length\?"),
         (["stray"], r"'stray' is no option"),
+        (["--ckpt-freq", "often"], r"--ckpt-freq often: a number of steps \(500\), of minutes .* or auto is wanted"),
+        (["--ckpt-freq=-1"], r"--ckpt-freq -1: a number of steps"),
+        (["--keep-checkpoints", "0"], r"--keep-checkpoints 0: at least 1 is wanted"),
+        (["--mtbf-hours", "0"], r"--mtbf-hours 0.0: a number above 0 is wanted"),
         (["--lr", "fast"], r"'fast' is not a number"),
         (["--seq-length", "1.5"], r"'1.5' is not a whole number"),
         (["--batch-size"], r"Missing value for argument .*--batch-size"),

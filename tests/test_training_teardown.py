@@ -58,3 +58,10 @@ def test_an_exception_ends_the_process_as_any_other() -> None:
 
     assert done.returncode == 1
     assert done.stderr.endswith("ZeroDivisionError: division by zero\n")
+
+
+def test_an_exception_is_not_followed_by_a_crash_in_the_tear_down() -> None:
+    done = python("exit_with(lambda: run() / 0)", 1)
+
+    assert (done.returncode, done.stdout) == (1, "thread\natexit\n")
+    assert done.stderr.endswith("ZeroDivisionError: division by zero\n")

@@ -50,7 +50,8 @@ def claim_incarnation(checkpoints: Path, resumed_step: int) -> int:
             except FileExistsError:
                 number += 1
                 continue
-            force_to_disk(folder)
+            for made in (folder, checkpoints, checkpoints.parent):
+                force_to_disk(made)
             return number
     finally:
         aside.unlink(missing_ok=True)

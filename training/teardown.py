@@ -28,7 +28,7 @@ def exit_with(run: Callable[[], int]) -> NoReturn:
     """Exit with the status that `run` returns, once threads and exit handlers have ended.
 
     The handler below is registered before anything else is imported, so it runs after all others. Where `run` raises,
-    the process ends as any other.
+    the traceback is printed as by any other program, and the status is 1.
     """
     statuses: list[int] = []
 
@@ -39,5 +39,9 @@ def exit_with(run: Callable[[], int]) -> NoReturn:
             os._exit(statuses[0])
 
     atexit.register(leave)
-    statuses.append(run())
+    try:
+        statuses.append(run())
+    except Exception:
+        statuses.append(1)
+        raise
     sys.exit(statuses[0])
