@@ -1,144 +1,193 @@
-"""Checkpoints are whole or not there, and a damaged one is passed over."""
+"""The newest checkpoint that is whole is found, whatever was done to newer ones, and everything comes back from it."""
 
+import json
 import os
+import random
+import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from training.checkpoint import (
-    Progress,
-    drop_unfinished,
-    find_fault,
-    load_optimizer,
-    newest_checkpoint,
-    read_progress,
-    restore_rng,
-    rng_state,
-    save_checkpoint,
-)
-from training.demo import demo_architecture, demo_tokenizer
+from tiny_training import CPU, TINY, flip_a_bit, save, saver_of, tiny
+from training.checkpoint import Progress, find_fault, load_optimizer, newest_checkpoint, restore_rng
 from training.errors import InputError
+from training.incarnation import claim_incarnation
+from training.manifest import read_manifest
 from training.model import build_model
 from training.optimizer import make_optimizer
 from training.ranks import RankInfo
 
-CPU = torch.device("cpu")
-TINY = demo_architecture() | {"n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 32}
+FILES = ["model.safetensors", "optimizer.safetensors", "rng.pt", "config.json", "tokenizer.json", "manifest.json"]
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the checkpoints of steps 4 and 8; not to be changed."""
+    folder = tmp_path_factory.mktemp("original")
+    saver = saver_of(folder, *tiny())
+    save(saver, 4)
+    save(saver, 8)
+    return folder
 
 
 @pytest.fixture
-def trained():
-    """A tiny model after one step of its optimizer."""
-    torch.manual_seed(0)
-    model = build_model(TINY, None)
-    optimizer = make_optimizer(model, 0.1, CPU)
-    tokens = torch.arange(16).view(1, 16)
-    model(input_ids=tokens, labels=tokens).loss.backward()
-    optimizer.param_groups[0]["lr"] = 0.1
-    optimizer.step()
-    return model, optimizer
+def pair(original: Path, tmp_path: Path) -> Path:
+    """A copy of it."""
+    return shutil.copytree(original, tmp_path / "checkpoints")
 
 
-@pytest.fixture
-def save(trained, tmp_path: Path):
-    """Saves the tiny model as the checkpoint of a step."""
-    return lambda step: save_checkpoint(
-        tmp_path, Progress(step, step * 4), trained[0], demo_tokenizer(), trained[1], [rng_state(CPU)]
-    )
-
-
-def test_a_checkpoint_is_a_model_folder_of_transformers(save, trained):
-    folder = save(8)
-    assert folder.name == "step-00000008"
-    loaded = AutoModelForCausalLM.from_pretrained(folder)
-    assert torch.equal(loaded.transformer.wte.weight, trained[0].transformer.wte.weight)
-    assert (
-        AutoTokenizer.from_pretrained(folder).decode(AutoTokenizer.from_pretrained(folder)("a b")["input_ids"]) == "a b"
-    )
-
-
-def test_everything_comes_back(save, trained):
-    folder = save(8)
-    noise = torch.rand(3)
+def test_the_optimizers_state_and_the_progress_come_back(pair: Path):
+    _, trained = tiny()
+    newest = newest_checkpoint(pair, print)
+    assert newest.folder == pair / "step-00000008"
+    assert newest.done == Progress(8, 32)
     fresh = make_optimizer(build_model(TINY, None), 0.1, CPU)
-    load_optimizer(folder, fresh)
-    before, after = trained[1].state_dict(), fresh.state_dict()
-    assert torch.equal(before["state"][0]["exp_avg"], after["state"][0]["exp_avg"])
-    assert read_progress(folder) == Progress(8, 32)
-    restore_rng(folder, RankInfo("single"), CPU)
-    assert torch.equal(torch.rand(3), noise)
+    load_optimizer(newest.folder, fresh)
+    before, after = trained.state_dict(), fresh.state_dict()
+    assert before["param_groups"] == after["param_groups"]
+    assert before["state"].keys() == after["state"].keys()
+    for index, state in before["state"].items():
+        assert all(torch.equal(value, after["state"][index][name]) for name, value in state.items())
 
 
-def test_the_random_state_of_another_number_of_ranks_is_left_alone(save):
-    folder = save(8)
+def test_every_source_of_random_numbers_goes_on_where_it_was(tmp_path: Path):
+    saver = saver_of(tmp_path, *tiny())
+    folder = save(saver, 8)
+    drawn = torch.rand(3), random.random(), np.random.normal()
+    assert restore_rng(folder, RankInfo("single"), CPU)
+    again = torch.rand(3), random.random(), np.random.normal()
+    assert torch.equal(drawn[0], again[0])
+    assert drawn[1:] == again[1:]
+
+
+def test_the_random_state_of_another_number_of_ranks_is_left_alone(pair: Path):
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
-    restore_rng(folder, RankInfo("Open MPI", 1, 2, 1, 2), CPU)
+    assert not restore_rng(pair / "step-00000008", RankInfo("Open MPI", 1, 2, 1, 2), CPU)
     assert torch.equal(torch.rand(3), expected)
-
-
-def test_the_last_two_are_kept(save, tmp_path: Path):
-    for step in (2, 4, 6, 8):
-        save(step)
-    assert sorted(os.listdir(tmp_path)) == ["step-00000006", "step-00000008"]
 
 
 @pytest.mark.parametrize(
     ("damage", "fault"),
     [
         (lambda folder: flip_a_bit(folder / "model.safetensors"), r"model.safetensors has another hash"),
-        (lambda folder: flip_a_bit(folder / "optimizer.pt"), r"optimizer.pt has another hash"),
+        (lambda folder: flip_a_bit(folder / "optimizer.safetensors"), r"optimizer.safetensors has another hash"),
         (lambda folder: (folder / "rng.pt").unlink(), r"rng.pt is missing"),
-        (lambda folder: os.truncate(folder / "optimizer.pt", 10), r"optimizer.pt has 10 bytes instead of"),
-        (lambda folder: (folder / "manifest.json").unlink(), r"manifest.json"),
-        (lambda folder: (folder / "manifest.json").write_text("{"), r"manifest.json"),
+        (lambda folder: os.truncate(folder / "rng.pt", 10), r"rng.pt has 10 bytes instead of"),
+        (lambda folder: (folder / "manifest.json").unlink(), r"manifest.json: No such file"),
+        (lambda folder: (folder / "manifest.json").write_text("{"), r"manifest.json: Expecting"),
+        (lambda folder: (folder / "manifest.json").write_text("[]"), r"manifest.json: "),
     ],
 )
-def test_a_damaged_checkpoint_is_said_and_passed_over(save, tmp_path: Path, damage, fault: str):
-    good, bad = save(4), save(8)
-    damage(bad)
+def test_a_damaged_checkpoint_is_said_and_passed_over(pair: Path, damage, fault: str):
+    damage(pair / "step-00000008")
     said: list[str] = []
-    assert newest_checkpoint(tmp_path, said.append) == good
+    newest = newest_checkpoint(pair, said.append)
+    assert newest.folder == pair / "step-00000004"
+    assert newest.passed_over == ("step-00000008",)
     assert len(said) == 1
     assert fault in said[0]
     assert "step-00000008 is not whole" in said[0]
 
 
-def flip_a_bit(path: Path) -> None:
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes(content)
+def test_fifty_flipped_bits_anywhere_are_each_found(pair: Path):
+    folder = pair / "step-00000008"
+    flips = np.random.default_rng(0)
+    sizes = {name: (folder / name).stat().st_size for name in FILES}
+    # Ten in the manifest itself, the others wherever they fall.
+    names = ["manifest.json"] * 10 + list(flips.choice(FILES, 40))
+    for name in names:
+        bit = int(flips.integers(8 * sizes[name]))
+        flip_a_bit(folder / name, bit)
+        assert find_fault(folder) is not None, f"bit {bit} of {name}"
+        flip_a_bit(folder / name, bit)
+    assert find_fault(folder) is None
 
 
-def test_where_every_checkpoint_is_damaged_nothing_starts_over_by_itself(save, tmp_path: Path):
-    (save(4) / "rng.pt").unlink()
-    flip_a_bit(save(8) / "optimizer.pt")
+@pytest.mark.parametrize("name", FILES)
+def test_a_file_that_ends_too_early_is_found(pair: Path, name: str):
+    path = pair / "step-00000008" / name
+    whole = path.read_bytes()
+    for share in (0.0, 0.01, 0.5, 0.9999):
+        # 99.99 % of a small file would be the whole of it.
+        path.write_bytes(whole[: min(int(len(whole) * share), len(whole) - 1)])
+        assert find_fault(path.parent) is not None, share
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_block_of_zeros_is_found(pair: Path, name: str):
+    path = pair / "step-00000008" / name
+    whole = path.read_bytes()
+    block = slice(len(whole) // 4, len(whole) // 4 + 512)
+    assert any(whole[block])
+    path.write_bytes(whole[: block.start] + bytes(len(whole[block])) + whole[block.stop :])
+    assert find_fault(path.parent) is not None
+
+
+def test_where_every_checkpoint_is_damaged_nothing_starts_over_by_itself(pair: Path):
+    (pair / "step-00000004" / "rng.pt").unlink()
+    flip_a_bit(pair / "step-00000008" / "optimizer.safetensors")
     with pytest.raises(
         InputError,
-        match=r"no checkpoint in .* can be resumed: step-00000008 is not whole \(optimizer.pt has another hash.*\); "
-        r"step-00000004 is not whole \(rng.pt is missing\); delete that folder .* or choose another --experiment-name",
+        match=r"no checkpoint in .* can be resumed: step-00000008 is not whole \(optimizer.safetensors has another "
+        r"hash.*\); step-00000004 is not whole \(rng.pt is missing\); delete that folder .* or choose another --exp",
     ):
-        newest_checkpoint(tmp_path, print)
+        newest_checkpoint(pair, print)
 
 
-def test_a_damaged_checkpoint_is_replaced_when_its_step_comes_again(save, tmp_path: Path):
-    save(4)
-    flip_a_bit(save(8) / "model.safetensors")
-    save(6)
-    assert sorted(os.listdir(tmp_path)) == ["step-00000004", "step-00000006"]
-    assert find_fault(save(8)) is None
+def test_a_checkpoint_of_a_later_version_is_refused_and_not_passed_over(pair: Path):
+    path = pair / "step-00000008" / "manifest.json"
+    path.write_text(json.dumps({"format": 3, "made_by": "a later version"}))
+    with pytest.raises(InputError, match=r"step-00000008 has format 3, and this version reads format 2: go on with"):
+        newest_checkpoint(pair, print)
 
 
-def test_what_a_dying_attempt_left_is_no_checkpoint_and_is_removed(save, tmp_path: Path):
-    folder = save(4)
-    (tmp_path / ".step-00000008.123").mkdir()
-    assert newest_checkpoint(tmp_path, print) == folder
-    drop_unfinished(tmp_path)
-    assert os.listdir(tmp_path) == ["step-00000004"]
+def test_a_checkpoint_of_an_earlier_version_is_refused(pair: Path):
+    path = pair / "step-00000008" / "manifest.json"
+    path.write_text(json.dumps({"format": 1, "step": 8, "samples": 32, "files": {}}))
+    with pytest.raises(InputError, match=r"has format 1, and this version reads format 2"):
+        newest_checkpoint(pair, print)
+
+
+def test_a_flipped_bit_in_the_format_is_damage_and_no_later_version(pair: Path):
+    path = pair / "step-00000008" / "manifest.json"
+    path.write_bytes(path.read_bytes().replace(b'"format": 2', b'"format": 3'))
+    assert newest_checkpoint(pair, print).folder == pair / "step-00000004"
+
+
+def test_a_checkpoint_under_the_name_of_another_step_is_passed_over(pair: Path):
+    (pair / "step-00000008").rename(pair / "step-00000009")
+    said: list[str] = []
+    assert newest_checkpoint(pair, said.append).folder == pair / "step-00000004"
+    assert "step-00000009 is not whole (manifest.json is that of step 8)" in said[0]
+
+
+def test_what_an_overtaken_attempt_made_is_ignored(pair: Path):
+    claim_incarnation(pair, 0)
+    claim_incarnation(pair, 4)  # The second start went on from step 4, so step 8 of the first came too late.
+    said: list[str] = []
+    assert newest_checkpoint(pair, said.append).folder == pair / "step-00000004"
+    [line] = said
+    assert line.endswith(
+        "/step-00000008 was made by incarnation 1 after incarnation 2 had gone on from step 4: skipped"
+    )
+
+
+def test_what_was_made_before_a_later_start_went_on_counts(pair: Path):
+    claim_incarnation(pair, 0)
+    claim_incarnation(pair, 8)
+    assert newest_checkpoint(pair, print).folder == pair / "step-00000008"
+    assert read_manifest(pair / "step-00000008").incarnation == 1
+
+
+def test_where_all_were_overtaken_training_begins_at_the_start(pair: Path):
+    claim_incarnation(pair, 0)
+    claim_incarnation(pair, 0)
+    assert newest_checkpoint(pair, print).folder is None
 
 
 def test_without_any_checkpoint_there_is_none(tmp_path: Path):
-    assert newest_checkpoint(tmp_path / "none", print) is None
+    assert newest_checkpoint(tmp_path / "none", print).folder is None

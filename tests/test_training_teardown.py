@@ -40,6 +40,19 @@ def test_without_it_the_tear_down_would_have_crashed() -> None:
     assert python("run()", 0).returncode == -6
 
 
+def test_what_is_kept_is_not_destroyed_when_its_function_returns() -> None:
+    program = CRASHES_IN_TEAR_DOWN.replace("global native", "from training.teardown import keep_until_the_end")
+    program = program.replace("native.itself = native", "{keep}").replace(
+        "def __del__(self): os.abort()", "__del__ = lambda self: os.abort()"
+    )
+    kept, lost = (
+        subprocess.run([sys.executable, "-c", program.format(keep=keep, status=0, call="exit_with(run)")])
+        for keep in ("keep_until_the_end(native)", "")
+    )
+
+    assert (kept.returncode, lost.returncode) == (0, -6)
+
+
 def test_an_exception_ends_the_process_as_any_other() -> None:
     done = python("exit_with(lambda: 1 / 0)", 0)
 

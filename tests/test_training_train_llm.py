@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from tiny_training import flip_a_bit
+
 ROOT = Path(__file__).parent.parent
 TINY = ["--preset", "smoke", "--seq-length", "32", "--batch-size", "2", "--max-steps", "6", "--ckpt-freq", "2"]
 TINY += ["--eval-freq", "3", "--device", "cpu"]
@@ -53,10 +55,8 @@ def losses(run: Path) -> list[tuple[int, float]]:
     return [(row["step"], row["loss"]) for row in rows(run) if "loss" in row]
 
 
-def flip_a_bit(path: Path) -> None:
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes(content)
+def manifest(run: Path, step: int) -> dict:
+    return json.loads((run / "checkpoints" / f"step-{step:08d}" / "manifest.json").read_text())
 
 
 @pytest.fixture(scope="module")
@@ -95,18 +95,28 @@ def test_metrics_have_a_row_for_each_step_and_each_evaluation(whole, output: Pat
     expected = {"step", "epoch", "loss", "lr", "grad_norm", "tokens_per_second", "step_seconds", "memory_peak_bytes"}
     expected |= {f"{phase}_seconds" for phase in ("data", "forward", "backward", "agree", "update")}
     assert set(written[0]) == expected
-    assert written[-1]["perplexity"] > 1
+    assert [row for row in written if "eval_loss" in row][-1]["perplexity"] > 1
+
+
+def test_metrics_have_a_row_for_each_checkpoint(whole, output: Path):
+    written = [row for row in rows(output / "whole") if "checkpoint_bytes" in row]
+    assert [row["step"] for row in written] == [2, 4, 6]
+    for row in written:
+        assert set(row) == {"step", "checkpoint_seconds", "checkpoint_blocking_seconds", "checkpoint_bytes"}
+        assert 0 < row["checkpoint_blocking_seconds"] <= row["checkpoint_seconds"]
+    assert "step 6/6 · checkpoint of 10.4 MB saved in " in whole.stdout
 
 
 def test_the_run_directory_holds_what_was_promised(whole, output: Path):
     run = output / "whole"
     names = {"config.json", "metrics.jsonl", "summary.json", "checkpoints"}
     assert {path.name for path in run.iterdir()} == names
-    assert sorted(os.listdir(run / "checkpoints")) == ["step-00000004", "step-00000006"]
+    assert sorted(os.listdir(run / "checkpoints")) == ["incarnations", "step-00000004", "step-00000006"]
     summary = json.loads((run / "summary.json").read_text())
     assert summary["final_loss"] == losses(run)[-1][1] < summary["first_loss"]
     assert set(summary["samples"][0]) == {"prompt", "answer", "expected"}
     assert Path(summary["checkpoint"]).is_dir()
+    assert summary["weights_sha256"] == manifest(run, 6)["weights_sha256"]
 
 
 def test_the_same_seed_gives_the_same_losses_to_the_last_digit(whole, output: Path):
@@ -118,14 +128,17 @@ def test_a_resumed_run_passes_over_a_damaged_checkpoint_and_repeats_the_undistur
     cut = output / "cut"
     shutil.copytree(output / "whole", cut)
     (cut / "summary.json").unlink()
-    flip_a_bit(cut / "checkpoints" / "step-00000006" / "optimizer.pt")
+    flip_a_bit(cut / "checkpoints" / "step-00000006" / "optimizer.safetensors")
     done = alone(output, "-e", "cut", *TINY)
     assert done.returncode == 0, done.stderr
-    assert "step-00000006 is not whole (optimizer.pt has another hash than when it was written): skipped" in done.stdout
+    fault = "optimizer.safetensors has another hash than when it was written"
+    assert f"step-00000006 is not whole ({fault}): skipped" in done.stdout
     assert "resumed from" in done.stdout
     assert "step 5/6" in done.stdout
     assert "step 4/6" not in done.stdout
     assert losses(cut) == losses(output / "whole")
+    assert manifest(cut, 6)["weights_sha256"] == manifest(output / "whole", 6)["weights_sha256"]
+    assert manifest(cut, 6)["incarnation"] == 2
     assert [row["eval_loss"] for row in rows(cut) if "eval_loss" in row] == [
         row["eval_loss"] for row in rows(output / "whole") if "eval_loss" in row
     ]
@@ -155,6 +168,7 @@ def test_two_ranks_resume_to_the_same_losses(pair, output: Path):
     assert done.returncode == 0, done.stdout + done.stderr
     assert "resumed from" in done.stdout
     assert losses(cut) == losses(output / "pair")
+    assert manifest(cut, 6)["weights_sha256"] == manifest(output / "pair", 6)["weights_sha256"]
 
 
 def test_an_error_that_only_rank_zero_meets_stops_all_ranks_with_one_line(output: Path):
@@ -211,7 +225,7 @@ def test_a_run_that_is_told_to_end_where_it_was_cut_ends_without_a_logged_step(w
 def test_a_run_whose_checkpoints_are_all_damaged_is_refused_and_keeps_its_metrics(whole, output: Path):
     damaged = output / "damaged"
     shutil.copytree(output / "whole", damaged)
-    for folder in (damaged / "checkpoints").iterdir():
+    for folder in (damaged / "checkpoints").glob("step-*"):
         flip_a_bit(folder / "model.safetensors")
     done = alone(output, "-e", "damaged", *TINY)
     assert done.returncode == 64
@@ -235,7 +249,44 @@ def test_usr1_saves_and_asks_to_be_run_again(output: Path):
     assert process.returncode == 75, rest
     assert "on SIGUSR1; the same command trains on from there" in rest
     last = losses(output / "usr1")[-1][0]
-    assert os.listdir(output / "usr1" / "checkpoints") == [f"step-{last:08d}"]
+    assert sorted(os.listdir(output / "usr1" / "checkpoints")) == ["incarnations", f"step-{last:08d}"]
+
+
+def test_all_ranks_save_when_the_time_has_come_on_rank_zero(output: Path):
+    done = mpirun(output, 2, "-e", "timed", *TINY, "--ckpt-freq", "0.001s", "--keep-checkpoints", "9")
+    assert done.returncode == 0, done.stdout + done.stderr
+    saved = [row["step"] for row in rows(output / "timed") if "checkpoint_bytes" in row]
+    assert saved[0] == 1
+    assert saved[-1] == 6
+
+
+def test_the_best_checkpoint_by_its_held_out_loss_stays(output: Path):
+    worse = ["--lr", "0.5", "--warmup-steps", "4", "--lr-scheduler", "constant", "--keep-checkpoints", "1"]
+    done = alone(output, "-e", "best", *TINY, "--eval-freq", "1", "--ckpt-freq", "1", *worse)
+    assert done.returncode == 0, done.stderr
+    evaluated = {row["step"]: row["eval_loss"] for row in rows(output / "best") if "eval_loss" in row}
+    best = min(evaluated, key=lambda step: evaluated[step])
+    assert best < 6, "the loss was to rise again"
+    kept = sorted(path.name for path in (output / "best" / "checkpoints").glob("step-*"))
+    assert kept == [f"step-{best:08d}", "step-00000006"]
+
+
+def test_a_checkpoint_that_cannot_be_written_ends_the_run_with_the_reason(output: Path, tmp_path: Path):
+    record = tmp_path / "error.json"
+    command = [sys.executable, "-m", "training.train_llm", "--output-dir", str(output), "-e", "unwritable", *TINY]
+    command += ["--max-steps", "100000", "--ckpt-freq", "1", "--eval-freq", "0"]
+    env = environment(TORCHELASTIC_ERROR_FILE=str(record))
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env, cwd=output)
+    assert process.stdout is not None
+    for line in process.stdout:
+        if "checkpoint of" in line:
+            break
+    (output / "unwritable" / "checkpoints").rename(tmp_path / "away")
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "training.errors.StorageError: the checkpoint of step" in errors
+    assert "No such file or directory; make room or repair that file system, then run the same command again" in errors
+    assert "StorageError" in record.read_text()
 
 
 def test_a_fault_leaves_an_error_record_and_a_wrong_request_does_not(output: Path, tmp_path: Path):

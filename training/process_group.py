@@ -112,19 +112,6 @@ def _verdict(reports: list[str]) -> str:
     return "ok"
 
 
-_KEPT: list[Any] = []
-
-
-def keep(model: T) -> T:
-    """Keep this, which holds on to the process group, until the process is gone.
-
-    Taking DDP apart ends gloo's threads while Python's lock is held. One of them that has just finished a message may
-    wait for that lock, and the process then never ends (torch 2.13; seen in most runs of forked ranks).
-    """
-    _KEPT.append(model)
-    return model
-
-
 def leave() -> None:
     """Leave the process group, if this process is in one."""
     if dist.is_initialized():

@@ -99,6 +99,9 @@ def publish(
         shutil.rmtree(aside, ignore_errors=True)
         raise
     force_to_disk(checkpoints)
+    # The look before the rename may have come a moment too early: what was made then does not count, and must not
+    # be reported as saved.
+    check_not_taken_over(checkpoints, incarnation)
     return manifest
 
 

@@ -124,6 +124,11 @@ class Saver:
         self.saved_time: float | None = None
         self.saved_train_seconds = 0.0
 
+    @property
+    def state_bytes(self) -> int:
+        """Of the copy of weights and optimizer state."""
+        return self._size
+
     def check_room(self, evaluated: bool) -> None:
         """Look whether the disk can take what is to come; says so where it is scarce.
 

@@ -12,6 +12,7 @@ from itertools import groupby
 from typing import Any
 
 import torch
+from transformers.core_model_loading import revert_weight_conversion
 
 # Tensors below this many bytes are gathered on the device and copied together: GPT-2 has some hundred biases and
 # AdamW a step count for every parameter.
@@ -170,12 +171,8 @@ def model_file(model: Any) -> TensorFile:
         key = (tensor.data_ptr(), tensor.shape, tensor.device) if tensor.numel() else name
         if holders.setdefault(key, name) != name:
             del tensors[name]
-    if getattr(model, "_weight_conversions", None):
-        # Families whose weights transformers rearranges on loading are put back as it wants them.
-        from transformers.core_model_loading import revert_weight_conversion
-
-        tensors = revert_weight_conversion(model, tensors)
-    return TensorFile("model.safetensors", tensors, {"format": "pt"})
+    # Some families (mixtures of experts) lie in memory otherwise than in their files.
+    return TensorFile("model.safetensors", revert_weight_conversion(model, tensors), {"format": "pt"})
 
 
 def optimizer_file(optimizer: torch.optim.Optimizer) -> TensorFile:

@@ -9,7 +9,19 @@ import atexit
 import os
 import sys
 from collections.abc import Callable
-from typing import NoReturn
+from typing import Any, NoReturn
+
+_KEPT: list[Any] = []
+
+
+def keep_until_the_end(value: Any) -> None:
+    """Never destroy this object: it holds a process group, also after `destroy_process_group`.
+
+    DDP's destructor waits for gloo's thread, and holds the interpreter. That thread may need the interpreter to let
+    go of the tensors of the last broadcast: then both wait for ever (torch 2.13, seen in 2 of 5 runs of two ranks on
+    busy cores, at the return of the function whose variable the model was).
+    """
+    _KEPT.append(value)
 
 
 def exit_with(run: Callable[[], int]) -> NoReturn:

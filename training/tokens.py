@@ -4,10 +4,12 @@ An end-of-text token stands after every document. Blocks of the sequence length 
 so the cache does not depend on it.
 """
 
+import errno
 import hashlib
 import json
 import os
 import shutil
+import socket
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -142,8 +144,10 @@ def store_tokens(folder: Path, corpus: TokenisedCorpus) -> None:
     Raises:
         InputError: the folder cannot be written.
     """
-    aside = folder.with_name(f"{folder.name}.{os.getpid()}")
+    # Process numbers repeat from host to host.
+    aside = folder.with_name(f"{folder.name}.{socket.gethostname()}.{os.getpid()}")
     try:
+        shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir(parents=True)
         meta: dict[str, Any] = {"documents": corpus.documents, "questions": corpus.questions, "files": {}}
         for part, tokens in zip(PARTS, (corpus.train, corpus.held_out), strict=True):
@@ -168,8 +172,8 @@ def _put_in_place(aside: Path, folder: Path) -> None:
         try:
             os.rename(aside, folder)
             return
-        except OSError:
-            if not folder.is_dir():
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                 raise
         if find_fault(folder) is None:
             return
@@ -213,8 +217,8 @@ def open_blocks(folder: Path, name: str, length: int) -> Blocks:
     size, wanted = path.stat().st_size, json.loads(meta.read_text(encoding="utf-8"))["files"][path.name]["size"]
     if size != wanted:
         raise InputError(
-            f"{path} has {size} bytes here and {wanted} where rank 0 read it: this host sees that file "
-            f"system in another state; try again, or delete {folder}"
+            f"{path} has {size} bytes here and {wanted} where rank 0 read it: this host sees another state of that "
+            f"file system; try again, or delete {folder}"
         )
     return Blocks(np.load(path, mmap_mode="r"), length)
 

@@ -20,7 +20,7 @@ from training.heartbeat import Heartbeat
 from training.ranks import RankInfo, check_rendezvous
 from training.run_directory import RUN_DIRECTORY_VARIABLE, RunDirectory, run_directory, write_json
 from training.stop import StopRequest, takes_interrupts
-from training.teardown import exit_with
+from training.teardown import exit_with, keep_until_the_end
 
 PROG = "python -m training.train_llm"
 SAMPLES = 3
@@ -126,7 +126,8 @@ def train(config: TrainConfig, run: RunDirectory, ranks: RankInfo, stop: StopReq
     trained = model
     if ranks.world_size > 1:
         devices = [device] if device.type == "cuda" else None
-        trained = process_group.keep(DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True))
+        trained = DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True)
+        keep_until_the_end(trained)
     optimizer = make_optimizer(model, config.weight_decay, device)
     hardware = device_name(device)
     precision = "bfloat16" if bfloat16 else "float32"

@@ -1,0 +1,56 @@
+"""A tiny model with its optimizer, and a saver for it: what the tests of checkpoints save."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from training.checkpoint import rng_state
+from training.demo import demo_architecture, demo_tokenizer
+from training.model import build_model
+from training.optimizer import make_optimizer
+from training.saver import Saver
+
+CPU = torch.device("cpu")
+TINY = demo_architecture() | {"n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 32}
+
+
+def tiny(seed: int = 0) -> tuple[Any, torch.optim.Optimizer]:
+    """A tiny model after one step of its optimizer."""
+    torch.manual_seed(seed)
+    model = build_model(TINY, None)
+    optimizer = make_optimizer(model, 0.1, CPU)
+    optimizer.param_groups[0]["lr"] = 0.1
+    train_on(model, optimizer)
+    return model, optimizer
+
+
+def train_on(model: Any, optimizer: torch.optim.Optimizer) -> None:
+    """One step more."""
+    tokens = torch.arange(16).view(1, 16)
+    optimizer.zero_grad()
+    model(input_ids=tokens, labels=tokens).loss.backward()
+    optimizer.step()
+
+
+def saver_of(checkpoints: Path, model: Any, optimizer: torch.optim.Optimizer, **options: Any) -> Saver:
+    """A saver; of the first incarnation, alone, unless told otherwise."""
+    checkpoints.mkdir(exist_ok=True)
+    incarnation = options.pop("incarnation", 1)
+    return Saver(checkpoints, incarnation, 1, model, demo_tokenizer(), optimizer, CPU, **options)
+
+
+def save(saver: Saver, step: int, loss: float | None = None) -> Path:
+    """Save a step and wait for it; its folder."""
+    saver.save(step, step * 4, [rng_state(CPU)], loss)
+    saver.finish()
+    [report] = saver.reports()
+    return report.folder
+
+
+def flip_a_bit(path: Path, bit: int | None = None) -> None:
+    """In the middle of the file, or this one of all its bits."""
+    content = bytearray(path.read_bytes())
+    bit = 8 * (len(content) // 2) if bit is None else bit
+    content[bit // 8] ^= 1 << bit % 8
+    path.write_bytes(content)
