@@ -42,6 +42,7 @@ from cluster.rundir import (
     next_attempt,
     only_launcher_of,
     run_directory,
+    unwritable,
 )
 from cluster.runfile import close_unfinished_attempts, exclude_host, read_run, record_attempt, write_json
 from cluster.sequel import DEFAULT_RESTARTS, REQUEUE, RESTART, Sequel, Situation, sequel
@@ -148,9 +149,12 @@ def launch(
     listener = Listener(own_address([host.name for host in allocation.hosts], is_this_host, options.nic))
 
     create_directories(attempt)
-    write_plan(attempt, allocation, mpirun, command, listener)
     begun = {"started": time.time(), "launch": launch_id, **slurm.job_facts(os.environ), **allocation.to_json()}
-    record_attempt(attempt, begun)
+    try:
+        write_plan(attempt, allocation, mpirun, command, listener)
+        record_attempt(attempt, begun)
+    except OSError as error:
+        raise unwritable(attempt.run_dir, error) from error
     print(f"{allocation.summary()} · {mpirun.dialect.name} ({mpirun.path}) · attempt {attempt.number} · {attempt.path}")
     print(*allocation.table(), sep="\n", flush=True)
 

@@ -121,7 +121,7 @@ def only_launcher_of(run_dir: Path) -> Iterator[None]:
         run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         lock = (run_dir / "launcher.lock").open("a+")
     except OSError as error:
-        raise _unwritable(run_dir, error) from error
+        raise unwritable(run_dir, error) from error
     with lock:
         try:
             _lock_now_or_after_a_blink(lock)
@@ -168,10 +168,10 @@ def create_directories(attempt: Attempt) -> None:
             directory.mkdir(mode=0o700)
         attempt.log_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
-        raise _unwritable(attempt.run_dir, error) from error
+        raise unwritable(attempt.run_dir, error) from error
 
 
-def _unwritable(run_dir: Path, error: OSError) -> RequestError:
+def unwritable(run_dir: Path, error: OSError) -> RequestError:
     return RequestError(
         f"the run directory {run_dir} cannot be written ({error.strerror}): choose another --output-dir"
     )

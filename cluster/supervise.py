@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 from cluster.allocation import Allocation
@@ -68,6 +68,8 @@ class Noticed:
     ended_well_at: float | None = None
     asked_at: float | None = None
     """When the ranks of a hang were asked for their stacks."""
+    hung: list[RankView] = field(default_factory=list)
+    """How they stood then."""
     stop_at: float | None = None
     lost_hosts: list[str] = field(default_factory=list)
     unfit: list[tuple[str, str]] = field(default_factory=list)
@@ -233,9 +235,11 @@ class Supervision:
             noticed.lost_hosts = list(dict.fromkeys(absent))
         if noticed.asked_at is not None:
             if now - noticed.asked_at > STACKS_WITHIN or all(view.stacks is not None for view in running):
-                noticed.hang = self._explain(blame(running, now), running)
+                hung = [replace(view, stacks=self._views[view.rank].stacks) for view in noticed.hung]
+                noticed.hang = self._explain(blame(hung), hung)
         elif running and noticed.failed_at is None and hangs(running, now, self._hang_timeout):
-            noticed.asked_at = now
+            # The question itself may wake a rank from the call in which it hung: what counts is how they stood before.
+            noticed.asked_at, noticed.hung = now, [replace(view) for view in running]
             self._listener.tell({"do": "stacks"})
         for rank, times in stragglers(running).items():
             if rank not in self._slow:

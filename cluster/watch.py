@@ -29,6 +29,7 @@ WARNINGS = (signal.SIGUSR1, signal.SIGUSR2)
 STACK_SIGNAL = signal.SIGRTMIN + 5
 """Makes an observed Python write the stacks of its threads; a program that does not know it ignores it."""
 _STOPS = (signal.SIGTERM, signal.SIGINT)
+_DAEMONS = frozenset({"orted", "prted", "hydra_pmi_proxy"})
 _PYTHON = re.compile(r"python(3(\.\d+)?)?")
 
 
@@ -183,12 +184,23 @@ def watch(program: Sequence[str], wire: Wire, on_exception: Callable[[Ending], N
             wire.send({"stopping": stopping.pop()})
         if wire.closed or now - heard_at > FENCE:
             watched.kill()
+            if not wire.closed:
+                kill_daemon(os.getppid())
         elif answer_at is not None and now > answer_at:
             answer_at = None
             wire.send({"stacks": watched.stacks(), "state": watched.state()})
         elif now - beat_at > BEAT_EVERY:
             beat_at = now
             wire.send({"beat": watched.beat(), "state": watched.state()})
+
+
+def kill_daemon(parent: int) -> None:
+    """End mpirun's daemon on a host that was cut off: it would wait there for an mpirun that has gone."""
+    try:
+        if Path(f"/proc/{parent}/comm").read_text().strip() in _DAEMONS:
+            os.kill(parent, signal.SIGKILL)
+    except OSError:
+        pass  # it has gone already
 
 
 def judge(told: Mapping[str, Any] | None, code: int, is_python: bool) -> Ending:

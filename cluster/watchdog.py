@@ -113,8 +113,9 @@ def patience(views: Collection[RankView], timeout: float) -> float:
     return max(timeout, LONGEST_STEPS * max(view.longest_step for view in views))
 
 
-def blame(views: Collection[RankView], now: float) -> Hang:
+def blame(views: Collection[RankView]) -> Hang:
     """The rank that the others wait for, from all that is known once their stacks were asked for."""
+    now = max(view.heard_at for view in views)
     for view in views:
         if view.state == "T":
             return Hang(view.rank, "is stopped (SIGSTOP or a debugger) while the others wait for it")

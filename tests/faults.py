@@ -34,6 +34,7 @@ ENDED_WITHIN, NODE_WITHIN, HANG_WITHIN = 10.0, 15.0, HANG_TIMEOUT + 5.0
 NOTHING_LEFT_WITHIN = 5.0
 """Seconds from an end to the end of every process of it."""
 WARN = ["--time=60", "--signal=B:USR1@60"]
+ONE_HOST = ["--nodes=1", "--ntasks-per-node=2", "--nodelist=r1n1"]
 TWO_HOSTS = ["--nodes=2", "--ntasks-per-node=1"]
 
 
@@ -230,7 +231,7 @@ def unplug_the_first_host(play: Play) -> Expected:
     play.undo.append(lambda: play.lab.rejoin(first.host))
     at = time.time()
     play.lab.unplug(first.host)
-    return Expected("node lost", at, within=NODE_WITHIN, requeues=1)
+    return Expected("node lost", at, host=first.host, within=NODE_WITHIN, requeues=1)
 
 
 def lose_slurmd(play: Play) -> Expected:
@@ -305,10 +306,10 @@ def cancel(play: Play) -> Expected:
 
 
 def meet(play: Play, kind: str, *guilty: int, **other: Any) -> Expected:
-    """The fault is in the program: wait for it. Rank 0 is on r1n1, rank 1 on r1n2."""
+    """The fault is in the program: wait for it."""
     at = play.struck(*guilty)
     rank = guilty[0] if len(guilty) == 1 else None
-    return Expected(kind, at, rank, None if rank is None else f"r1n{rank + 1}", **other)
+    return Expected(kind, at, rank, None if rank is None else play.host_of(rank), **other)
 
 
 def lose_the_controller(play: Play, seconds: float) -> Expected:
@@ -381,40 +382,59 @@ def go_slow(play: Play) -> Expected:
 
 
 def fill_the_disk(play: Play) -> Expected:
-    """The run directory lies on a file system of 1 MB that only the first host sees."""
-    return _on_a_small_disk(play, "size=1m", STEPS.but("--save-bytes", "2000000"))
+    """The whole run directory lies on a file system of 1 MB that only the first host sees."""
+    return _without_a_word(play, "size=1m", STEPS.but("--save-bytes", "2000000"))
 
 
 def use_up_the_inodes(play: Play) -> Expected:
-    return _on_a_small_disk(play, "size=10m,nr_inodes=24", STEPS, files=30)
+    return _without_a_word(play, "size=10m,nr_inodes=30", STEPS, files=40)
 
 
-def make_it_read_only(play: Play) -> Expected:
-    return _on_a_small_disk(play, "size=10m", STEPS, remount=True)
-
-
-def _on_a_small_disk(play: Play, options: str, workload: Workload, files: int = 0, remount: bool = False) -> Expected:
-    """All that can be asked is the batch log: the run directory may hold no more word."""
-    disk = play.project / "disk"
-    disk.mkdir(exist_ok=True)
-    play.lab.run("r1n1", ["mount", "-t", "tmpfs", "-o", options, "none", disk])
-    play.undo.append(lambda: play.lab.run("r1n1", ["umount", "-l", disk]))
+def _without_a_word(play: Play, options: str, workload: Workload, files: int = 0) -> Expected:
+    """The run directory takes no more word, so all that can be asked is the batch log."""
+    disk = play.project / f"disk-{play.name}"
+    _mount(play, disk, options)
     play.workload = workload
-    one_host = ["--nodes=1", "--ntasks-per-node=2", "--nodelist=r1n1"]
-    play.submit(workload.program(), [*play.options, "--output-dir", str(disk)], one_host)
+    play.submit(workload.program(), [*play.options, "--output-dir", str(disk)], ONE_HOST)
     play.wait(lambda: "attempt 1" in play.log(), "the launcher", 60)
     if files:
         script = f"i=0; while touch {disk}/$i 2>/dev/null && [ $i -lt {files} ]; do i=$((i+1)); done"
         play.lab.run("r1n1", ["sh", "-c", script], check=False)
-    if remount:
-        play.lab.run("r1n1", ["mount", "-o", "remount,ro", disk])
     end = play.end()
     problems = []
     if f"── storage · exit status {end.exit_code}" not in play.log():
         problems.append(f"no verdict 'storage' in the log, which ends: {play.log()[-300:]!r}")
-    if end.state != "FAILED":
-        problems.append(f"{end.state}, not FAILED")
     return Expected("", finishes=False, state="FAILED", problems=tuple(problems))
+
+
+def fill_the_checkpoints(play: Play) -> Expected:
+    """Only the checkpoints lie on a small file system, which another fills once the first of them are there."""
+    _mount(play, play.run_dir / "checkpoints", "size=40m")
+    play.begin(sbatch=ONE_HOST)
+    play.at_step(play.workload.save_every + 2)
+    at = time.time()
+    play.lab.run("r1n1", ["dd", "if=/dev/zero", f"of={play.run_dir}/checkpoints/else", "bs=1M"], check=False)
+    return Expected("storage", at, rank=0, finishes=False, state="FAILED", status=1)
+
+
+def make_it_read_only(play: Play) -> Expected:
+    """The checkpoints' file system turns read-only, as after an error of its disk."""
+    folder = play.run_dir / "checkpoints"
+    _mount(play, folder, "size=200m")
+    play.begin(sbatch=ONE_HOST)
+    play.at_step(play.workload.save_every + 2)
+    at = time.time()
+    # It is refused while a checkpoint is being written.
+    remount = ["mount", "-o", "remount,ro", str(folder)]
+    play.wait(lambda: play.lab.run("r1n1", remount, check=False).returncode == 0, "the remount")
+    return Expected("storage", at, rank=0, finishes=False, state="FAILED", status=1)
+
+
+def _mount(play: Play, folder: Path, options: str) -> None:
+    """A file system of its own there, which only r1n1 sees."""
+    folder.mkdir(parents=True)
+    play.lab.run("r1n1", ["mount", "-t", "tmpfs", "-o", options, "none", folder])
+    play.undo.append(lambda: play.lab.run("r1n1", ["umount", "-l", folder]))
 
 
 # ── rows ─────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -539,9 +559,10 @@ ROWS = [
         begun("nan@1:25"),
         each_commit=("training",),
     ),
-    Row("full disk", fill_the_disk, None, ONLY_STEPS, each_commit=("steps",)),
+    Row("full disk", fill_the_checkpoints, None, each_commit=("training",)),
+    Row("full disk, also the run directory's", fill_the_disk, None, ONLY_STEPS),
     Row("no inodes", use_up_the_inodes, None, ONLY_STEPS),
-    Row("read-only directory", make_it_read_only, None, ONLY_STEPS),
+    Row("read-only checkpoints", make_it_read_only, None, each_commit=("steps",)),
 ]
 
 

@@ -125,6 +125,11 @@ class Stage:
         )
         return ranks
 
+    def host_of(self, rank: int, attempt: int = 1) -> str:
+        """Where a rank began, also if it has ended."""
+        lines = (self.attempt_dir(attempt) / "ranks.jsonl").read_text().splitlines()
+        return next(str(record["host"]) for record in map(json.loads, lines) if record["rank"] == rank)
+
     def launcher(self) -> int:
         """The launcher's process, which is the batch body."""
         lock = self.run_dir / "launcher.lock"

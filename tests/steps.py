@@ -130,7 +130,8 @@ class Fault:
                 while True:
                     pass
             case "gil":
-                ctypes.PyDLL(None).sleep(600)  # PyDLL keeps the lock that CDLL lets go
+                # PyDLL keeps the lock that CDLL lets go; a signal does not end this read, as it would a sleep.
+                ctypes.PyDLL(None).read(os.pipe()[0], ctypes.create_string_buffer(1), 1)
 
 
 def main() -> int:
@@ -153,7 +154,9 @@ def main() -> int:
     beat.tell()
     time.sleep(options.start_seconds)
     ranks = Ranks(rank, size, os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]))
-    checkpoint = Path(os.environ["CLUSTER_RUN_DIR"]) / "checkpoint.json"
+    run_dir = Path(os.environ["CLUSTER_RUN_DIR"])
+    checkpoint = run_dir / "checkpoints/state.json"
+    checkpoint.parent.mkdir(exist_ok=True)
     done, state = json.loads(checkpoint.read_text()) if checkpoint.exists() else (0, "")
     beat.tell(phase="prepare", step=done, resumed_step=done, saved_step=done or None)
     ranks.any(False)  # nobody may save before all have read
@@ -194,7 +197,7 @@ def main() -> int:
     ranks.any(False)
     if rank == 0:
         summary = {"steps": options.steps, "weights_sha256": state}
-        (checkpoint.parent / "summary.json").write_text(json.dumps(summary))
+        (run_dir / "summary.json").write_text(json.dumps(summary))
     return 0
 
 
