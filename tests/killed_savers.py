@@ -88,7 +88,8 @@ def main(root: Path) -> None:
 
     written, calls = run("rehearsal", None, None)
     for number in range(BYTE_OFFSETS):
-        byte = max(1, number * written // (BYTE_OFFSETS - 1))
+        # Not to the very end: the manifest's seconds have not always the same number of digits.
+        byte = 1 + number * (written - 64) // (BYTE_OFFSETS - 1)
         run(f"byte-{byte}", byte, None)
         print(json.dumps({"folder": f"byte-{byte}", "at": f"byte {byte} of {written}"}), flush=True)
     for number, name in enumerate(calls):
