@@ -115,6 +115,10 @@ class TrainConfig:
     compile: bool = False
     """Compile the model with torch.compile: slower to start, faster steps."""
 
+    deterministic: bool = False
+    """Use only GPU kernels that give the same sums every time, so that a resumed run repeats the undisturbed one
+    to the last bit there too; slower. On CPUs that is always so."""
+
     log_freq: Annotated[int, arg(aliases=["--logging-steps"], metavar="STEPS")] = 1
     """Steps between rows of metrics.jsonl. Printed lines are limited by time instead."""
 

@@ -1,6 +1,7 @@
 """Which device this rank trains on. GPUs that were granted but cannot be seen are an error, never a silent
 CPU run."""
 
+import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Literal
 
@@ -61,6 +62,20 @@ def granted_gpus(environ: Mapping[str, str]) -> str | None:
 def _one_gpu_each(environ: Mapping[str, str]) -> bool:
     """Whether each rank was given one GPU of its own, rather than all ranks sharing the host's only one."""
     return len(environ.get("CUDA_VISIBLE_DEVICES", "").split(",")) == 1 and "CUDA_VISIBLE_DEVICES" in environ
+
+
+def make_deterministic() -> None:
+    """From now on torch takes only kernels whose sums have a fixed order, and refuses an operation that has none.
+
+    To be called before the first use of a GPU: cuBLAS reads its setting then
+    (https://docs.pytorch.org/docs/stable/notes/randomness.html).
+    """
+    import torch
+
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = False
+    torch.backends.cuda.enable_mem_efficient_sdp(False)  # its backward pass has no fixed order
 
 
 def device_name(device: "torch.device") -> str:

@@ -81,6 +81,9 @@ def conditions(
     return same
 
 
+NO_FIXED_ORDER = "GPU kernels whose sums have no fixed order (--deterministic takes others)"
+
+
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """What is not the same, as `ranks 2 → 3`."""
     return [

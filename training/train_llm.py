@@ -71,7 +71,7 @@ def train(config: TrainConfig, run: RunDirectory, ranks: RankInfo, stop: StopReq
 
     from training import checkpoint, evaluate, flops, loop, metrics, process_group, random_state
     from training.attention import use_packed_causal_attention
-    from training.device import choose_device, device_name, threads_per_rank
+    from training.device import choose_device, device_name, make_deterministic, threads_per_rank
     from training.divergence import NormWatch
     from training.interval import mtbf_seconds, parse_interval
     from training.model import build_model, load_tokenizer, quiet_libraries
@@ -91,6 +91,8 @@ def train(config: TrainConfig, run: RunDirectory, ranks: RankInfo, stop: StopReq
             print(text, flush=True)
 
     # The ranks, each on its device.
+    if config.deterministic:
+        make_deterministic()
     process_group.set_threads(threads_per_rank(len(os.sched_getaffinity(0)), ranks))
     device, store = process_group.join(
         ranks, lambda: choose_device(config.device, ranks, torch.cuda.device_count(), os.environ)
@@ -142,6 +144,8 @@ def train(config: TrainConfig, run: RunDirectory, ranks: RankInfo, stop: StopReq
     if found.resume_from is not None:
         before = checkpoint.restore_rng(found.resume_from, ranks, device)
         changes = next(filter(None, process_group.gather(random_state.differences(before, conditions))), [])
+        if device.type == "cuda" and not config.deterministic:
+            changes.append(random_state.NO_FIXED_ORDER)
 
     # The data: which sequences this rank reads follows from the step alone.
     per_step = ranks.world_size * config.batch_size * config.gradient_accumulation_steps
