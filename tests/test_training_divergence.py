@@ -31,7 +31,7 @@ def test_where_nobody_is_found_guilty_all_say_that_it_is_unknown():
     trouble = NotFinite(5, "gradient", math.inf, {})
     assert isinstance(trouble.error(0, 3), FloatingPointError)
     assert "the gradient's norm is inf at step 5, on which rank is unknown" in str(trouble.error(0, 3))
-    assert "(3 steps were skipped before)" in str(trouble.error(0, 3))
+    assert "(skipped before: 3)" in str(trouble.error(0, 3))
 
 
 def test_a_norm_is_out_of_the_ordinary_over_ten_times_the_median_of_those_before():
@@ -155,4 +155,4 @@ def test_more_skipped_steps_than_allowed_end_the_run_also_across_attempts(ranks:
     more = ["--max-skipped-steps", "1", "--max-steps", "8"]
     statuses, printed = train(ranks, output, "enough", 2, BAD_LOSS, *more)
     assert statuses == [1, 1]
-    assert "(1 steps were skipped before)" in printed
+    assert "(skipped before: 1)" in printed

@@ -67,7 +67,7 @@ def test_a_full_disk_and_a_wrong_clock_are_warnings_told_once_a_host():
     ]
 
 
-def test_the_host_whose_messages_do_not_arrive_is_told_before_those_that_wait():
+def test_the_host_whose_messages_do_not_arrive_is_told_before_those_that_wait() -> None:
     hosts = ["a", "a", "b"]
     reports: list[dict[str, Any]] = [
         {"host": "a", "from": 2, "error": "timed out"},

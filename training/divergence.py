@@ -46,7 +46,7 @@ class NotFinite:
 
     def error(self, rank: int, skipped: int) -> Exception:
         """What `rank` raises: the guilty ones the error itself, so that nobody takes their victims for them."""
-        before = f" ({skipped} steps were skipped before)" if skipped else ""
+        before = f" (skipped before: {skipped})" if skipped else ""
         if self.guilty and rank not in self.guilty:
             return PeerError(f"{self}{before}")
         return FloatingPointError(

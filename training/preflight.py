@@ -116,12 +116,15 @@ def multiply(device: torch.device) -> Report:
     """
     cuda = device.type == "cuda"
     size, kind = (4096, torch.bfloat16) if cuda else (512, torch.float32)
-    numbers = torch.Generator().manual_seed(size)
-    left, right = (
-        ((torch.randint(0, 2, (size, size), generator=numbers) * 2 - 1) * _half(size, numbers)).to(kind)
-        for _ in range(2)
-    )
-    left, right = left.to(device), right.to(device)
+    # Generators of their own: what training draws must not depend on what was checked before.
+    numbers = torch.Generator(device).manual_seed(size)
+
+    def matrix() -> torch.Tensor:
+        """-1, 0, 0 or 1 in each place."""
+        signs, ones = (torch.randint(0, 2, (size, size), generator=numbers, device=device) for _ in range(2))
+        return ((2 * signs - 1) * ones).to(kind)
+
+    left, right = matrix(), matrix()
     product = left @ right  # the first one loads libraries
     if cuda:
         torch.cuda.synchronize()
@@ -133,11 +136,6 @@ def multiply(device: torch.device) -> Report:
     probe = torch.arange(size, dtype=torch.float64, device=device) % 7
     right_result = bool(torch.equal(product.double() @ probe, left.double() @ (right.double() @ probe)))
     return {"right": right_result, "seconds": seconds, "flops": 2 * size**3 / seconds}
-
-
-def _half(size: int, numbers: torch.Generator) -> torch.Tensor:
-    """Ones and zeros."""
-    return torch.randint(0, 2, (size, size), generator=numbers)
 
 
 def gpu_health(device: torch.device) -> Report:
