@@ -73,7 +73,7 @@ def run(program: list[str]) -> None:
 
 def look_for_modules_in(folder: str) -> None:
     """Put the program's folder first on the path, where this file's stands (not so with Python's -P and -I)."""
-    if sys.path[0] == os.path.dirname(os.path.abspath(__file__)):
+    if os.path.realpath(sys.path[0]) == os.path.dirname(os.path.realpath(__file__)):
         sys.path[0] = folder
 
 

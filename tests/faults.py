@@ -451,7 +451,11 @@ class Row:
     times: int = 3
     """In the long form, for each MPI and workload."""
     each_commit: tuple[str, ...] = ()
-    """Names of the workloads with which it runs on each commit."""
+    """Names of the workloads with which it runs on each commit: "training@openmpi-4.1.8" with that MPI alone."""
+
+
+def on_each_commit(row: Row, workload: Workload, mpi: str) -> bool:
+    return not {workload.name, f"{workload.name}@{mpi}"}.isdisjoint(row.each_commit)
 
 
 def begun(*faults: str, **how: Any) -> Callable[[Play], Any]:
@@ -463,7 +467,8 @@ def met(kind: str, *guilty: int, **other: Any) -> Callable[[Play], Expected]:
     return lambda play: meet(play, kind, *guilty, **other)
 
 
-ONLY_STEPS, ONLY_TRAINING, BOTH = (STEPS,), (TRAINING,), ("steps", "training")
+ONLY_STEPS, ONLY_TRAINING = (STEPS,), (TRAINING,)
+IN_TRAINING_4, IN_TRAINING_5 = "training@openmpi-4.1.8", "training@openmpi-5.0.11"
 LONGER = {"steps": STEPS.but("--step-seconds", "0.05", steps=700), "training": TRAINING.but(steps=1200)}
 WARNED = {"sbatch": WARN}
 
@@ -479,7 +484,7 @@ def begin_with_a_spare(play: Play) -> Play:
 
 ROWS = [
     Row("nothing", lambda play: Expected("complete"), times=1),
-    Row("SIGKILL of a rank", kill_a_rank, times=20, each_commit=BOTH),
+    Row("SIGKILL of a rank", kill_a_rank, times=20, each_commit=("steps", IN_TRAINING_4)),
     Row("SIGKILL of two ranks, 100 ms apart", kill_two_ranks, each_commit=("steps",)),
     # Two a host: with one, a host that has gone looks the same.
     Row("SIGKILL of a rank's watcher", kill_a_watcher, begun(sbatch=["--ntasks-per-node=2"]), each_commit=("steps",)),
@@ -498,17 +503,17 @@ ROWS = [
     ),
     Row("out of memory", met("out of memory", 1), begun("memory@1:25"), each_commit=("steps",)),
     Row("no interpreter on the second host", lack_the_interpreter, None, ONLY_STEPS, each_commit=("steps",)),
-    Row("preemption with grace", preempt, begun(**WARNED), each_commit=BOTH),
+    Row("preemption with grace", preempt, begun(**WARNED), each_commit=(IN_TRAINING_5,)),
     Row(
         "a save slower than the grace",
         preempt_a_slow_save,
         begun(workload=STEPS.but("--stop-seconds", "60"), **WARNED),
         workloads=ONLY_STEPS,
-        each_commit=("steps",),
+        each_commit=("steps@openmpi-5.0.11",),
     ),
     Row("time limit", reach_the_time_limit, begin_longer),
     Row("time limit without a warning", reach_the_time_limit_unwarned, begun(workload=LONGER["steps"]), ONLY_STEPS),
-    Row("scancel", cancel, each_commit=BOTH),
+    Row("scancel", cancel, each_commit=("steps",)),
     Row("USR1", warn_once, times=10),
     Row("USR1 twice", warn_twice, each_commit=("steps",)),
     Row(
@@ -518,11 +523,11 @@ ROWS = [
         workloads=ONLY_STEPS,
         each_commit=("steps",),
     ),
-    Row("USR1 before the process group exists", warn_before_the_group, each_commit=("training",)),
+    Row("USR1 before the process group exists", warn_before_the_group, each_commit=(IN_TRAINING_4,)),
     Row("SIGKILL of mpirun's daemon", kill_the_daemon, each_commit=("steps",)),
     Row("SIGKILL of mpirun", kill_mpirun, each_commit=("steps",)),
     Row("SIGKILL of the launcher", kill_the_launcher, each_commit=("steps",)),
-    Row("link down", unplug, times=5, each_commit=("training",)),
+    Row("link down", unplug, times=5, each_commit=(IN_TRAINING_5,)),
     Row("link down, with a spare node", unplug_with_a_spare, begin_with_a_spare, each_commit=("steps",)),
     Row("link of the first host down", unplug_the_first_host),
     Row("a host without power", kill_the_host),
@@ -536,7 +541,7 @@ ROWS = [
         ONLY_STEPS,
         times=1,
     ),
-    Row("SIGSTOP of a rank", stop_a_rank, times=10, each_commit=BOTH),
+    Row("SIGSTOP of a rank", stop_a_rank, times=10, each_commit=(IN_TRAINING_4,)),
     Row("a rank holds the GIL", met("hang", 1, within=HANG_WITHIN), begun("gil@1:25"), each_commit=("steps",)),
     Row("a rank loops", met("hang", 0, within=HANG_WITHIN), begun("loop@0:25"), each_commit=("steps",)),
     Row(
@@ -544,7 +549,7 @@ ROWS = [
         met("hang", 1, within=HANG_WITHIN),
         begun("collective@1:25"),
         workloads=ONLY_TRAINING,
-        each_commit=("training",),
+        each_commit=(IN_TRAINING_5,),
     ),
     Row(
         "one slow rank",
@@ -557,9 +562,9 @@ ROWS = [
         "NaN in one rank's batch",
         met("numeric", 1, finishes=False, state="FAILED", status=1),
         begun("nan@1:25"),
-        each_commit=("training",),
+        each_commit=(IN_TRAINING_5,),
     ),
-    Row("full disk", fill_the_checkpoints, None, each_commit=("training",)),
+    Row("full disk", fill_the_checkpoints, None, each_commit=(IN_TRAINING_4,)),
     Row("full disk, also the run directory's", fill_the_disk, None, ONLY_STEPS),
     Row("no inodes", use_up_the_inodes, None, ONLY_STEPS),
     Row("read-only checkpoints", make_it_read_only, None, each_commit=("steps",)),
@@ -755,13 +760,11 @@ def soak_all(options: argparse.Namespace, lab: SlurmLab, mpis: Sequence[Mpi]) ->
 def _plan(options: argparse.Namespace, mpis: Sequence[Mpi]) -> Iterator[tuple[Row, Workload, Mpi]]:
     for row in ROWS:
         for workload in row.workloads:
-            if options.rows.lower() not in row.name.lower() or options.workload not in (None, workload.name):
-                continue
-            if options.each_commit and workload.name not in row.each_commit:
-                continue
-            for mpi in mpis:
-                for _ in range(options.times or (1 if options.each_commit else row.times)):
-                    yield row, workload, mpi
+            if options.rows.lower() in row.name.lower() and options.workload in (None, workload.name):
+                for mpi in mpis:
+                    if not options.each_commit or on_each_commit(row, workload, mpi.name):
+                        for _ in range(options.times or (1 if options.each_commit else row.times)):
+                            yield row, workload, mpi
 
 
 def _made(folder: Path) -> Path:

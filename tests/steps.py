@@ -107,10 +107,13 @@ class Fault:
     def strikes(self, rank: int, step: int) -> bool:
         return self.rank in (None, rank) and self.step == step and os.environ["CLUSTER_ATTEMPT"] == "1"
 
-    def strike(self) -> None:
+    def announce(self) -> None:
+        """Leave word of the time, for the one who counts the seconds to the verdict."""
         time.sleep(self.seconds)
-        struck = Path(os.environ["CLUSTER_RUN_DIR"]) / f"struck-{os.environ['RANK']}"
-        struck.write_text(str(time.time()))
+        (Path(os.environ["CLUSTER_RUN_DIR"]) / f"struck-{os.environ['RANK']}").write_text(str(time.time()))
+
+    def strike(self) -> None:
+        self.announce()
         match self.what:
             case "exception":
                 raise ValueError("a fault of the program")

@@ -8,15 +8,16 @@ from pathlib import Path
 import pytest
 
 from conftest import Mpi
-from faults import ROWS, Row, Workload, play_row
+from faults import ROWS, Row, Workload, on_each_commit, play_row
 from slurm_lab import SlurmLab
 from stage import make_project
 
 PLAYS = [
-    pytest.param(row, workload, id=f"{row.name} ({workload.name})")
+    pytest.param(mpi, row, workload, id=f"{row.name} ({workload.name}, {mpi})")
     for row in ROWS
     for workload in row.workloads
-    if workload.name in row.each_commit
+    for mpi in ("openmpi-4.1.8", "openmpi-5.0.11")
+    if on_each_commit(row, workload, mpi)
 ]
 
 
@@ -26,8 +27,7 @@ def shared_project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_project(tmp_path_factory.mktemp("faults"))
 
 
-@pytest.mark.parametrize("mpi", ["openmpi-4.1.8", "openmpi-5.0.11"], indirect=True)
-@pytest.mark.parametrize(("row", "workload"), PLAYS)
+@pytest.mark.parametrize(("mpi", "row", "workload"), PLAYS, indirect=["mpi"])
 def test_a_fault_ends_in_its_verdict_and_the_run_in_the_undisturbed_result(
     slurm: SlurmLab, mpi: Mpi, row: Row, workload: Workload, shared_project: Path
 ) -> None:
