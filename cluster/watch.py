@@ -71,6 +71,24 @@ class Watched:
         self._words, self._beat = b"", b""
         self._guard = _guard(self.pid)
         self._kill_at: float | None = None
+        self._warnings: set[int] = set()
+
+    def warn(self, number: int) -> None:
+        """Have the program get this signal as soon as it handles it, which may be long after its start."""
+        self._warnings.add(number)
+
+    def deliver_warnings(self) -> None:
+        for number in [number for number in self._warnings if self._handles(number)]:
+            self._warnings.remove(number)
+            self.signal(number)
+
+    def _handles(self, number: int) -> bool:
+        """Whether the program has a handler for the signal now: SigCgt of proc(5), bit N - 1 for signal N."""
+        try:
+            status = Path(f"/proc/{self.pid}/status").read_text()
+        except OSError:
+            return False
+        return bool(int(status.partition("SigCgt:")[2].split()[0], 16) >> (number - 1) & 1)
 
     def signal(self, number: int) -> None:
         """Pass a signal on; SIGTERM and SIGINT are followed by SIGKILL."""
@@ -148,13 +166,17 @@ def watch(program: Sequence[str], wire: Wire, on_exception: Callable[[Ending], N
     watched = Watched(program)
     stopping: list[int] = []
 
-    def pass_on(number: int, _frame: object = None) -> None:
-        watched.signal(number)
-        if number in _STOPS:
-            stopping.append(number)
+    def warn(number: int, _frame: object) -> None:
+        watched.warn(number)
 
-    for number in (*WARNINGS, *_STOPS):
-        signal.signal(number, pass_on)
+    def stop(number: int, _frame: object) -> None:
+        watched.signal(number)
+        stopping.append(number)
+
+    for number in WARNINGS:
+        signal.signal(number, warn)
+    for number in _STOPS:
+        signal.signal(number, stop)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, (*WARNINGS, *_STOPS))
     looked_at = heard_at = time.monotonic()
     beat_at, answer_at, raised = 0.0, None, False
@@ -174,12 +196,13 @@ def watch(program: Sequence[str], wire: Wire, on_exception: Callable[[Ending], N
             heard_at = now
             match message.get("do"):
                 case "warn":
-                    watched.signal(message["signal"])
+                    watched.warn(message["signal"])
                 case "stacks":
                     watched.ask_stacks()
                     answer_at = now + 0.5
                 case "stop":
                     watched.signal(signal.SIGTERM)
+        watched.deliver_warnings()
         if stopping:  # said at once: whoever sent it may kill this process before it can say how the program ended
             wire.send({"stopping": stopping.pop()})
         if wire.closed or now - heard_at > FENCE:

@@ -89,6 +89,6 @@ def measure(device: torch.device, rounds: int) -> None:
 if __name__ == "__main__":
     logging.disable(logging.WARNING)
     count = int(sys.argv[1]) if len(sys.argv) > 1 else 7
-    measure(torch.device("cpu"), count)
     if torch.cuda.is_available():
         measure(torch.device("cuda:0"), count)
+    measure(torch.device("cpu"), count)

@@ -128,6 +128,24 @@ def test_a_warning_reaches_the_program(tmp_path: Path) -> None:
     assert told(rank, "record")[-1]["state"] == "saved"
 
 
+def test_a_warning_waits_until_the_program_handles_it(tmp_path: Path) -> None:
+    late = (
+        "import signal, sys, time\n"
+        "open('up', 'w')\n"
+        "while not os.path.exists('go'): time.sleep(0.01)\n"
+        "signal.signal(signal.SIGUSR1, lambda *_: sys.exit(75))\n"
+        "time.sleep(600)\n"
+    )
+    rank = started(tmp_path, late, "up")
+
+    rank.listener.tell({"do": "warn", "signal": signal.SIGUSR1})
+    rank.listen_until(lambda: len(told(rank, "state")) > 2)
+    (tmp_path / "go").touch()
+    rank.finish()
+
+    assert told(rank, "record")[-1]["state"] == "saved"
+
+
 def test_a_rank_whose_launcher_is_gone_stops(tmp_path: Path) -> None:
     rank = started(tmp_path, WITH_A_WORKER, "worker")
     program, worker = program_of(rank), int((tmp_path / "worker").read_text())
