@@ -169,8 +169,13 @@ def stop_a_rank(play: Play, attempt: int = 1, step: int | None = None) -> Expect
     return Expected("hang", at, victim.rank, victim.host, within=HANG_WITHIN, attempt=attempt)
 
 
+def second_host(ranks: Sequence[RankProcesses]) -> RankProcesses:
+    """The first rank that is not on the launcher's own host: it stands for its host in a verdict."""
+    return next(rank for rank in ranks if rank.host != ranks[0].host)
+
+
 def kill_the_daemon(play: Play, attempt: int = 1, step: int | None = None) -> Expected:
-    second = play.at_step(step or play.some_step(), attempt)[-1]
+    second = second_host(play.at_step(step or play.some_step(), attempt))
     daemon = play.daemon(second.host)
     at = time.time()
     os.kill(daemon, signal.SIGKILL)
@@ -201,7 +206,7 @@ def kill_the_launcher(play: Play) -> Expected:
 
 def unplug(play: Play, attempt: int = 1, step: int | None = None) -> Expected:
     """Not the first host, where the launcher runs."""
-    return _unplugged(play, play.at_step(step or play.some_step(), attempt)[-1], attempt)
+    return _unplugged(play, second_host(play.at_step(step or play.some_step(), attempt)), attempt)
 
 
 def _unplugged(play: Play, victim: RankProcesses, attempt: int = 1) -> Expected:
@@ -213,12 +218,12 @@ def _unplugged(play: Play, victim: RankProcesses, attempt: int = 1) -> Expected:
 
 def unplug_with_a_spare(play: Play) -> Expected:
     """The allocation has one host more, which takes the place of the lost one."""
-    victim = play.at_step(play.some_step())[1]
+    victim = second_host(play.at_step(play.some_step()))
     return _unplugged(play, victim)._replace(requeues=0)
 
 
 def kill_the_host(play: Play) -> Expected:
-    victim = play.at_step(play.some_step())[-1]
+    victim = second_host(play.at_step(play.some_step()))
     play.undo.append(lambda: play.lab.boot(victim.host))
     at = time.time()
     play.lab.kill_host(victim.host)
@@ -236,7 +241,7 @@ def unplug_the_first_host(play: Play) -> Expected:
 
 def lose_slurmd(play: Play) -> Expected:
     """The ranks do not notice; Slurm does after half a minute, and queues the job again by itself."""
-    victim = play.at_step(play.some_step())[-1]
+    victim = second_host(play.at_step(play.some_step()))
     play.undo.append(lambda: play.lab.rejoin(victim.host))
     for pid in play.lab.processes(victim.host, "slurmd"):
         os.kill(pid, signal.SIGKILL)
