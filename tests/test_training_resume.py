@@ -62,7 +62,7 @@ def numbers(run: Path) -> list[tuple]:
     told = [
         tuple(row.get(name) for name in ("step", "loss", "lr", "grad_norm", "eval_loss"))
         for row in rows(run)
-        if "event" not in row
+        if "loss" in row or "eval_loss" in row
     ]
     weights = run / "checkpoints" / f"step-{STEPS:08d}" / "model.safetensors"
     return [*told, (hashlib.sha256(weights.read_bytes()).hexdigest(),)]
