@@ -101,7 +101,7 @@ def is_storage(record: Mapping[str, Any]) -> bool:
     if record["outcome"] != "exception":
         return False
     return (
-        error_name(record) == "StorageError"
+        error_name(record) in ("StorageError", "TakenOverError")
         or error_number(record) in _STORAGE_ERRNOS
         or bool(_STORAGE.search(final_message(record["detail"])))
     )

@@ -260,12 +260,17 @@ def cut_off(allocation: Allocation, lost_hosts: Sequence[str]) -> bool:
 
 
 def queued_at(attempt: Attempt) -> float | None:
-    """When the job began to wait for this launch; None away from Slurm and for a second attempt in one allocation."""
+    """When the job began to wait for this launch; None away from Slurm and for a second attempt in one allocation.
+
+    A job that was queued again keeps its first EligibleTime: it waits since the attempt before ended.
+    """
     here = slurm.job_facts(os.environ)
     before = [entry for entry in read_run(attempt.run_dir)["attempts"] if entry["attempt"] < attempt.number]
     if not here or (before and all(before[-1].get(name) == value for name, value in here.items())):
         return None
-    return slurm.queued_at(own_job())
+    queued = slurm.queued_at(own_job())
+    same_job = before and before[-1].get("job_id") == here["job_id"]
+    return max(queued, before[-1].get("ended", queued)) if queued is not None and same_job else queued
 
 
 def why_warned() -> str:
