@@ -326,7 +326,7 @@ def lose_the_controller(play: Play, seconds: float) -> Expected:
 
 def lose_the_controller_and_a_rank(play: Play, seconds: float) -> Expected:
     """To launch again mpirun needs srun, and srun the controller."""
-    ranks = play.at_step(play.some_step())
+    ranks = play.at_step(play.workload.save_every + 2)
     began = time.monotonic()
     play.lab.stop_controller()
     try:
@@ -540,8 +540,13 @@ ROWS = [
     Row("link of the first host down", unplug_the_first_host),
     Row("a host without power", kill_the_host),
     Row("slurmd killed", lose_slurmd, begin_longer),
-    Row("slurmctld down 60 s", lambda play: lose_the_controller(play, 60), times=1),
-    Row("slurmctld down 60 s, and a rank killed", lambda play: lose_the_controller_and_a_rank(play, 60), times=1),
+    Row("slurmctld down 60 s", lambda play: lose_the_controller(play, 60), begin_longer, times=1),
+    Row(
+        "slurmctld down 60 s, and a rank killed",
+        lambda play: lose_the_controller_and_a_rank(play, 60),
+        begin_longer,
+        times=1,
+    ),
     Row(
         "slurmctld down 60 s during submit",
         lambda play: submit_without_a_controller(play, 60),
