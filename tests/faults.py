@@ -241,7 +241,7 @@ def unplug_the_first_host(play: Play) -> Expected:
 
 def lose_slurmd(play: Play) -> Expected:
     """The ranks do not notice; Slurm does after half a minute, and queues the job again by itself."""
-    victim = second_host(play.at_step(play.some_step()))
+    victim = second_host(play.at_step(play.workload.save_every + 2))
     play.undo.append(lambda: play.lab.rejoin(victim.host))
     for pid in play.lab.processes(victim.host, "slurmd"):
         os.kill(pid, signal.SIGKILL)
@@ -325,15 +325,18 @@ def lose_the_controller(play: Play, seconds: float) -> Expected:
 
 
 def lose_the_controller_and_a_rank(play: Play, seconds: float) -> Expected:
-    ranks = play.at_step(play.some_step())
-    play.lab.stop_controller()
+    """To launch again mpirun needs srun, and srun the controller."""
+    ranks = play.at_step(play.workload.save_every + 2)
     began = time.monotonic()
-    victim = play.random.choice(ranks)
-    at = time.time()
-    os.kill(victim.program, signal.SIGKILL)
-    play.ended(1)
-    time.sleep(max(0.0, seconds - (time.monotonic() - began)))
-    play.lab.start_controller()
+    play.lab.stop_controller()
+    try:
+        victim = play.random.choice(ranks)
+        at = time.time()
+        os.kill(victim.program, signal.SIGKILL)
+        play.ended(1)
+        time.sleep(max(0.0, seconds - (time.monotonic() - began)))
+    finally:
+        play.lab.start_controller()
     return Expected("rank crash", at, victim.rank, victim.host)
 
 
@@ -474,7 +477,7 @@ def met(kind: str, *guilty: int, **other: Any) -> Callable[[Play], Expected]:
 
 ONLY_STEPS, ONLY_TRAINING = (STEPS,), (TRAINING,)
 IN_TRAINING_4, IN_TRAINING_5 = "training@openmpi-4.1.8", "training@openmpi-5.0.11"
-LONGER = {"steps": STEPS.but("--step-seconds", "0.05", steps=700), "training": TRAINING.but(steps=1200)}
+LONGER = {"steps": STEPS.but("--step-seconds", "0.05", steps=1000), "training": TRAINING.but(steps=1600)}
 WARNED = {"sbatch": WARN}
 
 
@@ -537,8 +540,13 @@ ROWS = [
     Row("link of the first host down", unplug_the_first_host),
     Row("a host without power", kill_the_host),
     Row("slurmd killed", lose_slurmd, begin_longer),
-    Row("slurmctld down 60 s", lambda play: lose_the_controller(play, 60), times=1),
-    Row("slurmctld down 60 s, and a rank killed", lambda play: lose_the_controller_and_a_rank(play, 60), times=1),
+    Row("slurmctld down 60 s", lambda play: lose_the_controller(play, 60), begin_longer, times=1),
+    Row(
+        "slurmctld down 60 s, and a rank killed",
+        lambda play: lose_the_controller_and_a_rank(play, 60),
+        begin_longer,
+        times=1,
+    ),
     Row(
         "slurmctld down 60 s during submit",
         lambda play: submit_without_a_controller(play, 60),
@@ -608,6 +616,8 @@ def play_row(row: Row, workload: Workload, lab: SlurmLab, mpi: Mpi, project: Pat
     except Exception as error:
         result.problems.append(f"{type(error).__name__}: {error}")
     finally:
+        if not lab.processes("ctl", "slurmctld"):
+            lab.start_controller()
         play.leave()
         result.took = time.monotonic() - began
     return result
