@@ -511,7 +511,7 @@ ROWS = [
     ),
     Row("out of memory", met("out of memory", 1), begun("memory@1:25"), each_commit=("steps",)),
     Row("no interpreter on the second host", lack_the_interpreter, None, ONLY_STEPS, each_commit=("steps",)),
-    Row("preemption with grace", preempt, begun(**WARNED), each_commit=(IN_TRAINING_5,)),
+    Row("preemption with grace", preempt, begun(**WARNED), each_commit=("steps@openmpi-5.0.11",)),
     Row(
         "a save slower than the grace",
         preempt_a_slow_save,
