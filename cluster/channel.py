@@ -16,6 +16,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any
 
+from cluster.errors import LauncherError
+
 BEAT_EVERY = 1.0
 """Seconds between two words from either side while there is nothing else to say."""
 FENCE = 10.0
@@ -23,6 +25,8 @@ FENCE = 10.0
 beside the attempt that takes its place."""
 CONNECT_WITHIN = 30.0
 """Seconds in which a rank must have reached the launcher."""
+NAMES_TRIED = 3
+"""Hosts by whose names the way to them is looked for: a site's Slurm may know nodes by names that nobody resolves."""
 LONGEST_LINE = 1 << 20
 """Bytes of one message; a peer that sends more is not ours."""
 
@@ -89,6 +93,7 @@ class Listener:
 
     def __init__(self, address: str) -> None:
         family = socket.getaddrinfo(address, 0, type=socket.SOCK_STREAM)[0][0]
+        _allow_descriptors()
         self._server = socket.create_server((address, 0), family=family, backlog=4096)
         self._server.setblocking(False)
         self.address, self.port = address, int(self._server.getsockname()[1])
@@ -150,7 +155,7 @@ class Listener:
         self._server.close()
 
     def _accept(self) -> None:
-        with suppress(BlockingIOError):
+        with suppress(OSError):  # nobody is waiting any more; or the process has no descriptor left, and they wait
             while True:
                 connection, _ = self._server.accept()
                 wire = Wire(connection)
@@ -182,6 +187,15 @@ class Listener:
         wire.close()
 
 
+def _allow_descriptors() -> None:
+    """One connection per rank: the usual limit of 1024 descriptors is for programs that know no better."""
+    import resource
+
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
 def connect(address: str, port: int, token: str, rank: int, seconds: float = CONNECT_WITHIN) -> Wire:
     """The rank's end. Raises OSError where the launcher cannot be reached within `seconds`."""
     deadline = time.monotonic() + seconds
@@ -204,16 +218,19 @@ def own_address(hosts: Iterable[str], is_here: Any, nic: str | None) -> str:
 
     Loopback where all of them are this machine.
     """
-    other = next((host for host in hosts if not is_here(host)), None)
-    if other is None:
+    others = [host for host in hosts if not is_here(host)]
+    if not others:
         return "127.0.0.1"
     if nic:
         with suppress(OSError):  # Open MPI also takes lists and networks
             return _interface_address(nic)
-    family, kind, _, _, there = socket.getaddrinfo(other, 9, type=socket.SOCK_DGRAM)[0]
-    with socket.socket(family, kind) as probe:
-        probe.connect(there)  # sends nothing: the kernel only chooses the way
-        return str(probe.getsockname()[0])
+    for host in [*others[:NAMES_TRIED], socket.gethostname()]:
+        with suppress(OSError):
+            family, kind, _, _, there = socket.getaddrinfo(host, 9, type=socket.SOCK_DGRAM)[0]
+            with socket.socket(family, kind) as probe:
+                probe.connect(there)  # sends nothing: the kernel only chooses the way
+                return str(probe.getsockname()[0])
+    raise LauncherError(f"neither {others[0]} nor this host has an address by its name: name their network with --nic")
 
 
 def _interface_address(nic: str) -> str:

@@ -13,6 +13,7 @@ import sys
 import time
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from cluster.events import record_event
 from cluster.goodput import account
 from cluster.granted import find_allocation
 from cluster.hostfile import hostfile_text
-from cluster.logs import tail
+from cluster.logs import say, tail
 from cluster.machine import is_this_host
 from cluster.mpirun import Mpirun, find_mpirun
 from cluster.options import OptionParser, add_place_options, run, split_program
@@ -48,9 +49,22 @@ from cluster.runfile import close_unfinished_attempts, exclude_host, read_run, r
 from cluster.sequel import DEFAULT_RESTARTS, REQUEUE, RESTART, Sequel, Situation, sequel
 from cluster.signals import Requests
 from cluster.supervise import End, Supervision
-from cluster.verdict import COMPLETED, NODE_LOST, SAVED, Verdict, Witnesses, decide, next_command, verdict_lines
+from cluster.verdict import (
+    CANCELLED,
+    COMPLETED,
+    NODE_LOST,
+    PREEMPTED,
+    SAVED,
+    TIME_LIMIT,
+    Verdict,
+    Witnesses,
+    decide,
+    next_command,
+    verdict_lines,
+)
 from cluster.watchdog import DEFAULT_HANG_TIMEOUT, RankView
 
+STOPS = (TIME_LIMIT, PREEMPTED, CANCELLED)
 USAGE = "python -m cluster.launch [options] -- PROGRAM [arguments]"
 EPILOG = """\
 examples:
@@ -75,12 +89,12 @@ def main(arguments: list[str]) -> int:
     if options.spare_nodes >= len(granted.hosts):
         raise RequestError(f"--spare-nodes {options.spare_nodes} of {len(granted.hosts)} granted: none would be left")
     with only_launcher_of(run_dir):
-        close_unfinished_attempts(run_dir)
+        close_unfinished_attempts(run_dir, os.environ.get("SLURM_JOB_ID"))
         then, excluded = launch_to_the_end(options, program, granted, mpirun, run_dir, requests)
     if then.kind == REQUEUE:
         job_id, restart_count = slurm.own_job_id(os.environ), slurm.restart_count(os.environ)
         if words := slurm.requeue(job_id, restart_count, excluded):
-            print(f"not requeued: {words}; submit the same command again, it goes on", flush=True)
+            say([f"not requeued: {words}; submit the same command again, it goes on"])
     return then.verdict.status
 
 
@@ -96,25 +110,34 @@ def launch_to_the_end(
         allocation = granted.without(excluded, needed)
         attempt = next_attempt(run_dir, options.output_filename)
         verdict, end = launch(options, program, allocation, mpirun, attempt, requests, launch_id)
+        stopped_for = None if requests.stopped_by is None else verdict.kind if verdict.kind in STOPS else CANCELLED
         situation = Situation(
             restarts=restarts,
             in_batch_body=slurm.in_batch_body(os.environ),
             hosts_left=hosts_left(granted, excluded, verdict),
             hosts_needed=needed,
             warned=requests.warned_or_to_warn,
-            stopped=requests.stopped_by is not None,
+            stopped_for=stopped_for,
             mpirun_killed=end.killed,
+            cut_off=end.cut_off,
         )
         then = sequel(verdict, read_run(run_dir)["attempts"], situation)
         if then.exclude:
             excluded.append(then.exclude)
-            exclude_host(run_dir, then.exclude)
+            with suppress(OSError):  # a full disk
+                exclude_host(run_dir, then.exclude)
         if then.kind != RESTART:
             conclude(then, attempt, excluded, end.seconds)
             return then, excluded
-        print(*verdict_lines(verdict, attempt, end.seconds, requeue=False), sep="\n")
-        print("── launched again from the newest checkpoint", flush=True)
+        say(
+            [
+                *verdict_lines(verdict, attempt, end.seconds, requeue=False),
+                "── launched again from the newest checkpoint",
+            ]
+        )
         record_event(run_dir, "restart", attempt=attempt.number, after=verdict.kind, exclude=then.exclude)
+        if granted.source == "slurm":
+            slurm.wait_for_controller(lambda: requests.stopped_by is not None)
 
 
 def remember(attempt: Attempt, facts: Mapping[str, Any]) -> None:
@@ -122,7 +145,7 @@ def remember(attempt: Attempt, facts: Mapping[str, Any]) -> None:
     try:
         record_attempt(attempt, facts)
     except OSError as error:
-        print(f"warning: run.json in {attempt.run_dir} cannot be written ({error.strerror})", flush=True)
+        say([f"warning: run.json in {attempt.run_dir} cannot be written ({error.strerror})"])
 
 
 def hosts_left(granted: Allocation, excluded: Sequence[str], verdict: Verdict) -> int:
@@ -149,14 +172,15 @@ def launch(
     listener = Listener(own_address([host.name for host in allocation.hosts], is_this_host, options.nic))
 
     create_directories(attempt)
-    begun = {"started": time.time(), "launch": launch_id, **slurm.job_facts(os.environ), **allocation.to_json()}
+    begun: dict[str, Any] = {"started": time.time(), "queued": queued_at(attempt), "launch": launch_id}
+    begun |= {**slurm.job_facts(os.environ), **allocation.to_json()}
     try:
         write_plan(attempt, allocation, mpirun, command, listener)
         record_attempt(attempt, begun)
     except OSError as error:
         raise unwritable(attempt.run_dir, error) from error
-    print(f"{allocation.summary()} · {mpirun.dialect.name} ({mpirun.path}) · attempt {attempt.number} · {attempt.path}")
-    print(*allocation.table(), sep="\n", flush=True)
+    what = f"{allocation.summary()} · {mpirun.dialect.name} ({mpirun.path})"
+    say([f"{what} · attempt {attempt.number} · {attempt.path}", *allocation.table()])
 
     def on_event(event: str, **facts: Any) -> None:
         record_event(attempt.run_dir, event, attempt=attempt.number, **facts)
@@ -172,6 +196,8 @@ def launch(
         on_event,
     )
     end = supervision.run()
+    if cut_off(allocation, end.lost_hosts):
+        end = end._replace(lost_hosts=(allocation.hosts[0].name,), cut_off=True)
     verdict = decide(gather_witnesses(attempt, allocation, supervision.records, end, requests))
     ended = {
         "ended": time.time(),
@@ -179,7 +205,7 @@ def launch(
         "steps": steps_of(end.views),
         "verdict": verdict.to_json(),
         "accounting": account(
-            queued_at(attempt),
+            begun["queued"],
             begun["started"],
             time.time(),
             next((view.beat for view in end.views if view.rank == 0), None),
@@ -221,6 +247,7 @@ def write_plan(
         "token": listener.token,
     }
     write_json(attempt.plan, plan)
+    attempt.mpirun_log.touch()
     attempt.hostfile.write_text(hostfile_text(allocation, mpirun.dialect))
     (attempt.path / "mpirun.txt").write_text(shlex.join(command) + "\n")
 
@@ -231,6 +258,13 @@ def gather_witnesses(
     """All that the verdict rests on."""
     guilty = first_failure(records.of("failed"))
     detail = own_job() if requests.stopped_by else None
+    stop_reason = slurm.why_stopped(detail, slurm.restart_count(os.environ)) if detail else None
+    lost = list(end.lost_hosts)
+    stopped_by = requests.stopped_by
+    if stop_reason == PREEMPTED and requests.why_warned is None:
+        # Queued again by Slurm, and not to make room: perhaps it has lost a node, before anybody here noticed
+        lost = lost or slurm.down_hosts([host.name for host in allocation.hosts])
+        stopped_by = None if lost else stopped_by
     return Witnesses(
         allocation=allocation,
         started=records.of("started"),
@@ -240,11 +274,11 @@ def gather_witnesses(
         mpirun_status=end.status,
         mpirun_log_tail=tail(attempt.mpirun_log),
         guilty_log_tail=tail(attempt.log_of(guilty["rank"])) if guilty else "",
-        stopped_by=requests.stopped_by,
-        stop_reason=slurm.why_stopped(detail, slurm.restart_count(os.environ)) if detail else None,
+        stopped_by=stopped_by,
+        stop_reason=stop_reason,
         warned_by=requests.why_warned,
         hang=end.hang,
-        lost_hosts=[allocation.hosts[0].name] if cut_off(allocation, end.lost_hosts) else end.lost_hosts,
+        lost_hosts=lost,
         vanished=end.vanished,
         unfit=end.unfit,
         last_steps={view.rank: view.step for view in end.views if view.step is not None},
@@ -279,7 +313,7 @@ def why_warned() -> str:
 
 def own_job() -> str | None:
     """What Slurm says of this job now; None away from Slurm."""
-    return slurm.job_detail(slurm.own_job_id(os.environ)) if "SLURM_JOB_ID" in os.environ else None
+    return slurm.job_detail(slurm.own_job_id(os.environ), slurm.SOON) if "SLURM_JOB_ID" in os.environ else None
 
 
 def steps_of(views: Sequence[RankView]) -> dict[str, int | None]:
@@ -300,7 +334,7 @@ def conclude(then: Sequel, attempt: Attempt, excluded: Sequence[str], seconds: f
     remember(attempt, {"verdict": {**verdict.to_json(), "next": advice}})
     if requeue:
         record_event(attempt.run_dir, "requeue", attempt=attempt.number, exclude=list(excluded))
-    print(*verdict_lines(verdict, attempt, seconds, requeue, in_slurm), sep="\n", flush=True)
+    say(verdict_lines(verdict, attempt, seconds, requeue, in_slurm))
 
 
 if __name__ == "__main__":

@@ -1,10 +1,12 @@
 """This machine: which host names mean it, which GPUs a process sees, who dies with whom, and for want of memory."""
 
 import os
+import signal
 from collections.abc import Mapping
 from pathlib import Path
 
 PR_SET_PDEATHSIG = 1
+PR_SET_CHILD_SUBREAPER = 36
 
 
 def is_this_host(name: str) -> bool:
@@ -37,6 +39,33 @@ def die_with_parent(signal_number: int) -> None:
     import ctypes
 
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal_number)
+
+
+def adopt_orphans() -> None:
+    """Become the parent of whatever this process's descendants leave behind (prctl(2)), so that it can be found."""
+    import ctypes
+
+    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
+
+
+def descendants(pid: int) -> list[int]:
+    """All processes below this one, as far as the kernel tells."""
+    found: list[int] = []
+    try:
+        for children in Path(f"/proc/{pid}/task").glob("*/children"):
+            for child in map(int, children.read_text().split()):
+                found += [child, *descendants(child)]
+    except OSError:
+        pass  # it has ended meanwhile
+    return found
+
+
+def signal_name(number: int) -> str:
+    """``SIGKILL``; real-time signals have only a number."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"SIG{number}"
 
 
 def out_of_memory_kills() -> int:

@@ -1,9 +1,10 @@
 """What mpirun's own messages say about who began it. The patterns are Open MPI's words of 4.1.8 and 5.0.11."""
 
 import re
-import signal
 from collections.abc import Sequence
 from typing import NamedTuple
+
+from cluster.machine import signal_name
 
 _LOST_DAEMON = re.compile(r"Remote daemon: .* on node (\S+)")
 """``Remote daemon: [[31579,0],1] on node n2``, where it loses a daemon; its own ranks it then kills."""
@@ -55,7 +56,7 @@ def read_words(text: str, hosts: Sequence[str]) -> MpirunWords:
     return MpirunWords(
         next(filter(None, lost), None),
         next(((host, path) for host, path in lacking if host), None),
-        (int(killed[1]), signal.Signals(int(killed[2])).name) if killed else None,
+        (int(killed[1]), signal_name(int(killed[2]))) if killed else None,
         int(exited[1]) if exited else None,
         next(filter(None, absent), None),
         _DAEMONS_ENDED in text,

@@ -47,23 +47,31 @@ def compare(
 ) -> tuple[list[tuple[str, str]], list[str]]:
     """Hosts that must not run, each with a sentence that follows its name, and warnings.
 
-    `facts` by host in the order of the allocation: the first one, where the launcher runs, is the measure.
+    `facts` by host in the order of the allocation. What most hosts have is the measure; where as many have one as
+    another, what the first one has, on which the launcher runs.
     `heard_at`: when the launcher heard each host's facts, by its own clock.
     """
     unfit: list[tuple[str, str]] = []
     warnings: list[str] = []
-    first_host = next(iter(facts), "")
+    measure = {name: _measure(name, facts) for name in VERSIONS}
     for host, told in facts.items():
         for name, words in VERSIONS.items():
-            here, there = facts[first_host].get(name), told.get(name)
-            if here != there:
-                unfit.append((host, _differs(words, name, there, first_host, here)))
+            usual, there = facts[measure[name]].get(name), told.get(name)
+            if usual != there:
+                unfit.append((host, _differs(words, name, there, measure[name], usual)))
                 break
         off = told["time"] - heard_at.get(host, told["time"])
         if abs(off) > CLOCK_MAY_DIFFER:
             how = "ahead of" if off > 0 else "behind"
             warnings.append(f"the clock of {host} is {abs(off):.0f} s {how} the launcher's: look at its NTP")
     return unfit, [*warnings, *_little_space(facts)]
+
+
+def _measure(name: str, facts: Mapping[str, Mapping[str, Any]]) -> str:
+    """The first host that has of this fact what most have."""
+    values = [told.get(name) for told in facts.values()]
+    usual = max(values, key=values.count, default=None)
+    return next((host for host, told in facts.items() if told.get(name) == usual), "")
 
 
 def sources_hash(folder: Path) -> str:

@@ -14,6 +14,7 @@
 The program's own files (metrics, checkpoints) lie beside the attempts.
 """
 
+import errno
 import fcntl
 import os
 import re
@@ -23,7 +24,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-from cluster.errors import RequestError
+from cluster.errors import ClusterError, LauncherError, RequestError
 
 DEFAULT_OUTPUT_DIR = "outputs"
 TRAINING_MODULE = "training."
@@ -32,6 +33,9 @@ TRAINER_FLAGS = {
     "output_dir": ("--output-dir", "--save-dir"),
 }
 """Options of `training.train_llm` that name the run directory."""
+
+LEASE = 120.0
+"""Seconds after which a file server gives up the locks of a host that it no longer hears (NFSv4's lease is 90)."""
 
 _ATTEMPT = re.compile(r"attempt-(\d+)")
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+=@-]{0,127}", re.ASCII)
@@ -124,7 +128,7 @@ def only_launcher_of(run_dir: Path) -> Iterator[None]:
         raise unwritable(run_dir, error) from error
     with lock:
         try:
-            _lock_now_or_after_a_blink(lock)
+            _lock(lock)
         except BlockingIOError:
             lock.seek(0)
             raise RequestError(
@@ -134,19 +138,41 @@ def only_launcher_of(run_dir: Path) -> Iterator[None]:
         except OSError:
             pass  # a file system without locks
         lock.truncate(0)
-        job = os.environ.get("SLURM_JOB_ID")
-        lock.write(f"process {os.getpid()} on {os.uname().nodename}" + (f", job {job}" if job else "") + "\n")
+        lock.write(f"process {os.getpid()} on {os.uname().nodename}{_job_and_start()}\n")
         lock.flush()
         yield
 
 
-def _lock_now_or_after_a_blink(lock: IO[str]) -> None:
-    """Lock it, at the second try where somebody just looks whether it is held. Raises `BlockingIOError`."""
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        time.sleep(0.1)
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+def _lock(lock: IO[str]) -> None:
+    """Lock it, at the second try where somebody just looks whether it is held. Raises `BlockingIOError`.
+
+    Held by an earlier start of this very job, it is a file server that still counts on a host that was lost: that is
+    waited for, and then ignored, because Slurm has given the host up.
+    """
+    earlier = _is_of_an_earlier_start(lock)
+    deadline = time.monotonic() + (LEASE if earlier else 0.1)
+    while True:
+        try:
+            return fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                if earlier:
+                    return None
+                raise
+            time.sleep(0.1)
+
+
+def _job_and_start() -> str:
+    """Which start of which job this is, as the lock says it; nothing away from Slurm."""
+    job = os.environ.get("SLURM_JOB_ID")
+    return f", job {job}, start {os.environ.get('SLURM_RESTART_COUNT') or 0}" if job else ""
+
+
+def _is_of_an_earlier_start(lock: IO[str]) -> bool:
+    lock.seek(0)
+    held, ours = lock.read().strip(), _job_and_start()
+    job = ours.rpartition(", start ")[0]
+    return bool(job) and f"{job}, start " in held and not held.endswith(ours)
 
 
 def launcher_holds(run_dir: Path) -> bool:
@@ -171,7 +197,10 @@ def create_directories(attempt: Attempt) -> None:
         raise unwritable(attempt.run_dir, error) from error
 
 
-def unwritable(run_dir: Path, error: OSError) -> RequestError:
+def unwritable(run_dir: Path, error: OSError) -> ClusterError:
+    """The user's fault where the place is wrong; else the place's, where it is full or broken."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE):
+        return LauncherError(f"the run directory {run_dir} cannot be written ({error.strerror}): df -h {run_dir}")
     return RequestError(
         f"the run directory {run_dir} cannot be written ({error.strerror}): choose another --output-dir"
     )

@@ -16,15 +16,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from cluster.errors import LAUNCHER
+from cluster.errors import LAUNCHER, NODE
+from cluster.goodput import account
 from cluster.rundir import Attempt
-from cluster.verdict import LAUNCHER_FAILED, Verdict
+from cluster.verdict import LAUNCHER_FAILED, NODE_LOST, Verdict
 
 
 def write_json(path: Path, data: Any) -> None:
     """Write aside and rename: a reader sees the old file or the new one, never half of it."""
     aside = path.with_name(f".{path.name}.{os.getpid()}")
-    aside.write_text(json.dumps(data, indent=1) + "\n")
+    with aside.open("w") as file:
+        file.write(json.dumps(data, indent=1) + "\n")
+        file.flush()
+        os.fsync(file.fileno())  # else a host that loses its power may leave an empty file under the new name
     aside.rename(path)
 
 
@@ -38,7 +42,12 @@ def read_json(path: Path) -> Any:
 
 def read_run(run_dir: Path) -> dict[str, Any]:
     """run.json, or that of a run without attempts."""
-    run: dict[str, Any] = read_json(run_dir / "run.json") or {"experiment": run_dir.name, "attempts": []}
+    path = run_dir / "run.json"
+    try:
+        run: dict[str, Any] = read_json(path) or {"experiment": run_dir.name, "attempts": []}
+    except ValueError:
+        path.rename(path.with_name("run.json.damaged"))
+        run = {"experiment": run_dir.name, "attempts": []}
     run.setdefault("excluded_hosts", [])
     return run
 
@@ -53,22 +62,29 @@ def record_attempt(attempt: Attempt, facts: Mapping[str, Any]) -> dict[str, Any]
     return attempts[attempt.number]
 
 
-def close_unfinished_attempts(run_dir: Path) -> None:
-    """Give a verdict to attempts whose launcher was killed before it could; nobody else runs in this directory now."""
+def close_unfinished_attempts(run_dir: Path, job_id: str | None) -> None:
+    """Give a verdict to attempts whose launcher was killed before it could; nobody else runs in this directory now.
+
+    Where Slurm has queued this very job again, it was the launcher's host that was lost.
+    """
     run = read_run(run_dir)
     unfinished = [entry for entry in run["attempts"] if "verdict" not in entry]
     for entry in unfinished:
         path = run_dir / f"attempt-{entry['attempt']:04d}"
         ended = max((file.stat().st_mtime for file in path.rglob("*")), default=entry["started"])
         verdict = Verdict(LAUNCHER_FAILED, LAUNCHER, "the launcher was killed before it could say how this ended")
-        entry |= {"ended": ended, "seconds": ended - entry["started"], "verdict": verdict.to_json()}
+        if job_id is not None and entry.get("job_id") == job_id:
+            host = entry["hosts"][0][0]
+            verdict = Verdict(NODE_LOST, NODE, f"{host} was lost, and the launcher with it", host=host)
+        seconds = ended - entry["started"]
+        spent = account(entry.get("queued"), entry["started"], ended, None, kept=False)
+        accounting = {**spent, "start": 0.0, "lost": seconds}
+        entry |= {"ended": ended, "seconds": seconds, "verdict": verdict.to_json(), "accounting": accounting}
     if unfinished:
         write_json(run_dir / "run.json", run)
 
 
-def exclude_host(run_dir: Path, host: str) -> list[str]:
-    """Add a host to those that no further attempt may use; all of them."""
+def exclude_host(run_dir: Path, host: str) -> None:
+    """Write down a host that the present job leaves out from now on."""
     run = read_run(run_dir)
-    excluded: list[str] = list(dict.fromkeys([*run["excluded_hosts"], host]))
-    write_json(run_dir / "run.json", {**run, "excluded_hosts": excluded})
-    return excluded
+    write_json(run_dir / "run.json", {**run, "excluded_hosts": list(dict.fromkeys([*run["excluded_hosts"], host]))})

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 from cluster.repeated import same_fault_without_progress
 from cluster.verdict import (
+    CANCELLED,
     HUNG,
     LAUNCHER_FAILED,
     NODE_LOST,
@@ -32,9 +33,12 @@ class Situation(NamedTuple):
     hosts_needed: int
     warned: bool
     """Whether the ranks were asked to save and stop: this allocation ends soon."""
-    stopped: bool
+    stopped_for: str | None
+    """Why the launcher was stopped ('time limit', 'preempted' or 'cancelled'), if it was."""
     mpirun_killed: bool
     """Whether somebody else killed mpirun."""
+    cut_off: bool
+    """Whether this host lost the network: Slurm then queues the job again, and nobody here may."""
 
 
 class Sequel(NamedTuple):
@@ -52,15 +56,15 @@ def sequel(verdict: Verdict, attempts: Sequence[Mapping[str, Any]], now: Situati
         verdict.kind == LAUNCHER_FAILED and now.mpirun_killed
     )
     asked_to_go_on = verdict.kind == SAVED or (verdict.kind == TIME_LIMIT and now.warned)
-    if (now.stopped and not asked_to_go_on) or not (restartable or asked_to_go_on):
+    if not (restartable or asked_to_go_on) or (now.stopped_for is not None and not asked_to_go_on):
         return end
-    if verdict.kind == SAVED and now.stopped:
-        return end  # scancel came after the warning: it never requeues
+    if now.cut_off or now.stopped_for == CANCELLED:
+        return end  # also where scancel came after the warning: it never requeues
     if same_fault_without_progress(attempts, verdict.to_json()):
         return Sequel(END, no_progress(verdict))
     if asked_to_go_on:
         return Sequel(REQUEUE, verdict) if now.in_batch_body else end
-    if restarts_without_progress(attempts) >= now.restarts or _failed_at_its_start(verdict, attempts[-1]):
+    if restarts_without_progress(attempts) >= now.restarts or _would_fail_at_its_start(verdict, attempts):
         return end
     exclude = verdict.host if verdict.kind == NODE_LOST else None
     if now.hosts_left >= now.hosts_needed and not now.warned:
@@ -69,22 +73,36 @@ def sequel(verdict: Verdict, attempts: Sequence[Mapping[str, Any]], now: Situati
 
 
 def restarts_without_progress(attempts: Sequence[Mapping[str, Any]]) -> int:
-    """Attempts of this job before the present one that ended with no newer checkpoint than there was before."""
-    newest = attempts[-1]
-    count = 0
-    for earlier in reversed(attempts[:-1]):
-        if earlier.get("launch") != newest.get("launch") or _saved(earlier) != _saved(newest):
-            break
-        count += 1
+    """Attempts of this launch since the one that last left a newer checkpoint than all before; 0 for the first."""
+    count, best = 0, None
+    for attempt in _of_this_launch(attempts):
+        if best is None or _step(attempt, "saved") > best:
+            count, best = 0, _step(attempt, "saved")
+        else:
+            count += 1
     return count
 
 
-def _failed_at_its_start(verdict: Verdict, attempt: Mapping[str, Any]) -> bool:
-    """Whether the program ended by its own fault before its first step: it would do so again."""
-    steps = attempt.get("steps") or {}
-    made_none = steps.get("last") is None or steps.get("last") == steps.get("resumed")
-    return verdict.kind == RANK_CRASH and verdict.status < 128 and made_none
+def _would_fail_at_its_start(verdict: Verdict, attempts: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether the program has ended by its own fault before its first step, and did so before in this launch.
+
+    One such end may be bad luck, as a port that somebody took a moment before.
+    """
+    if verdict.kind != RANK_CRASH or verdict.status >= 128:
+        return False
+    return sum(_made_no_step(attempt) for attempt in _of_this_launch(attempts)) > 1
 
 
-def _saved(attempt: Mapping[str, Any]) -> Any:
-    return (attempt.get("steps") or {}).get("saved")
+def _of_this_launch(attempts: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    return [attempt for attempt in attempts if attempt.get("launch") == attempts[-1].get("launch")]
+
+
+def _made_no_step(attempt: Mapping[str, Any]) -> bool:
+    """By its heartbeats, where it made any."""
+    last = _step(attempt, "last")
+    return last >= 0 and last == _step(attempt, "resumed")
+
+
+def _step(attempt: Mapping[str, Any], name: str) -> int:
+    step = (attempt.get("steps") or {}).get(name)
+    return -1 if step is None else int(step)

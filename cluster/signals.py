@@ -44,7 +44,6 @@ class Requests:
                 stop(number, frame)
             else:
                 self.by_keyboard = True
-                print("Ctrl-C: the ranks are asked to save and stop; once more stops them now", flush=True)
                 warn(signal.SIGUSR1, frame)
 
         def stop(number: int, _frame: Any) -> None:

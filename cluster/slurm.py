@@ -3,11 +3,13 @@
 import re
 import signal
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
-SECONDS = 20
+SECONDS = 20.0
 """Longest wait for one answer; a busy controller answers late, a dead one never."""
+SOON = 5.0
+"""The same where a job is about to be killed: its verdict must be out before."""
 CONTROLLER_BACK_WITHIN = 300.0
 """Longest wait for a controller that does not answer at all, such as while it is restarted."""
 ASK_AGAIN_EVERY = 5.0
@@ -51,9 +53,9 @@ class JobState(NamedTuple):
         return self.exit_code or (128 + self.signal if self.signal else 1)
 
 
-def job_detail(job_id: str) -> str | None:
-    """``scontrol show job -d``, or None where scontrol is missing or does not answer."""
-    return _ask(["scontrol", "show", "job", "-d", job_id])
+def job_detail(job_id: str, seconds: float = SECONDS) -> str | None:
+    """``scontrol show job -d``, or None where scontrol is missing or does not answer within that time."""
+    return _ask(["scontrol", "show", "job", "-d", job_id], seconds)
 
 
 def job_state(job_id: str) -> JobState | None:
@@ -96,7 +98,7 @@ def refusal(script: str) -> str | None:
 
 def nodes_out_of_service() -> bool:
     """Whether some node is down or drained: then ``--test-only`` also refuses what could start once it is back."""
-    return bool(_ask(["sinfo", "--noheader", "--states=down,drain,fail,maint", "--format=%n"]))
+    return bool(_ask(["sinfo", "--noheader", "--states=down,drain,fail,maint,unk", "--format=%n"]))
 
 
 def requeue(job_id: str, restart_count: int, exclude: Sequence[str] = ()) -> str | None:
@@ -111,19 +113,31 @@ def requeue(job_id: str, restart_count: int, exclude: Sequence[str] = ()) -> str
     deadline = time.monotonic() + CONTROLLER_BACK_WITHIN
     words: str | None = "Slurm's controller does not answer"
     while words and time.monotonic() < deadline:
-        if detail := job_detail(job_id):
-            if why_stopped(detail, restart_count) == "preempted":
-                return None
-            if not may_requeue(detail):
-                return "it was cancelled"
+        detail = job_detail(job_id)
+        if detail is None:
+            pass
+        elif restarts(detail) > restart_count:
+            words = None  # by Slurm, or by our own request whose answer was lost
+        elif not may_requeue(detail):
+            return "it was cancelled"
+        else:
             words = _refusal(["scontrol", "requeue", job_id])
             if words and not is_down(words):
                 return words
         if words:
             time.sleep(ASK_AGAIN_EVERY)
     if exclude and not words:
-        _ask(["scontrol", "update", f"JobId={job_id}", f"ExcNodeList={','.join(exclude)}"])
+        return _exclude(job_id, exclude)
     return words
+
+
+def _exclude(job_id: str, hosts: Sequence[str]) -> str | None:
+    """Keep a queued job from these hosts besides those that it already avoids; why not, where it cannot be."""
+    detail = job_detail(job_id) or ""
+    avoided = re.search(r"\bExcNodeList=(\S+)", detail)
+    names = [avoided[1]] if avoided and avoided[1] != "(null)" else []
+    words = _refusal(["scontrol", "update", f"JobId={job_id}", f"ExcNodeList={','.join([*names, *hosts])}"])
+    return words and f"it was queued again, but not kept from {','.join(hosts)}: {words}"
 
 
 def may_requeue(detail: str) -> bool:
@@ -132,9 +146,19 @@ def may_requeue(detail: str) -> bool:
     return facts.get("JobState") == "RUNNING" or facts.get("Reason") == "TimeLimit"
 
 
+def wait_for_controller(give_up: Callable[[], bool]) -> None:
+    """Return once the controller answers, after `CONTROLLER_BACK_WITHIN`, or when there is no more reason to wait.
+
+    mpirun starts its daemons by srun, which fails at once where the controller is away.
+    """
+    deadline = time.monotonic() + CONTROLLER_BACK_WITHIN
+    while not controller_answers() and not give_up() and time.monotonic() < deadline:
+        time.sleep(1.0)
+
+
 def controller_answers() -> bool:
     """Whether this host can reach Slurm's controller."""
-    return _ask(["scontrol", "ping"]) is not None
+    return _ask(["scontrol", "ping"], SOON) is not None
 
 
 def why_warned(detail: str | None, now: float) -> str:
@@ -151,10 +175,23 @@ def why_stopped(detail: str | None, restart_count: int) -> str:
 
     A preempted job has been queued again by then: it counts one restart more than we know of.
     """
-    facts = dict(re.findall(r"\b(Reason|Restarts)=(\S+)", detail or ""))
+    facts = dict(re.findall(r"\b(JobState|Reason)=(\S+)", detail or ""))
     if facts.get("Reason") == "TimeLimit":
         return "time limit"
-    return "preempted" if int(facts.get("Restarts", 0)) > restart_count else "cancelled"
+    requeued = restarts(detail or "") > restart_count
+    return "preempted" if requeued or facts.get("JobState") == "PREEMPTED" else "cancelled"
+
+
+def restarts(detail: str) -> int:
+    """How often Slurm has queued the job again, by ``scontrol show job``."""
+    found = re.search(r"\bRestarts=(\d+)", detail)
+    return int(found[1]) if found else 0
+
+
+def down_hosts(hosts: Sequence[str]) -> list[str]:
+    """Those of the hosts that Slurm itself calls down."""
+    answer = _ask(["sinfo", "--noheader", "--Node", f"--nodes={','.join(hosts)}", "--format=%N %t"], SOON) or ""
+    return list(dict.fromkeys(line.split()[0] for line in answer.splitlines() if " down" in line))
 
 
 def queued_at(detail: str | None) -> float | None:
@@ -215,14 +252,14 @@ def _refusal(command: Sequence[str]) -> str | None:
 
 def is_down(words: str) -> bool:
     """Whether that refusal only means that the controller does not answer now."""
-    return any(text in words for text in ("Unable to contact slurm controller", "timed out", "Unexpected message"))
+    return any(text in words for text in ("Unable to contact slurm controller", "Unexpected message"))
 
 
-def _ask(command: Sequence[str]) -> str | None:
+def _ask(command: Sequence[str], seconds: float = SECONDS) -> str | None:
     import subprocess
 
     try:
-        answer = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS)
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=seconds)
     except (OSError, subprocess.TimeoutExpired):
         return None
     return answer.stdout if answer.returncode == 0 else None

@@ -14,8 +14,8 @@ from cluster.allocation import Allocation
 from cluster.blame import is_victim
 from cluster.channel import Listener
 from cluster.errors import LauncherError
-from cluster.logs import LogFollower, tail
-from cluster.machine import die_with_parent
+from cluster.logs import LogFollower, say, tail
+from cluster.machine import adopt_orphans, descendants, die_with_parent
 from cluster.preflight import compare
 from cluster.records import Records
 from cluster.rundir import Attempt
@@ -37,10 +37,13 @@ STACKS_WITHIN = 2.0
 LAST_WORDS_WITHIN = 3.0
 """Seconds in which ranks may still say how they ended once mpirun has."""
 LOOK_AT_DIRECTORY_EVERY = 3.0
+COMPARE_EVERY = 1.0
 QUIET = 2.5
 """Seconds without a word after which a host may be about to be lost: nobody else is blamed before that is known."""
-START_WITHIN = 300.0
+START_WITHIN = 600.0
 """Seconds from mpirun's start within which every rank must have begun."""
+FOLLOW_WITHIN = 60.0
+"""Seconds within which every rank must have begun once half of them have."""
 
 
 class End(NamedTuple):
@@ -56,6 +59,8 @@ class End(NamedTuple):
     """Whether mpirun had ended, by a signal, before anything told it to."""
     views: tuple[RankView, ...]
     seconds: float
+    cut_off: bool = False
+    """Whether it was this host that lost the network, and not the others."""
 
 
 @dataclass
@@ -113,15 +118,17 @@ class Supervision:
         self._noticed = Noticed()
         self._shown = LogFollower(attempt.log_of(0), sys.stdout.buffer)
         self._slow: set[int] = set()
+        self._half_begun_at: float | None = None
         self._facts: dict[str, dict[str, Any]] = {}
         self._facts_heard_at: dict[str, float] = {}
         self._told_to_stop: set[int] = set()
         self._stopping: set[int] = set()  # SIGTERM reached them: whatever follows, they did not begin it
         self._gone: set[int] = set()
-        self._begun_at = self._looked_at = self._directory_seen_at = time.monotonic()
+        self._begun_at = self._looked_at = self._directory_seen_at = self._compared_at = time.monotonic()
 
     def run(self) -> End:
         """Run mpirun to its end. Its own output goes to ``mpirun.log``, rank 0's to standard output."""
+        adopt_orphans()
         with self._attempt.mpirun_log.open("wb") as log:
             self._mpirun = subprocess.Popen(
                 self._command,
@@ -164,6 +171,8 @@ class Supervision:
             self._check_directory(now)
             if self._requests.warnings and len(self.records.of("started")) == self._world_size:
                 self._listener.tell({"do": "warn", "signal": self._requests.warnings.pop()})
+                if self._requests.by_keyboard:
+                    say(["Ctrl-C: the ranks are asked to save and stop; once more stops them now"])
                 self._requests.told()
             if self._requests.stopped_by is not None and noticed.stop_at is None:
                 noticed.stop_at = now
@@ -198,8 +207,7 @@ class Supervision:
             return
         unfit, warnings = compare({name: self._facts[name] for name in names}, self._facts_heard_at)
         self._noticed.unfit += unfit
-        for warning in warnings:
-            print(f"warning: {warning}", flush=True)
+        say(f"warning: {warning}" for warning in warnings)
 
     def _take(self, record: dict[str, Any], now: float) -> None:
         rank = record["rank"]
@@ -230,7 +238,10 @@ class Supervision:
             return
         running = self._running()
         noticed.lost_hosts = silent_hosts(running, now)
-        if now - self._begun_at > START_WITHIN and len(self._views) < self._world_size:
+        if self._half_begun_at is None and 2 * len(self._views) >= self._world_size:
+            self._half_begun_at = now
+        late = self._half_begun_at is not None and now - self._half_begun_at > FOLLOW_WITHIN
+        if (late or now - self._begun_at > START_WITHIN) and len(self._views) < self._world_size:
             absent = (place.host for place in self._allocation.rank_map() if place.rank not in self._views)
             noticed.lost_hosts = list(dict.fromkeys(absent))
         if noticed.asked_at is not None:
@@ -241,12 +252,17 @@ class Supervision:
             # The question itself may wake a rank from the call in which it hung: what counts is how they stood before.
             noticed.asked_at, noticed.hung = now, [replace(view) for view in running]
             self._listener.tell({"do": "stacks"})
+        if now - self._compared_at > COMPARE_EVERY:
+            self._compared_at = now
+            self._warn_of_stragglers(running)
+
+    def _warn_of_stragglers(self, running: Sequence[RankView]) -> None:
         for rank, times in stragglers(running).items():
             if rank not in self._slow:
                 self._slow.add(rank)
                 view = self._views[rank]
                 self._on_event("straggler", rank=rank, host=view.host, gpu=view.gpu, times_the_median=round(times, 2))
-                print(f"warning: rank {rank} on {view.host} takes {times:.1f} times as long as the others", flush=True)
+                say([f"warning: rank {rank} on {view.host} takes {times:.1f} times as long as the others"])
 
     def _check_directory(self, now: float) -> None:
         """Raise `LauncherError` where the attempt's directory was deleted under its ranks."""
@@ -291,10 +307,12 @@ class Supervision:
         self._told_to_stop |= new
 
     def _kill_mpirun(self) -> None:
-        """mpirun and what runs in its session: the srun that started its daemons."""
-        with suppress(ProcessLookupError):
-            os.killpg(self._mpirun.pid, signal.SIGKILL)
+        """mpirun and what it started here: the srun that started its daemons elsewhere, and the ranks of this host."""
+        self._mpirun.kill()
         self._mpirun.wait()
+        for left in descendants(os.getpid()):
+            with suppress(ProcessLookupError):
+                os.kill(left, signal.SIGKILL)
 
     def _hear_last_words(self) -> None:
         """mpirun has ended, so ranks that are left have no attempt any more. Hosts that do not hear that are lost."""

@@ -21,6 +21,7 @@ from cluster.blame import (
 )
 from cluster.errors import COMPLETE, HANG, LAUNCHER, NO_PROGRESS, NODE, REQUEST, REQUEUE
 from cluster.goodput import duration
+from cluster.machine import signal_name
 from cluster.mpirun_words import MpirunWords, read_words
 from cluster.rundir import Attempt
 
@@ -144,7 +145,7 @@ def _stopped(seen: Witnesses, number: int) -> Verdict:
     kind = seen.stop_reason or (seen.warned_by if seen.warned_by in (TIME_LIMIT, PREEMPTED) else CANCELLED)
     why = {TIME_LIMIT: "the job's time was over: ", PREEMPTED: "the job was preempted: "}.get(kind, "")
     saved = f"{len(seen.saved)} of {seen.allocation.world_size} ranks had saved by then" if seen.warned_by else ""
-    summary = f"{why}{signal.Signals(number).name} reached the launcher; all ranks were stopped"
+    summary = f"{why}{signal_name(number)} reached the launcher; all ranks were stopped"
     return Verdict(kind, 128 + number, f"{summary}; {saved}" if saved else summary)
 
 
@@ -180,7 +181,7 @@ def _lacks_executable(lacking: tuple[str, str], seen: Witnesses) -> Verdict:
 
 
 def _mpirun_killed(seen: Witnesses) -> Verdict:
-    summary = f"mpirun was killed by {signal.Signals(-seen.mpirun_status).name}"
+    summary = f"mpirun was killed by {signal_name(-seen.mpirun_status)}"
     return Verdict(LAUNCHER_FAILED, LAUNCHER, summary, detail=seen.mpirun_log_tail)
 
 
@@ -257,8 +258,6 @@ def _blame(guilty: Mapping[str, Any], seen: Witnesses) -> Verdict:
     step = guilty.get("step")
     if outcome == "mismatch":
         return Verdict(LAUNCHER_FAILED, LAUNCHER, detail, *where, step=step)
-    if outcome == "unreachable":
-        return Verdict(NODE_LOST, NODE, detail, *where, detail=output, step=step)
     if outcome == "exit" and status == REQUEST:
         return Verdict(USER_ERROR, REQUEST, "refused its arguments", *where, detail=seen.guilty_log_tail, step=step)
     if outcome == "exit" and status == NODE:
@@ -295,6 +294,8 @@ def _silence(seen: Witnesses, words: MpirunWords) -> Verdict:
     if not begun:
         return _never_began(seen, words)
     spoken = {record["rank"] for record in [*seen.complete, *seen.saved, *seen.failed]}
+    if len(spoken) == seen.allocation.world_size:
+        return _left_early(seen)
     silent = [place for place in seen.allocation.rank_map() if place.rank not in spoken]
     with_words = {place.host for place in seen.allocation.rank_map() if place.rank in spoken}
     first = min(silent, key=lambda place: (place.host in with_words, place.rank not in begun, place.rank))
@@ -302,6 +303,15 @@ def _silence(seen: Witnesses, words: MpirunWords) -> Verdict:
     others = f" ({len(silent)} of {seen.allocation.world_size} ranks are silent)" if len(silent) > 1 else ""
     summary = f"{verb}{others}, though mpirun ended with status {seen.mpirun_status}"
     return _at(first.rank, seen, NODE_LOST, NODE, summary, seen.mpirun_log_tail)
+
+
+def _left_early(seen: Witnesses) -> Verdict:
+    """All have spoken, and those that failed only missed a peer: it is one that ended well, but too soon."""
+    first = min([*seen.complete, *seen.saved], key=lambda record: record["time_ns"])
+    left = "completed" if first["status"] == 0 else "saved and left"
+    victim = first_failure(seen.failed)
+    detail = victim["detail"] if victim else ""
+    return _at(first["rank"], seen, RANK_CRASH, 1, f"{left} while other ranks still worked with it", detail)
 
 
 def _never_began(seen: Witnesses, words: MpirunWords) -> Verdict:
@@ -366,17 +376,25 @@ def verdict_lines(
     return [*lines, f"{guilty} {verdict.summary}".strip(), *verdict.detail.rstrip().splitlines()]
 
 
+AGAIN = "submit the same command again, it goes on"
+
+
 def next_command(verdict: Verdict, attempt: Attempt, requeue: bool, in_slurm: bool = False) -> str | None:
     """The next command to type, or the one thing to know; None where nothing is left to do."""
-    again = "submit the same command again, it goes on"
+    if requeue:
+        return f"the job queues itself again (if Slurm refuses: {AGAIN})"
     log = attempt.mpirun_log if verdict.rank is None else attempt.log_of(verdict.rank)
     match verdict.kind:
         case "complete":
             return None
         case "saved for requeue":
-            return f"the job queues itself again (if Slurm refuses: {again})" if requeue else again
+            return AGAIN
+        case "preempted" if in_slurm:
+            return f"Slurm queues the job again, and it goes on from its last checkpoint (if not: {AGAIN})"
         case "preempted" | "time limit" | "cancelled":
-            return f"{again} from its last checkpoint"
+            return f"{AGAIN} from its last checkpoint"
+        case "storage" if "TakenOverError" in verdict.detail:
+            return f"python -m cluster.status {attempt.run_dir}; the newer attempt goes on, nothing is to be done"
         case "node lost" if in_slurm and verdict.host:
             return f"scontrol show node {verdict.host}; then sbatch --exclude={verdict.host} … with the same arguments"
         case "node lost" | "launcher failed":

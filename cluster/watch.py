@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, NoReturn
 
 from cluster.channel import BEAT_EVERY, FENCE, Wire
 from cluster.errors import REQUEUE
-from cluster.machine import die_with_parent, out_of_memory_kills
+from cluster.machine import adopt_orphans, descendants, die_with_parent, out_of_memory_kills, signal_name
 
 PROGRAM_MAIN = Path(__file__).with_name("program_main.py")
 LOOK_EVERY = 0.05
@@ -24,6 +24,12 @@ LOOK_EVERY = 0.05
 GRACE_TO_STOP = 1.0
 """Seconds from SIGTERM to SIGKILL for the program."""
 HEARTBEAT_BYTES = 1024
+LONGEST_STACKS = 1 << 16
+NO_BEAT: Mapping[str, Any] = {
+    "phase": "start", "step": 0, "at": "", "resumed_step": 0, "saved_step": None, "step_seconds": None,
+    "busy_seconds": 0.0, "seconds": {}, "saved_train_seconds": 0.0, "time": 0.0,
+}  # fmt: skip
+"""The fields of a heartbeat, and what one means that does not have them."""
 
 WARNINGS = (signal.SIGUSR1, signal.SIGUSR2)
 STACK_SIGNAL = signal.SIGRTMIN + 5
@@ -62,13 +68,15 @@ class Watched:
         command = observed_command(program, writer, f"/proc/{os.getpid()}/fd/{self._stacks}")
         self.is_python = command is not None
         self._oom_kills = out_of_memory_kills()
+        adopt_orphans()
         signal.pthread_sigmask(signal.SIG_BLOCK, (*WARNINGS, *_STOPS))
         self.pid = os.fork()
         if self.pid == 0:
             _become(command or program, writer)
         os.close(writer)
         os.set_blocking(self._said, False)
-        self._words, self._beat = b"", b""
+        self._words = b""
+        self._beat: Mapping[str, Any] | None = None
         self._guard = _guard(self.pid)
         self._kill_at: float | None = None
         self._warnings: set[int] = set()
@@ -78,9 +86,10 @@ class Watched:
         self._warnings.add(number)
 
     def deliver_warnings(self) -> None:
-        for number in [number for number in self._warnings if self._handles(number)]:
-            self._warnings.remove(number)
-            self.signal(number)
+        for number in list(self._warnings):
+            if self._handles(number):
+                self._warnings.discard(number)
+                self.signal(number)
 
     def _handles(self, number: int) -> bool:
         """Whether the program has a handler for the signal now: SigCgt of proc(5), bit N - 1 for signal N."""
@@ -112,6 +121,10 @@ class Watched:
                 self.kill()
             return None
         self.kill()  # worker processes that the program left
+        for left in descendants(os.getpid()):
+            if left != self._guard:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(left, signal.SIGKILL)  # and those that have left its group
         os.kill(self._guard, signal.SIGKILL)
         os.waitpid(self._guard, 0)
         ending = judge(self.told(), os.waitstatus_to_exitcode(status), self.is_python)
@@ -123,12 +136,11 @@ class Watched:
         return as_object(self._words)
 
     def beat(self) -> Mapping[str, Any] | None:
-        """The newest heartbeat; None before the first."""
-        new = os.pread(self._heartbeat, HEARTBEAT_BYTES, 0)
-        if (beat := as_object(new.rstrip(b" \0"))) is not None:
-            self._beat = new
-            return beat
-        return as_object(self._beat.rstrip(b" \0"))  # the program is writing the next one
+        """The newest heartbeat that is whole, with `NO_BEAT` for what it does not say; None before the first."""
+        new = as_object(os.pread(self._heartbeat, HEARTBEAT_BYTES, 0).rstrip(b" \0"))
+        if new is not None and is_beat(new):
+            self._beat = {**NO_BEAT, **new}
+        return self._beat
 
     def state(self) -> str:
         """The kernel's letter for the program's state (proc(5)): R runs, S sleeps, D waits for a disk, T is stopped."""
@@ -144,7 +156,9 @@ class Watched:
             self.signal(STACK_SIGNAL)
 
     def stacks(self) -> str:
-        return os.pread(self._stacks, 1 << 16, 0).decode(errors="replace")
+        """What it wrote; of very many threads the last ones, the main thread among them."""
+        size = os.fstat(self._stacks).st_size
+        return os.pread(self._stacks, LONGEST_STACKS, max(0, size - LONGEST_STACKS)).decode(errors="replace")
 
     def _listen(self) -> None:
         try:
@@ -236,7 +250,7 @@ def judge(told: Mapping[str, Any] | None, code: int, is_python: bool) -> Ending:
             "exception", code if code > 0 else 1, told["detail"], told["error"], told["errno"], told["time_ns"]
         )
     if code < 0:
-        return Ending("signal", 128 - code, signal.Signals(-code).name)
+        return Ending("signal", 128 - code, signal_name(-code))
     if code > 0:
         return Ending("saved" if code == REQUEUE else "exit", code)
     if told is not None or not is_python:
@@ -265,10 +279,23 @@ def observed_command(program: Sequence[str], descriptor: int, stacks: str) -> li
 def as_object(text: bytes) -> Mapping[str, Any] | None:
     """A JSON object once it is whole; the half of one is none."""
     try:
-        value: Mapping[str, Any] = json.loads(text)
+        value = json.loads(text)
     except ValueError:
         return None
-    return value
+    return value if isinstance(value, dict) else None
+
+
+def is_beat(value: Mapping[str, Any]) -> bool:
+    """Whether a program's heartbeat has numbers where numbers are meant; a script of one's own may write anything."""
+    numbers = ("step", "resumed_step", "saved_step", "step_seconds", "busy_seconds", "saved_train_seconds", "time")
+    seconds = value.get("seconds", {})
+    return (
+        isinstance(seconds, dict)
+        and all(isinstance(value.get(name), int | float | None) for name in numbers)
+        and all(isinstance(value.get(name, ""), str) for name in ("phase", "at"))
+        and all(isinstance(one, int | float) for one in seconds.values())
+        and value.get("step", 0) is not None
+    )
 
 
 def _become(command: Sequence[str], writer: int) -> NoReturn:

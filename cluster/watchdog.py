@@ -136,8 +136,9 @@ def stragglers(views: Sequence[RankView]) -> dict[int, float]:
     if len(work) < 3 or any(len(windows) < WINDOWS for windows in work.values()):
         return {}
     slow: dict[int, float] = {}
+    usual = [max(1e-9, median(windows[-n] for windows in work.values())) for n in range(1, WINDOWS + 1)]
     for rank, mine in work.items():
-        times = [mine[-n] / max(1e-9, median(windows[-n] for windows in work.values())) for n in range(1, WINDOWS + 1)]
+        times = [mine[-n] / usual[n - 1] for n in range(1, WINDOWS + 1)]
         if min(times) > SLOWER:
             slow[rank] = median(times)
     return slow

@@ -13,8 +13,9 @@ IN_A_JOB = Situation(
     hosts_left=2,
     hosts_needed=2,
     warned=False,
-    stopped=False,
+    stopped_for=None,
     mpirun_killed=False,
+    cut_off=False,
 )
 BY_HAND = IN_A_JOB._replace(in_batch_body=False)
 
@@ -66,23 +67,28 @@ def test_without_a_spare_node_and_without_a_batch_job_a_lost_node_is_the_end() -
     assert sequel(verdict("node lost"), attempts(50), BY_HAND._replace(hosts_left=1)).kind == END
 
 
+def test_a_launcher_that_was_cut_off_leaves_the_job_to_slurm() -> None:
+    assert sequel(verdict("node lost"), attempts(50), IN_A_JOB._replace(hosts_left=1, cut_off=True)).kind == END
+
+
 def test_saved_on_a_warning_is_queued_again_only_in_a_batch_job() -> None:
     assert sequel(verdict("saved for requeue"), attempts(50), IN_A_JOB._replace(warned=True)).kind == REQUEUE
     assert sequel(verdict("saved for requeue"), attempts(50), BY_HAND._replace(warned=True)).kind == END
 
 
 def test_scancel_after_the_warning_never_requeues() -> None:
-    cancelled = IN_A_JOB._replace(warned=True, stopped=True)
+    cancelled = IN_A_JOB._replace(warned=True, stopped_for="cancelled")
 
     assert sequel(verdict("saved for requeue"), attempts(50), cancelled).kind == END
     assert sequel(verdict("cancelled"), attempts(50), cancelled).kind == END
 
 
 def test_a_save_that_was_slower_than_the_time_limit_is_queued_again_from_the_checkpoint_before() -> None:
-    over = IN_A_JOB._replace(warned=True, stopped=True)
+    over = IN_A_JOB._replace(warned=True, stopped_for="time limit")
 
     assert sequel(verdict("time limit", 143), attempts(50), over).kind == REQUEUE
-    assert sequel(verdict("time limit", 143), attempts(50), IN_A_JOB._replace(stopped=True)).kind == END
+    assert sequel(verdict("saved for requeue"), attempts(50), over).kind == REQUEUE
+    assert sequel(verdict("time limit", 143), attempts(50), IN_A_JOB._replace(stopped_for="time limit")).kind == END
 
 
 def test_a_fault_after_the_warning_is_queued_again_because_this_allocation_ends_soon() -> None:
@@ -112,8 +118,21 @@ def test_the_same_fault_three_times_without_progress_ends_with_its_own_status() 
     assert then.verdict.rank == 1
 
 
-def test_a_program_that_fails_by_itself_before_its_first_step_would_do_so_again() -> None:
-    at_once = attempts(None, last=0)
+def test_a_program_that_fails_twice_before_its_first_step_would_do_so_again() -> None:
+    once, twice = attempts(None, last=0), attempts(None, None, last=0)
 
-    assert sequel(verdict("rank crash", status=1), at_once, IN_A_JOB).kind == END
-    assert sequel(verdict("rank crash", status=137), at_once, IN_A_JOB).kind == RESTART
+    assert sequel(verdict("rank crash", status=1), once, IN_A_JOB).kind == RESTART
+    assert sequel(verdict("rank crash", status=1), twice, IN_A_JOB).kind == END
+    assert sequel(verdict("rank crash", status=137), twice, IN_A_JOB).kind == RESTART
+
+
+def test_a_program_without_heartbeats_is_restarted_as_often_as_was_asked() -> None:
+    unknown = attempts(None, None)
+    for attempt in unknown:
+        attempt["steps"] = {"resumed": None, "last": None, "saved": None}
+
+    assert sequel(verdict("rank crash", status=1), unknown, IN_A_JOB).kind == RESTART
+
+
+def test_another_checkpoint_is_only_progress_where_it_is_newer() -> None:
+    assert sequel(verdict("rank crash"), attempts(100, None, 100, None), IN_A_JOB).kind == END

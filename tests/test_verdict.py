@@ -222,7 +222,6 @@ def two_by_two(victims_words: str, **guilty: Any) -> list[dict[str, Any]]:
         ({"outcome": "exception", "detail": "FloatingPointError: the gradient's norm is nan"}, "numeric", 1),
         ({"outcome": "exception", "detail": "ValueError: boom"}, "rank crash", 1),
         ({"outcome": "exit", "status": 71, "detail": ""}, "node lost", 71),
-        ({"outcome": "unreachable", "status": 70, "detail": "cannot reach the launcher"}, "node lost", 71),
     ],
     ids=str,
 )

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from cluster import channel
-from cluster.watch import Watched
+from cluster.watch import NO_BEAT, Watched
 from one_rank import OneRank
 from waiting import wait_until
 
@@ -67,7 +67,7 @@ def told(rank: OneRank, key: str) -> list[Any]:
 def test_heartbeats_go_to_the_launcher_with_the_state_of_the_process(tmp_path: Path) -> None:
     rank = started(tmp_path, BEATS, "beaten")
 
-    rank.listen_until(lambda: {"step": 2} in told(rank, "beat"))
+    rank.listen_until(lambda: [beat["step"] for beat in told(rank, "beat")][-1:] == [2])
     os.kill(program_of(rank), signal.SIGSTOP)
     rank.listen_until(lambda: told(rank, "state")[-1:] == ["T"])
 
@@ -75,14 +75,15 @@ def test_heartbeats_go_to_the_launcher_with_the_state_of_the_process(tmp_path: P
     rank.finish()
 
 
-def test_half_a_heartbeat_is_not_taken_for_one() -> None:
+def test_half_a_heartbeat_or_nonsense_is_not_taken_for_one() -> None:
     watched = Watched([sys.executable, "-c", "import time; time.sleep(600)"])
     file = os.environ.pop("CLUSTER_HEARTBEAT")
     Path(file).write_bytes(b'{"step": 1}'.ljust(1024))
 
-    assert watched.beat() == {"step": 1}
-    Path(file).write_bytes(b'{"step": 2, "pha')
-    assert watched.beat() == {"step": 1}
+    assert watched.beat() == {**NO_BEAT, "step": 1}
+    for bad in (b'{"step": 2, "pha', b"[2]", b'{"step": "2"}', b'{"step": 2, "seconds": 3}'):
+        Path(file).write_bytes(bad.ljust(1024))
+        assert watched.beat() == {**NO_BEAT, "step": 1}
 
     watched.kill()
     wait_until(lambda: watched.wait(0.05))
@@ -175,6 +176,16 @@ def test_workers_of_the_program_end_also_when_the_watcher_is_killed(tmp_path: Pa
     rank.finish()
 
     wait_until(lambda: is_gone(program) and is_gone(worker))
+
+
+def test_what_left_the_programs_process_group_ends_with_it_too(tmp_path: Path) -> None:
+    text = WITH_A_WORKER.replace('["sleep", "600"]', '["sleep", "600"], start_new_session=True').replace(
+        "time.sleep(600)", "os._exit(0)"
+    )
+    rank = started(tmp_path, text, "worker")
+    rank.finish()
+
+    wait_until(lambda: is_gone(int((tmp_path / "worker").read_text())))
 
 
 def test_an_exceptions_class_and_errno_are_on_record(tmp_path: Path) -> None:
