@@ -237,7 +237,19 @@ def test_where_mpirun_refuses_its_own_words_end_the_log(mpi: Mpi, tmp_path: Path
     assert "--no-such-argument" in done.stdout[done.stdout.index("── launcher failed") :]
 
 
-JOB = {"SLURM_JOB_ID": "1", "SLURM_JOB_NODELIST": "n1"}
+@pytest.mark.parametrize("mpi", ["openmpi-5.0.11"], indirect=True)
+def test_a_reader_of_the_output_that_has_gone_ends_nothing(mpi: Mpi, tmp_path: Path) -> None:
+    program(tmp_path, "import os, time\nprint('x', flush=True)\nwhile not os.path.exists('go'): time.sleep(0.05)\n")
+    launcher = start(mpi, tmp_path, "--ranks-per-node", "2")
+    wait_until(lambda: len(records_of(tmp_path, "started")) == 2)
+
+    assert launcher.stdout is not None
+    launcher.stdout.close()
+    (tmp_path / "go").touch()
+
+    assert launcher.wait(60) == 0
+    [attempt] = json.loads((tmp_path / "outputs/program/run.json").read_text())["attempts"]
+    assert attempt["verdict"]["kind"] == "complete"
 
 
 @pytest.mark.parametrize("mpi", ["openmpi-5.0.11", "mpich-5.0.2"], indirect=True)

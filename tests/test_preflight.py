@@ -77,3 +77,11 @@ def test_one_changed_byte_of_the_sources_changes_their_hash(tmp_path: Path) -> N
     (tmp_path / "a.py").write_text("x = 2\n")
 
     assert sources_hash(tmp_path) != before
+
+
+def test_the_odd_one_of_several_is_unfit_also_where_it_is_the_first() -> None:
+    facts = {"n1": {**GOOD, "torch": "2.12.0"}, "n2": GOOD, "n3": GOOD}
+
+    unfit, _ = compare(facts, dict.fromkeys(facts, 1000.0))
+
+    assert unfit == [("n1", "has torch 2.12.0, n2 has 2.13.0: the same on all nodes is wanted")]

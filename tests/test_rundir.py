@@ -16,7 +16,7 @@ from cluster.rundir import (
     only_launcher_of,
     run_directory,
 )
-from cluster.runfile import record_attempt
+from cluster.runfile import close_unfinished_attempts, read_run, record_attempt
 
 TRAIN = ["/venv/bin/python", "-m", "training.train_llm"]
 
@@ -139,3 +139,49 @@ def test_run_json_keeps_every_attempt_and_its_verdict(tmp_path: Path) -> None:
             {"attempt": 2, "started": 2.0},
         ],
     }
+
+
+def test_a_lock_of_an_earlier_start_of_this_job_is_waited_for_and_then_ignored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.setattr("cluster.rundir.LEASE", 0.2)
+    with only_launcher_of(tmp_path / "run"):
+        with pytest.raises(RequestError, match="is in use by process"):
+            with only_launcher_of(tmp_path / "run"):
+                pass
+        monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+        with only_launcher_of(tmp_path / "run"):
+            assert "job 7, start 1" in (tmp_path / "run/launcher.lock").read_text()
+
+
+def test_a_damaged_run_file_is_put_aside(tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text('{"attempts": [')
+
+    assert read_run(tmp_path)["attempts"] == []
+    assert (tmp_path / "run.json.damaged").read_text() == '{"attempts": ['
+
+
+def unfinished(tmp_path: Path) -> None:
+    attempt = next_attempt(tmp_path, None)
+    create_directories(attempt)
+    record_attempt(attempt, {"started": 1.0, "job_id": "7", "hosts": [["n1", 2, 0, 4]]})
+
+
+def test_an_attempt_whose_launcher_was_killed_gets_its_verdict_from_the_next_one(tmp_path: Path) -> None:
+    unfinished(tmp_path)
+
+    close_unfinished_attempts(tmp_path, job_id="8")
+
+    [attempt] = read_run(tmp_path)["attempts"]
+    assert (attempt["verdict"]["kind"], attempt["verdict"]["host"]) == ("launcher failed", None)
+    assert attempt["accounting"]["lost"] == attempt["seconds"] == attempt["ended"] - 1.0
+
+
+def test_a_job_that_slurm_queued_again_without_its_launcher_has_lost_the_first_host(tmp_path: Path) -> None:
+    unfinished(tmp_path)
+
+    close_unfinished_attempts(tmp_path, job_id="7")
+
+    [attempt] = read_run(tmp_path)["attempts"]
+    assert (attempt["verdict"]["kind"], attempt["verdict"]["host"]) == ("node lost", "n1")

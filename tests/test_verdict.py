@@ -477,3 +477,25 @@ def test_in_slurm_the_next_command_can_be_typed(verdict: Verdict, advice: str) -
 
     assert said is not None
     assert said.startswith(advice)
+
+
+def test_a_rank_that_completed_while_others_still_worked_with_it_is_blamed() -> None:
+    early = {"rank": 0, "host": "n1", "time_ns": 1, "status": 0, "outcome": "complete", "detail": "", "gpu": "0"}
+    peer_gone = "RuntimeError: Connection closed by peer"
+    failed = [
+        {"rank": rank, "host": "n2", "gpu": "1", "time_ns": 5, "outcome": "exception", "status": 1, "detail": peer_gone}
+        for rank in (1, 2, 3)
+    ]
+
+    verdict = decide(seen(complete=[early], failed=failed, mpirun_status=1))
+
+    assert (verdict.kind, verdict.rank, verdict.status) == ("rank crash", 0, 1)
+    assert verdict.summary == "completed while other ranks still worked with it"
+
+
+def test_a_job_that_queues_itself_again_is_not_to_be_submitted_by_hand() -> None:
+    attempt = Attempt(1, Path("/r"), Path("/r/attempt-0001"), Path("/r/attempt-0001/logs"))
+
+    assert str(next_command(Verdict("node lost", 71, "", host="n2"), attempt, requeue=True)).startswith(
+        "the job queues"
+    )

@@ -1,0 +1,79 @@
+"""What Slurm's answers mean."""
+
+from pathlib import Path
+
+import pytest
+
+from cluster import slurm
+
+RUNNING = "JobState=RUNNING Reason=None Restarts=0 EndTime=2026-03-01T12:00:00 PreemptTime=None ExcNodeList=(null)"
+NOON = slurm.queued_at("EligibleTime=2026-03-01T12:00:00")
+
+
+def test_a_warning_shortly_before_the_jobs_end_is_for_its_time_limit() -> None:
+    assert NOON is not None
+    assert slurm.why_warned(RUNNING, NOON - 120) == "time limit"
+    assert slurm.why_warned(RUNNING, NOON - 7200) == "signal"
+    assert slurm.why_warned(RUNNING.replace("PreemptTime=None", "PreemptTime=2026-03-01T11:00:00"), NOON) == "preempted"
+    assert slurm.why_warned(None, NOON) == "signal"
+
+
+@pytest.mark.parametrize(
+    ("detail", "reason"),
+    [
+        ("JobState=COMPLETING Reason=TimeLimit Restarts=0", "time limit"),
+        ("JobState=COMPLETING Reason=None Restarts=0", "cancelled"),
+        ("JobState=COMPLETING Reason=None Restarts=1", "preempted"),
+        ("JobState=PREEMPTED Reason=None Restarts=0", "preempted"),
+    ],
+)
+def test_why_a_job_is_stopped_is_told_by_its_state_at_that_moment(detail: str, reason: str) -> None:
+    assert slurm.why_stopped(detail, restart_count=0) == reason
+
+
+def fake_scontrol(folder: Path, monkeypatch: pytest.MonkeyPatch, detail: str) -> Path:
+    """A scontrol that shows this and writes down what else it is asked."""
+    asked = folder / "asked"
+    asked.touch()
+    (folder / "scontrol").write_text(
+        f'#!/bin/sh\nif [ "$1" = show ]; then echo "{detail}"; else echo "$@" >> {asked}; fi\n'
+    )
+    (folder / "scontrol").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
+    monkeypatch.setattr("signal.signal", lambda *_: None)
+    return asked
+
+
+def test_a_job_is_queued_again_away_from_a_host_and_from_those_it_avoids_already(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    detail = RUNNING.replace("(null)", "n[7-8]")
+    asked = fake_scontrol(tmp_path, monkeypatch, detail)
+
+    assert slurm.requeue("5", 0, ["n2"]) is None
+
+    assert asked.read_text() == "requeue 5\nupdate JobId=5 ExcNodeList=n[7-8],n2\n"
+
+
+@pytest.mark.parametrize("reason", ["JobState=COMPLETING Reason=None", "JobState=CANCELLED Reason=None"])
+def test_a_cancelled_job_is_never_queued_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reason: str) -> None:
+    asked = fake_scontrol(tmp_path, monkeypatch, f"{reason} Restarts=0")
+
+    assert slurm.requeue("5", 0) == "it was cancelled"
+    assert asked.read_text() == ""
+
+
+def test_a_job_that_slurm_has_queued_again_itself_is_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = fake_scontrol(tmp_path, monkeypatch, "JobState=RUNNING Reason=None Restarts=1")
+
+    assert slurm.requeue("5", 0) is None
+    assert asked.read_text() == ""
+
+
+def test_a_job_at_its_time_limit_may_still_be_queued_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = fake_scontrol(tmp_path, monkeypatch, "JobState=COMPLETING Reason=TimeLimit Restarts=0")
+
+    assert slurm.requeue("5", 0) is None
+    assert asked.read_text() == "requeue 5\n"
