@@ -52,6 +52,7 @@ from cluster.supervise import End, Supervision
 from cluster.verdict import (
     CANCELLED,
     COMPLETED,
+    LAUNCHER_FAILED,
     NODE_LOST,
     PREEMPTED,
     SAVED,
@@ -64,6 +65,8 @@ from cluster.verdict import (
 )
 from cluster.watchdog import DEFAULT_HANG_TIMEOUT, RankView
 
+RETRY_AFTER = 5.0
+"""Seconds before mpirun is started again where it could not start the ranks, or was killed."""
 STOPS = (TIME_LIMIT, PREEMPTED, CANCELLED)
 USAGE = "python -m cluster.launch [options] -- PROGRAM [arguments]"
 EPILOG = """\
@@ -136,6 +139,8 @@ def launch_to_the_end(
             ]
         )
         record_event(run_dir, "restart", attempt=attempt.number, after=verdict.kind, exclude=then.exclude)
+        if verdict.kind == LAUNCHER_FAILED:
+            time.sleep(RETRY_AFTER)
         if granted.source == "slurm":
             slurm.wait_for_controller(lambda: requests.stopped_by is not None)
 

@@ -70,7 +70,12 @@ def main(arguments: Sequence[str]) -> int:
         visible = simulated_gpus(visible_gpus(os.environ) or [], place, host)
         os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(visible)
     facts["gpu"] = gpu_name(place, visible_gpus(os.environ))
-    _redirect_output(plan["log_dir"], rank)
+    try:
+        _redirect_output(plan["log_dir"], rank)
+    except OSError as error:
+        words = f"OSError: {error}"
+        say_end(wire, facts, Ending("exception", 1, words, "builtins.OSError", error.errno))
+        return 1
     if local_rank == 0:
         wire.send({"node": node_facts(Path(plan["run_dir"]), os.environ)})
     wire.send({"record": {**facts, "state": "started", "time_ns": time.time_ns()}})

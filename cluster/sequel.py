@@ -53,7 +53,7 @@ def sequel(verdict: Verdict, attempts: Sequence[Mapping[str, Any]], now: Situati
     """What to do next. `attempts` are those of run.json, the present one last, with its verdict."""
     end = Sequel(END, verdict)
     restartable = verdict.kind in (RANK_CRASH, OUT_OF_MEMORY, NODE_LOST, HUNG) or (
-        verdict.kind == LAUNCHER_FAILED and now.mpirun_killed
+        verdict.kind == LAUNCHER_FAILED and (now.mpirun_killed or _worked_before(attempts))
     )
     asked_to_go_on = verdict.kind == SAVED or (verdict.kind == TIME_LIMIT and now.warned)
     if not (restartable or asked_to_go_on) or (now.stopped_for is not None and not asked_to_go_on):
@@ -91,6 +91,14 @@ def _would_fail_at_its_start(verdict: Verdict, attempts: Sequence[Mapping[str, A
     if verdict.kind != RANK_CRASH or verdict.status >= 128:
         return False
     return sum(_made_no_step(attempt) for attempt in _of_this_launch(attempts)) > 1
+
+
+def _worked_before(attempts: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether mpirun has started the ranks of an earlier attempt of this launch: what it lacks now may come back.
+
+    Just after a restart of Slurm's controller, for one, it cannot start its daemons for some seconds.
+    """
+    return any(attempt["verdict"]["kind"] != LAUNCHER_FAILED for attempt in _of_this_launch(attempts)[:-1])
 
 
 def _of_this_launch(attempts: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:

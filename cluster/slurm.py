@@ -157,8 +157,8 @@ def wait_for_controller(give_up: Callable[[], bool]) -> None:
 
 
 def controller_answers() -> bool:
-    """Whether this host can reach Slurm's controller."""
-    return _ask(["scontrol", "ping"], SOON) is not None
+    """Whether this host can reach Slurm's controller, or the one that stands in for it."""
+    return " is UP" in (_ask(["scontrol", "ping"], SECONDS) or "")
 
 
 def why_warned(detail: str | None, now: float) -> str:

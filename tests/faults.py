@@ -16,7 +16,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import median
@@ -310,6 +310,17 @@ def cancel(play: Play) -> Expected:
     return Expected("cancelled", at, finishes=False, state="CANCELLED")
 
 
+def mix_five(play: Play) -> Expected:
+    """One after another in one run; each must get its own verdict, and the run the undisturbed result."""
+    problems: list[str] = []
+    faults = (kill_a_rank, warn_once, stop_a_rank, kill_mpirun, kill_a_rank)
+    for attempt, fault in enumerate(faults, 1):
+        step = play.workload.steps * (2 * attempt - 1) // (2 * len(faults))
+        expected = fault(play, attempt, step)
+        problems += wrong_verdict(play.ended(attempt)["verdict"], expected)
+    return Expected("complete", attempt=len(faults) + 1, requeues=1, problems=tuple(problems))
+
+
 def meet(play: Play, kind: str, *guilty: int, **other: Any) -> Expected:
     """The fault is in the program: wait for it."""
     at = play.struck(*guilty)
@@ -577,6 +588,7 @@ ROWS = [
         begun("nan@1:25"),
         each_commit=(IN_TRAINING_5,),
     ),
+    Row("five mixed faults in one run", mix_five, begun(**WARNED)),
     Row("full disk", fill_the_checkpoints, None, each_commit=(IN_TRAINING_4,)),
     Row("full disk, also the run directory's", fill_the_disk, None, ONLY_STEPS),
     Row("no inodes", use_up_the_inodes, None, ONLY_STEPS),
@@ -670,11 +682,13 @@ def wrong_verdict(verdict: dict[str, Any], expected: Expected) -> Iterator[str]:
 
 
 def _steps_lost(attempts: Sequence[dict[str, Any]], attempt: int) -> int | None:
-    """Steps made in that attempt and made again in the next; None where one of them does not say."""
-    made, goes_on = (
-        next((one.get("steps", {}).get(name) for one in attempts if one["attempt"] == number), None)
-        for number, name in ((attempt, "last"), (attempt + 1, "resumed"))
-    )
+    """Steps made in that attempt and made again in the next that made any; None where one does not say."""
+
+    def told(name: str, numbers: Iterable[int]) -> int | None:
+        steps = (one.get("steps", {}).get(name) for one in attempts if one["attempt"] in numbers)
+        return next((step for step in steps if step is not None), None)
+
+    made, goes_on = told("last", [attempt]), told("resumed", range(attempt + 1, len(attempts) + 1))
     if made is None:
         return 0 if goes_on is not None else None
     return None if goes_on is None else made - goes_on

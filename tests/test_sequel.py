@@ -51,6 +51,12 @@ def test_mpirun_killed_by_somebody_else_is_started_again() -> None:
     assert sequel(verdict("launcher failed"), attempts(50), IN_A_JOB._replace(mpirun_killed=True)).kind == RESTART
 
 
+def test_an_mpirun_that_cannot_start_what_it_started_before_is_tried_again() -> None:
+    then = sequel(verdict("launcher failed", 70), attempts(50, None), IN_A_JOB)
+
+    assert then.kind == RESTART
+
+
 def test_a_lost_node_is_replaced_by_a_spare_one() -> None:
     then = sequel(verdict("node lost"), attempts(50), IN_A_JOB)
 
