@@ -10,10 +10,11 @@ from safetensors.torch import load_file
 
 from tiny_training import CPU, save, saver_of, tiny, train_on
 from training import saver as module
-from training.checkpoint import newest_checkpoint, rng_state
+from training.checkpoint import newest_checkpoint
 from training.errors import StorageError
 from training.interval import Interval
 from training.manifest import read_manifest
+from training.random_state import capture
 from waiting import wait_until
 
 
@@ -33,7 +34,7 @@ def gate(monkeypatch: pytest.MonkeyPatch):
 
 
 def begin(saver, step: int) -> None:
-    saver.save(step, step * 4, [rng_state(CPU)], train_seconds=step * 10.0)
+    saver.save(step, step * 4, [capture(CPU)], train_seconds=step * 10.0)
 
 
 def written(saver) -> bool:

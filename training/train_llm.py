@@ -209,7 +209,7 @@ def train(config: TrainConfig, run: RunDirectory, ranks: RankInfo, stop: StopReq
     def save(progress: checkpoint.Progress, held_out_loss: float | None, wait: bool) -> None:
         trained_until_now = heartbeat.seconds()["train"]
         with heartbeat.during("save"):
-            states = process_group.gather({**checkpoint.rng_state(device), "conditions": conditions})
+            states = process_group.gather({**random_state.capture(device), "conditions": conditions})
             if saver is not None:
                 saver.save(progress.step, progress.samples, states, held_out_loss, trained_until_now)
             if wait:
