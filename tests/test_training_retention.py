@@ -115,6 +115,7 @@ def test_an_attempt_that_is_overtaken_after_its_look_removes_nothing(three: Path
         return held
 
     monkeypatch.setattr(module, "look", overtaken)
+    monkeypatch.setattr(os, "rename", lambda source, target: pytest.fail(f"{source} was touched"))
     drop_superfluous(three, 1, 1, ())
     assert steps(three) == [4, 8, 12]
 
