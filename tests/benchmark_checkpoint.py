@@ -18,8 +18,8 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from benchmark_start import spread
-from training.checkpoint import rng_state
 from training.optimizer import make_optimizer
+from training.random_state import capture
 from training.saver import Saver
 
 GOAL = 1.5
@@ -71,7 +71,7 @@ def measure(device: torch.device, rounds: int) -> None:
             copied = copy.seconds()
             synchronise(device)
             begun = time.perf_counter()
-            saver.save(number, 0, [rng_state(device)])
+            saver.save(number, 0, [capture(device)])
             waited = time.perf_counter() - begun
             saver.finish()
             if number:

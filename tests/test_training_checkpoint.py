@@ -1,5 +1,6 @@
 """The newest checkpoint that is whole is found, whatever was done to newer ones, and everything comes back from it."""
 
+import errno
 import json
 import os
 import random
@@ -10,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 
-from tiny_training import CPU, TINY, flip_a_bit, save, saver_of, tiny
-from training.checkpoint import Progress, find_fault, load_optimizer, newest_checkpoint, restore_rng
-from training.errors import InputError
+from tiny_training import CPU, TINY, find_fault, flip_a_bit, save, saver_of, tiny, unreadable
+from training.checkpoint import Progress, load_optimizer, newest_checkpoint, restore_rng
+from training.errors import InputError, StorageError
 from training.incarnation import claim_incarnation
 from training.manifest import read_manifest
 from training.model import build_model
@@ -46,10 +47,18 @@ def test_the_optimizers_state_and_the_progress_come_back(pair: Path):
     fresh = make_optimizer(build_model(TINY, None), 0.1, CPU)
     load_optimizer(newest.folder, fresh)
     before, after = trained.state_dict(), fresh.state_dict()
-    assert before["param_groups"] == after["param_groups"]
+    assert [group["params"] for group in before["param_groups"]] == [group["params"] for group in after["param_groups"]]
     assert before["state"].keys() == after["state"].keys()
     for index, state in before["state"].items():
         assert all(torch.equal(value, after["state"][index][name]) for name, value in state.items())
+
+
+def test_the_optimizer_keeps_the_options_that_it_was_made_with(pair: Path):
+    fresh = make_optimizer(build_model(TINY, None), 0.5, CPU)
+    options = [{**group, "params": None} for group in fresh.param_groups]
+    load_optimizer(pair / "step-00000008", fresh)
+    assert [{**group, "params": None} for group in fresh.param_groups] == options
+    assert fresh.param_groups[0]["weight_decay"] == 0.5
 
 
 def test_every_source_of_random_numbers_goes_on_where_it_was(tmp_path: Path):
@@ -187,6 +196,28 @@ def test_where_all_were_overtaken_training_begins_at_the_start(pair: Path):
     claim_incarnation(pair, 0)
     claim_incarnation(pair, 0)
     assert newest_checkpoint(pair, print).folder is None
+
+
+def test_where_only_overtaken_ones_are_left_and_there_was_progress_nothing_starts_over(pair: Path):
+    claim_incarnation(pair, 0)
+    claim_incarnation(pair, 2)  # Of a checkpoint that is gone.
+    with pytest.raises(
+        InputError,
+        match=r"no checkpoint in .* can be resumed: step-00000008 was made by incarnation 1 after incarnation 2 had "
+        r"gone on from step 2; step-00000004 .*; delete that folder .* or choose another --experiment-name",
+    ):
+        newest_checkpoint(pair, print)
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "model.safetensors"])
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.EACCES, errno.EMFILE])
+def test_a_file_that_cannot_be_read_now_is_no_damage(pair: Path, monkeypatch, name: str, number: int):
+    unreadable(monkeypatch, pair / "step-00000008" / name, number)
+    with pytest.raises(
+        StorageError, match=rf"the checkpoints in .* cannot be read: .*{name}: {os.strerror(number)}; repair that file"
+    ) as caught:
+        newest_checkpoint(pair, pytest.fail)
+    assert caught.value.errno == number
 
 
 def test_without_any_checkpoint_there_is_none(tmp_path: Path):

@@ -1,17 +1,20 @@
 """Whether the disk has room is known before the training."""
 
+import errno
 from pathlib import Path
 
 import pytest
 
 from training.disk_space import FILES, Room, check_room, room_at, size
-from training.errors import InputError
+from training.errors import InputError, StorageError
 
 HERE = Path("outputs/one/checkpoints")
 
 
-def check(bytes: int, inodes: int | None = None, there: int = 0, evaluated: bool = False) -> str | None:
-    return check_room(Room(bytes, inodes), 1_000_000, keep=2, there=there, evaluated=evaluated, folder=HERE)
+def check(
+    bytes: int, inodes: int | None = None, there: int = 0, evaluated: bool = False, resuming: bool = False
+) -> str | None:
+    return check_room(Room(bytes, inodes), 1_000_000, 2, there, evaluated, HERE, resuming)
 
 
 def test_no_room_for_one_checkpoint_is_refused():
@@ -22,6 +25,15 @@ def test_no_room_for_one_checkpoint_is_refused():
 def test_no_inodes_for_one_checkpoint_are_refused():
     with pytest.raises(InputError, match=rf"checkpoints has 3 inodes left and one checkpoint takes {FILES}: remove"):
         check(10**9, inodes=3)
+
+
+@pytest.mark.parametrize(("bytes", "inodes"), [(999_000, None), (10**9, 3)])
+def test_no_room_to_go_on_is_a_fault_of_the_disk_and_not_of_the_request(bytes: int, inodes: int | None):
+    with pytest.raises(
+        StorageError, match=r"left and one checkpoint takes .* there, then run the same command again"
+    ) as caught:
+        check(bytes, inodes, resuming=True)
+    assert caught.value.errno == errno.ENOSPC
 
 
 def test_room_for_one_but_not_for_all_is_a_warning():

@@ -1,8 +1,10 @@
 """What a rank tells its watcher, and the accounting of its seconds."""
 
 import json
+import os
 import subprocess
 import sys
+import threading
 import time
 from itertools import groupby
 from pathlib import Path
@@ -123,6 +125,24 @@ def test_an_older_checkpoint_that_is_published_late_does_not_replace_a_newer_one
     assert (read(file)["saved_step"], read(file)["saved_train_seconds"]) == (8, 2.0)
 
 
+def test_a_beat_that_another_thread_writes_is_not_older_than_the_one_before(file: Path, monkeypatch):
+    heartbeat = Heartbeat(str(file))
+    pwrite = os.pwrite
+    entering = threading.Thread(target=heartbeat.enter, args=("save",))
+
+    def interrupted(*arguments):
+        monkeypatch.setattr(os, "pwrite", pwrite)
+        entering.start()
+        # It must wait for this one; without that it would end here.
+        entering.join(0.5)
+        return pwrite(*arguments)
+
+    monkeypatch.setattr(os, "pwrite", interrupted)
+    heartbeat.saved(4, 1.0)
+    entering.join()
+    assert (read(file)["phase"], read(file)["saved_step"]) == ("save", 4)
+
+
 def test_the_largest_numbers_fit_into_the_file(file: Path, clock: Clock):
     heartbeat = Heartbeat(str(file), age=1e9, clock=clock)
     heartbeat.resumed(10**12, saved=True)
@@ -176,7 +196,33 @@ def test_a_run_beats_through_its_phases_and_ends_with_the_last_step(file: Path, 
     last = read(file)
     assert (last["step"], last["saved_step"], last["resumed_step"]) == (3, 3, 0)
     assert 0 < last["busy_seconds"] < last["seconds"]["train"]
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["seconds"] == pytest.approx(last["seconds"]["train"], abs=6e-4)
     assert last["saved_train_seconds"] <= last["seconds"]["train"] <= sum(last["seconds"].values())
+
+
+def test_a_step_before_a_save_is_told_to_the_saver_before_that_save_begins(tmp_path: Path):
+    program = (
+        "import os, sys; from training.saver import Saver; from training.train_llm import main\n"
+        "def told(name):\n"
+        "    method = getattr(Saver, name)\n"
+        "    def wrapper(*arguments, **options):\n"
+        "        print('told', name)\n"
+        "        return method(*arguments, **options)\n"
+        "    setattr(Saver, name, wrapper)\n"
+        "told('step_made'), told('save')\n"
+        "status = main(sys.argv[1:]); sys.stdout.flush(); os._exit(status)\n"
+    )
+    options = ["-e", "run", "--output-dir", str(tmp_path), "--preset", "smoke", "--max-steps", "2", "--device", "cpu"]
+    done = subprocess.run(
+        [sys.executable, "-c", program, *options, "--seq-length", "32", "--ckpt-freq", "1"],
+        capture_output=True,
+        text=True,
+        env=environment(),
+    )
+    assert done.returncode == 0, done.stderr
+    told = [line.split()[1] for line in done.stdout.splitlines() if line.startswith("told")]
+    assert told == ["step_made", "save", "step_made", "save"]
 
 
 PLACES = ["data", "forward", "backward", "agree", "update"]

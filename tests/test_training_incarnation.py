@@ -29,6 +29,15 @@ def test_the_numbers_count_up_and_say_who_went_on_from_where(tmp_path: Path):
     assert sorted(os.listdir(tmp_path / "incarnations")) == ["000001.json", "000002.json", "000003.json"]
 
 
+def test_a_leftover_that_is_linked_to_a_claim_does_not_change_that_claim(tmp_path: Path):
+    claim_incarnation(tmp_path, 0)
+    folder = tmp_path / "incarnations"
+    # Killed between the link and the removal; the next start has the same number of its process in a container.
+    os.link(folder / "000001.json", folder / f".{socket.gethostname()}.{os.getpid()}")
+    claim_incarnation(tmp_path, 4)
+    assert [(claim.incarnation, claim.resumed_step) for claim in read_claims(tmp_path)] == [(1, 0), (2, 4)]
+
+
 def test_of_starts_at_the_same_moment_each_has_its_own_number(tmp_path: Path):
     command = [sys.executable, "-c", CLAIM_MANY, str(tmp_path)]
     starts = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) for _ in range(4)]

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 import torch
 
+from training import loop
 from training.evaluate import evaluate, evaluation_batches, perplexity
 from training.heartbeat import Heartbeat
-from training.loop import LoopPlan, dropout_seed, make_loader, train_steps
+from training.loop import LoopPlan, dropout_seed, make_loader, settle_buckets, train_steps
 from training.optimizer import make_optimizer
 from training.sampler import RankBatches, SampleOrder
 from training.tokens import Blocks
@@ -100,6 +101,19 @@ def test_a_request_to_stop_shows_in_the_step_it_came_in():
 def test_ranks_and_resumed_steps_drop_out_differently():
     seeds = {dropout_seed(seed, rank, step) for seed in (0, 1) for rank in (0, 1) for step in (0, 5)}
     assert len(seeds) == 8
+
+
+def test_the_pass_before_a_resumed_run_is_that_of_a_training_step(monkeypatch):
+    seen = []
+
+    class Wrapped(Bigram):
+        def forward(self, input_ids, labels):
+            seen.append(self.training)
+            return super().forward(input_ids, labels)
+
+    monkeypatch.setattr(loop, "DistributedDataParallel", Wrapped)
+    settle_buckets(Wrapped().eval(), 2, 10, False, CPU)
+    assert seen == [True]
 
 
 def test_held_out_blocks_are_shared_out_once_each_up_to_the_limit():

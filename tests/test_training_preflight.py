@@ -8,15 +8,17 @@ import pytest
 import torch
 
 from forked_ranks import ForkedRanks
+from training import preflight as module
 from training.preflight import judge_hosts, judge_network, look_at_host, multiply, summary
+from training.ranks import RankInfo
 
 GB = 10**9
 
 
 def report(**more: Any) -> dict[str, Any]:
     """What a sound rank reports."""
-    sound = {"host": "n1", "versions": {"torch": "2.13.0"}, "right": True, "seconds": 0.01, "flops": 1e11}
-    return sound | {"disk": {"/runs": 50 * GB}} | more
+    sound = {"host": "n1", "device": "cpu", "versions": {"torch": "2.13.0"}, "disk": {"/runs": 50 * GB}}
+    return sound | {"right": True, "seconds": 0.01, "flops": 1e11} | more
 
 
 def faults(*reports: dict[str, Any]) -> list[tuple[int, str]]:
@@ -56,6 +58,33 @@ def test_a_gpu_with_memory_errors_or_in_use_by_another_process_is_a_fault():
     assert faults(report(memory=[10 * GB, 80 * GB])) == [
         (0, "10.0 of 80.0 GB of its GPU are free: another process uses it")
     ]
+
+
+def test_a_device_that_fails_is_called_by_its_name():
+    assert faults(report(device="cuda", error="RuntimeError: CUDA error"))[0][1] == (
+        "its GPU failed: RuntimeError: CUDA error"
+    )
+    assert faults(report(error="RuntimeError: no"))[0][1] == "its processor failed: RuntimeError: no"
+
+
+def test_the_seconds_for_an_answer_count_from_when_all_have_loaded_their_libraries(tmp_path: Path, monkeypatch):
+    done: list[str] = []
+    multiply = module.multiply
+
+    class Watched(module._Round):
+        def exchange(self, own: dict[str, Any]) -> list[dict[str, Any]]:
+            done.append(f"{self._name} {self._within:g}")
+            return super().exchange(own)
+
+    def told(device: torch.device) -> dict[str, Any]:
+        done.append("multiply")
+        return multiply(device)
+
+    monkeypatch.setattr(module, "_Round", Watched)
+    monkeypatch.setattr(module, "multiply", told)
+    monkeypatch.setattr(module, "measure_network", lambda *arguments: {"host": "n1"})
+    module.preflight(RankInfo("single"), torch.device("cpu"), torch.distributed.HashStore(), tmp_path)
+    assert done == ["multiply", "preflight/ready 60", "multiply", "preflight/host 10", "preflight/network 10"]
 
 
 def test_a_full_disk_and_a_wrong_clock_are_warnings_told_once_a_host():
@@ -115,7 +144,7 @@ def train(ranks: ForkedRanks, folder: Path, world: int, inject: dict[int, str]) 
 
 HOSTS = "import socket; socket.gethostname = lambda: 'n{}'"
 WRONG = "import training.preflight as p; p.multiply = lambda d: {'right': False, 'seconds': 0.1, 'flops': 1}"
-HANGS = "import training.preflight as p, time; p.ANSWER_WITHIN = 3.0; p.multiply = lambda d: time.sleep(8)"
+HANGS = "import training.preflight as p, time; p.ANSWER_WITHIN = 3.0; p.gpu_health = lambda d: time.sleep(8)"
 SHORT = "import training.preflight as p; p.ANSWER_WITHIN = 3.0"
 
 

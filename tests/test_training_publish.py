@@ -11,9 +11,9 @@ import pytest
 from safetensors.torch import load_file
 
 from conftest import ROOT, cannot_run_here
-from tiny_training import save, saver_of, tiny
+from tiny_training import find_fault, save, saver_of, tiny
 from training import publish as module
-from training.checkpoint import find_fault, newest_checkpoint
+from training.checkpoint import newest_checkpoint
 from training.errors import InputError, StorageError, TakenOverError
 from training.incarnation import claim_incarnation
 from training.manifest import read_manifest

@@ -157,12 +157,12 @@ process_group.join = signalled
 """
 SIGNALLED_IN_SAVE = """
 import os, signal
-from training import checkpoint
-state = checkpoint.rng_state
+from training import random_state
+state = random_state.capture
 def signalled(*arguments):
     os.kill(os.getpid(), signal.SIGUSR1)
     return state(*arguments)
-checkpoint.rng_state = signalled
+random_state.capture = signalled
 """
 SIGNALLED_IN_EVALUATION = """
 import os, signal

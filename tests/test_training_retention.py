@@ -1,13 +1,18 @@
 """What is kept: the last ones and the best."""
 
+import errno
 import math
 import os
 from pathlib import Path
 
-from tiny_training import flip_a_bit, save, saver_of, tiny
+import pytest
+
+from tiny_training import flip_a_bit, save, saver_of, tiny, unreadable
+from training import retention as module
 from training.checkpoint import newest_checkpoint
 from training.incarnation import claim_incarnation
-from training.retention import Held, best_of, superfluous
+from training.manifest import read_manifest
+from training.retention import Held, best_of, drop_superfluous, superfluous
 
 
 def held(*losses: float | None, broken: tuple[int, ...] = ()) -> list[Held]:
@@ -78,3 +83,73 @@ def test_a_checkpoint_of_a_foreign_format_is_left_alone(tmp_path: Path):
     for step in (2, 4, 6):
         save(saver, step)
     assert sorted(os.listdir(tmp_path)) == ["step-00000001", "step-00000004", "step-00000006"]
+
+
+@pytest.fixture
+def three(tmp_path: Path) -> Path:
+    """Steps 4, 8 and 12 of the first start."""
+    first = saver_of(tmp_path, *tiny(), incarnation=claim_incarnation(tmp_path, 0), keep=9)
+    for step in (4, 8, 12):
+        save(first, step)
+    return tmp_path
+
+
+def test_a_checkpoint_that_cannot_be_read_now_is_left_alone(three: Path, monkeypatch):
+    unreadable(monkeypatch, three / "step-00000004" / "manifest.json", errno.EIO)
+    drop_superfluous(three, 1, 1, ())
+    assert steps(three) == [4, 12]
+
+
+def test_claims_that_cannot_be_read_now_let_nothing_be_removed(three: Path, monkeypatch):
+    unreadable(monkeypatch, three / "incarnations" / "000001.json", errno.ESTALE)
+    drop_superfluous(three, 1, 1, ())
+    assert steps(three) == [4, 8, 12]
+
+
+def test_an_attempt_that_is_overtaken_after_its_look_removes_nothing(three: Path, monkeypatch):
+    look = module.look
+
+    def overtaken(*arguments):
+        held = look(*arguments)
+        claim_incarnation(three, 4)
+        return held
+
+    monkeypatch.setattr(module, "look", overtaken)
+    monkeypatch.setattr(os, "rename", lambda source, target: pytest.fail(f"{source} was touched"))
+    drop_superfluous(three, 1, 1, ())
+    assert steps(three) == [4, 8, 12]
+
+
+def test_an_attempt_that_is_overtaken_as_it_removes_one_puts_it_back(three: Path, monkeypatch):
+    rename = os.rename
+
+    def overtaken(source, target):
+        monkeypatch.setattr(os, "rename", rename)
+        claim_incarnation(three, 4)
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", overtaken)
+    drop_superfluous(three, 1, 1, ())
+    assert steps(three) == [4, 8, 12]
+    assert newest_checkpoint(three, print).done.step == 4
+
+
+def test_a_checkpoint_of_a_newer_attempt_is_put_back_even_where_its_claim_is_not_seen_yet(three: Path, monkeypatch):
+    state = tiny(1)
+    rename = os.rename
+
+    def replaced(source, target):
+        monkeypatch.setattr(os, "rename", rename)
+        save(saver_of(three, *state, incarnation=claim_incarnation(three, 4), resumed_step=4, keep=9), 8)
+        rename(source, target)
+
+    monkeypatch.setattr("training.saver.drop_superfluous", lambda *arguments: None)
+    monkeypatch.setattr(module, "superfluous", lambda held, keep: [three / "step-00000008"])
+    monkeypatch.setattr(module, "check_not_taken_over", lambda checkpoints, incarnation: None)
+    monkeypatch.setattr(os, "rename", replaced)
+    drop_superfluous(three, 1, 1, ())
+    assert read_manifest(three / "step-00000008").incarnation == 2
+
+
+def steps(checkpoints: Path) -> list[int]:
+    return [int(path.name[5:]) for path in sorted(checkpoints.glob("step-*"))]

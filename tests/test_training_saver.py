@@ -1,8 +1,11 @@
 """Saving beside the training: what waits for what, and where an error comes out."""
 
+import errno
 import os
 import threading
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,10 +13,11 @@ from safetensors.torch import load_file
 
 from tiny_training import CPU, save, saver_of, tiny, train_on
 from training import saver as module
-from training.checkpoint import newest_checkpoint, rng_state
+from training.checkpoint import newest_checkpoint
 from training.errors import StorageError
 from training.interval import Interval
 from training.manifest import read_manifest
+from training.random_state import capture
 from waiting import wait_until
 
 
@@ -33,7 +37,7 @@ def gate(monkeypatch: pytest.MonkeyPatch):
 
 
 def begin(saver, step: int) -> None:
-    saver.save(step, step * 4, [rng_state(CPU)], train_seconds=step * 10.0)
+    saver.save(step, step * 4, [capture(CPU)], train_seconds=step * 10.0)
 
 
 def written(saver) -> bool:
@@ -99,14 +103,15 @@ def test_what_is_on_disk_is_reported_once_with_its_seconds_and_bytes(tmp_path: P
 
 
 def test_the_newest_step_on_disk_is_told_only_once_it_is_there(tmp_path: Path, gate):
-    saver = saver_of(tmp_path, *tiny(), resumed_step=4)
+    told: list[tuple[int, float]] = []
+    saver = saver_of(tmp_path, *tiny(), resumed_step=4, on_saved=lambda *news: told.append(news))
     assert saver.saved_step == 4
     begin(saver, 8)
     saver.step_made(1.0)
-    assert saver.saved_step == 4
+    assert (saver.saved_step, told) == (4, [])
     gate.set()
     saver.finish()
-    assert (saver.saved_step, saver.saved_train_seconds) == (8, 80.0)
+    assert (saver.saved_step, told) == (8, [(8, 80.0)])
     assert saver.saved_time is not None
 
 
@@ -125,6 +130,40 @@ def test_an_error_of_the_writer_comes_out_of_the_next_call(tmp_path: Path, then:
         {"step_made": lambda: saver.step_made(1.0), "save": lambda: begin(saver, 9), "finish": saver.finish}[then]()
     assert isinstance(caught.value, OSError)
     assert caught.value.errno == 20
+
+
+def test_a_checkpoint_counts_as_soon_as_it_is_in_place_whatever_comes_after(tmp_path: Path, monkeypatch):
+    told: list[int] = []
+
+    def fail(*arguments):
+        assert told == [8]
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(module, "drop_superfluous", fail)
+    saver = saver_of(tmp_path, *tiny(), on_saved=lambda step, train_seconds: told.append(step))
+    begin(saver, 8)
+    with pytest.raises(OSError, match="Input/output error") as caught:
+        saver.finish()
+    assert "cannot be written" not in str(caught.value)
+    assert saver.saved_step == 8
+    assert [report.step for report in saver.reports()] == [8]
+
+
+def test_what_a_save_waits_for_the_one_before_is_no_part_of_its_own_cost(tmp_path: Path, gate, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: now[0], time=time.time))
+
+    def say(text: str) -> None:
+        now[0] += 1000.0
+        gate.set()
+
+    saver = saver_of(tmp_path, *tiny(), say=say)
+    begin(saver, 4)
+    begin(saver, 8)
+    saver.finish()
+    assert saver._cost.seconds == 0.0
+    assert saver._duration == 0.0
+    assert [report.blocking_seconds for report in saver.reports()] == [0.0, 1000.0]
 
 
 def test_none_is_due_while_one_is_being_written(tmp_path: Path, gate):

@@ -65,3 +65,18 @@ def test_an_exception_is_not_followed_by_a_crash_in_the_tear_down() -> None:
 
     assert (done.returncode, done.stdout) == (1, "thread\natexit\n")
     assert done.stderr.endswith("ZeroDivisionError: division by zero\n")
+
+
+def test_an_interrupt_ends_the_process_at_once_and_waits_for_no_thread() -> None:
+    program = (
+        "import threading; from training.teardown import exit_with\n"
+        "def run():\n"
+        "    threading.Thread(target=threading.Event().wait).start()\n"
+        "    print('said')\n"
+        "    raise KeyboardInterrupt\n"
+        "exit_with(run)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+
+    assert (done.returncode, done.stdout) == (130, "said\n")
+    assert done.stderr == "stopped at once by Ctrl-C; what was not saved yet is lost\n"

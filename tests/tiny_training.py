@@ -1,14 +1,19 @@
 """A tiny model with its optimizer, and a saver for it: what the tests of checkpoints save."""
 
+import io
+import os
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
-from training.checkpoint import rng_state
 from training.demo import demo_architecture, demo_tokenizer
+from training.errors import InputError
+from training.manifest import DamagedError, check_files, read_manifest
 from training.model import build_model
 from training.optimizer import make_optimizer
+from training.random_state import capture
 from training.saver import Saver
 
 CPU = torch.device("cpu")
@@ -42,7 +47,7 @@ def saver_of(checkpoints: Path, model: Any, optimizer: torch.optim.Optimizer, **
 
 def save(saver: Saver, step: int, loss: float | None = None) -> Path:
     """Save a step and wait for it; its folder."""
-    saver.save(step, step * 4, [rng_state(CPU)], loss)
+    saver.save(step, step * 4, [capture(CPU)], loss)
     saver.finish()
     [report] = saver.reports()
     return report.folder
@@ -54,3 +59,24 @@ def flip_a_bit(path: Path, bit: int | None = None) -> None:
     bit = 8 * (len(content) // 2) if bit is None else bit
     content[bit // 8] ^= 1 << bit % 8
     path.write_bytes(content)
+
+
+def find_fault(folder: Path) -> str | None:
+    """What is wrong with a checkpoint, by its manifest; None where every file is as it was written."""
+    try:
+        check_files(folder, read_manifest(folder))
+    except (DamagedError, InputError) as error:
+        return str(error)
+    return None
+
+
+def unreadable(monkeypatch: pytest.MonkeyPatch, path: Path, number: int) -> None:
+    """The system refuses to open this file, with that error."""
+    opened = io.open
+
+    def refuse(file: Any, *arguments: Any, **options: Any) -> Any:
+        if file == path:
+            raise OSError(number, os.strerror(number), str(path))
+        return opened(file, *arguments, **options)
+
+    monkeypatch.setattr(io, "open", refuse)

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 
 from training import random_state
-from training.errors import InputError
+from training.errors import InputError, StorageError
 from training.incarnation import overtaken_by, read_claims
-from training.manifest import DamagedError, check_files, read_manifest
+from training.manifest import DamagedError, Manifest, check_files, read_manifest
 from training.publish import step_folders, step_of
 from training.ranks import RankInfo
 
@@ -30,11 +30,6 @@ class Progress:
     """Sequences trained on, over all ranks and epochs."""
 
 
-def rng_state(device: torch.device) -> dict[str, Any]:
-    """The random state of this rank."""
-    return random_state.capture(device)
-
-
 @dataclass(frozen=True)
 class Newest:
     """What there is to go on from."""
@@ -44,21 +39,50 @@ class Newest:
     done: Progress
     passed_over: tuple[str, ...]
     """Names of newer ones that are broken or were overtaken."""
+    manifest: Manifest | None = None
+
+    def is_still_there(self) -> bool:
+        """Whether it lies there as it was found.
+
+        Raises:
+            OSError: the system could not read it now.
+        """
+        if self.folder is None:
+            return True
+        try:
+            return read_manifest(self.folder) == self.manifest
+        except (DamagedError, InputError):
+            return False
 
 
-def newest_checkpoint(checkpoints: Path, say: Callable[[str], None]) -> Newest:
+def newest_checkpoint(checkpoints: Path, say: Callable[[str], None], own: int = 0) -> Newest:
     """The newest checkpoint that its manifest proves whole and that no later start has overtaken, found by looking.
 
     Args:
         checkpoints: the folder of checkpoints; may be missing.
         say: told about each checkpoint that is skipped, and why.
+        own: an incarnation that the asker has claimed and will withdraw.
 
     Raises:
-        InputError: there are checkpoints that count, and none is whole; or one has another format.
+        InputError: there are checkpoints, none can be resumed, and to begin at the start would lose what was trained;
+            or one has another format.
+        StorageError: the system could not read one now.
     """
+    try:
+        return _newest(checkpoints, say, own)
+    except OSError as error:
+        where = error.filename if error.filename is not None else checkpoints
+        raise StorageError(
+            f"the checkpoints in {checkpoints} cannot be read: {where}: {error.strerror or error}; repair that file "
+            f"system, then run the same command again",
+            error.errno,
+        ) from error
+
+
+def _newest(checkpoints: Path, say: Callable[[str], None], own: int) -> Newest:
     faults: list[str] = []
     overtaken: list[str] = []
-    claims = read_claims(checkpoints)
+    claims = [claim for claim in read_claims(checkpoints) if claim.incarnation != own]
 
     def passed_over() -> tuple[str, ...]:
         for skipped in (*faults, *overtaken):
@@ -81,27 +105,18 @@ def newest_checkpoint(checkpoints: Path, say: Callable[[str], None]) -> Newest:
         except DamagedError as fault:
             faults.append(f"{folder.name} is not whole ({fault})")
             continue
-        return Newest(folder, Progress(manifest.step, manifest.samples), passed_over())
-    if faults:
+        return Newest(folder, Progress(manifest.step, manifest.samples), passed_over(), manifest)
+    if faults or (overtaken and claims[-1].resumed_step > 0):
         # To start over would overwrite the metrics of what was trained: that is for the user to say.
         raise InputError(
-            f"no checkpoint in {checkpoints} can be resumed: {'; '.join(faults)}; delete that folder to train from "
-            f"the start, or choose another --experiment-name"
+            f"no checkpoint in {checkpoints} can be resumed: {'; '.join([*faults, *overtaken])}; delete that folder "
+            f"to train from the start, or choose another --experiment-name"
         )
     return Newest(None, Progress(0, 0), passed_over())
 
 
-def find_fault(folder: Path) -> str | None:
-    """What is wrong with a checkpoint, by its manifest; None where every file is as it was written."""
-    try:
-        check_files(folder, read_manifest(folder))
-    except (DamagedError, InputError) as error:
-        return str(error)
-    return None
-
-
 def load_optimizer(folder: Path, optimizer: torch.optim.Optimizer) -> None:
-    """Put the optimizer's state back, in place."""
+    """Put the optimizer's state back, in place; its options stay those that it was made with."""
     from safetensors import safe_open
 
     state: dict[int, dict[str, torch.Tensor]] = {}
@@ -112,10 +127,8 @@ def load_optimizer(folder: Path, optimizer: torch.optim.Optimizer) -> None:
             # Not memory-mapped: the tensors are kept, and this checkpoint is deleted under them once newer ones
             # exist.
             state.setdefault(int(index), {})[name] = file.get_tensor(key).clone()
-    groups = json.loads(metadata["param_groups"])
-    for group in groups:
-        # JSON knows no tuples.
-        group |= {name: tuple(value) for name, value in group.items() if name != "params" and isinstance(value, list)}
+    saved, made = json.loads(metadata["param_groups"]), optimizer.state_dict()["param_groups"]
+    groups = [options | {"params": group["params"]} for group, options in zip(saved, made, strict=True)]
     optimizer.load_state_dict({"state": state, "param_groups": groups})
 
 

@@ -1,10 +1,11 @@
 """Whether the disk has room for the checkpoints of a run, found before the first step and not after hours."""
 
+import errno
 import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from training.errors import InputError
+from training.errors import InputError, StorageError
 
 # config.json, tokenizer and so on, and the folder itself; a tokenizer's file is some megabytes at most.
 FILES = 12
@@ -26,7 +27,9 @@ def room_at(folder: Path) -> Room:
     return Room(status.f_bavail * status.f_frsize, status.f_favail if status.f_files else None)
 
 
-def check_room(room: Room, checkpoint: int, keep: int, there: int, evaluated: bool, folder: Path) -> str | None:
+def check_room(
+    room: Room, checkpoint: int, keep: int, there: int, evaluated: bool, folder: Path, resuming: bool
+) -> str | None:
     """Refuse a disk that cannot take one checkpoint; a warning where it cannot take all of them, else None.
 
     Args:
@@ -36,20 +39,21 @@ def check_room(room: Room, checkpoint: int, keep: int, there: int, evaluated: bo
         there: how many are there already.
         evaluated: a best one may be kept besides.
         folder: where they lie, for the message.
+        resuming: the run goes on there; nothing is wrong with the request then.
 
     Raises:
         InputError: with both numbers.
+        StorageError: the same, of a run that is resumed.
     """
+    fault = None
     if room.bytes < checkpoint:
-        raise InputError(
-            f"{folder} has {size(room.bytes)} left and one checkpoint takes {size(checkpoint)}: free space there, or "
-            f"choose another --output-dir"
-        )
-    if room.inodes is not None and room.inodes < FILES:
-        raise InputError(
-            f"{folder} has {room.inodes} inodes left and one checkpoint takes {FILES}: remove files there, or choose "
-            f"another --output-dir"
-        )
+        fault = f"{folder} has {size(room.bytes)} left and one checkpoint takes {size(checkpoint)}: free space there"
+    elif room.inodes is not None and room.inodes < FILES:
+        fault = f"{folder} has {room.inodes} inodes left and one checkpoint takes {FILES}: remove files there"
+    if fault is not None and resuming:
+        raise StorageError(f"{fault}, then run the same command again", errno.ENOSPC)
+    if fault is not None:
+        raise InputError(f"{fault}, or choose another --output-dir")
     # The next one is written before the oldest is removed.
     more = max(1, keep + 1 + evaluated - there)
     if room.bytes < more * checkpoint or (room.inodes is not None and room.inodes < more * FILES):

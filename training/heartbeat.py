@@ -21,7 +21,7 @@ PHASES: tuple[Phase, ...] = ("start", "prepare", "compile", "train", "evaluate",
 
 
 class Heartbeat:
-    """Told by the training what the main thread does; may be told by another thread that a checkpoint is there."""
+    """Told by the main thread what it does, and by the thread that writes checkpoints, as soon as one is in place."""
 
     def __init__(self, path: str | None, age: float = 0.0, clock: Callable[[], float] = time.monotonic) -> None:
         """Begin in phase `start`.
@@ -32,7 +32,7 @@ class Heartbeat:
             clock: seconds.
         """
         self._clock = clock
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._file: int | None = None
         if path:
             try:
@@ -113,24 +113,26 @@ class Heartbeat:
         return spent
 
     def _write(self) -> None:
-        if self._file is None:
-            return
-        beat: dict[str, Any] = {
-            "phase": self._phase,
-            "step": self._step,
-            "at": self._at,
-            "resumed_step": self._resumed_step,
-            "saved_step": self._saved_step,
-            "step_seconds": _rounded(self._step_seconds),
-            "busy_seconds": round(self._busy_seconds, 6),
-            "seconds": {phase: round(seconds, 6) for phase, seconds in self.seconds().items()},
-            "saved_train_seconds": round(self._saved_train_seconds, 6),
-            "time": time.time(),
-        }
-        try:
-            os.pwrite(self._file, json.dumps(beat).encode().ljust(SIZE), 0)
-        except OSError:
-            self._file = None
+        # Under the lock, so that of two threads the one that knows less does not write last.
+        with self._lock:
+            if self._file is None:
+                return
+            beat: dict[str, Any] = {
+                "phase": self._phase,
+                "step": self._step,
+                "at": self._at,
+                "resumed_step": self._resumed_step,
+                "saved_step": self._saved_step,
+                "step_seconds": _rounded(self._step_seconds),
+                "busy_seconds": round(self._busy_seconds, 6),
+                "seconds": {phase: round(seconds, 6) for phase, seconds in self.seconds().items()},
+                "saved_train_seconds": round(self._saved_train_seconds, 6),
+                "time": time.time(),
+            }
+            try:
+                os.pwrite(self._file, json.dumps(beat).encode().ljust(SIZE), 0)
+            except OSError:
+                self._file = None
 
 
 def _rounded(seconds: float | None) -> float | None:

@@ -9,6 +9,7 @@ import errno
 import json
 import os
 import re
+import secrets
 import socket
 import time
 from dataclasses import asdict, dataclass
@@ -41,29 +42,36 @@ def claim_incarnation(checkpoints: Path, resumed_step: int) -> int:
     folder = checkpoints / FOLDER
     folder.mkdir(parents=True, exist_ok=True)
     number = newest_incarnation(checkpoints) + 1
-    aside = folder / f".{socket.gethostname()}.{os.getpid()}"
-    try:
-        while True:
-            claim = Claim(number, resumed_step, socket.gethostname(), os.getpid(), time.time())
-            try:
-                _create_whole(folder / f"{number:06d}.json", aside, json.dumps(asdict(claim)) + "\n")
-            except FileExistsError:
-                number += 1
-                continue
-            for made in (folder, checkpoints, checkpoints.parent):
-                force_to_disk(made)
-            return number
-    finally:
-        aside.unlink(missing_ok=True)
+    while True:
+        claim = Claim(number, resumed_step, socket.gethostname(), os.getpid(), time.time())
+        try:
+            _create_whole(_claim_file(checkpoints, number), json.dumps(asdict(claim)) + "\n")
+        except FileExistsError:
+            number += 1
+            continue
+        for made in (folder, checkpoints, checkpoints.parent):
+            force_to_disk(made)
+        return number
 
 
-def _create_whole(path: Path, aside: Path, text: str) -> None:
+def withdraw_claim(checkpoints: Path, incarnation: int) -> None:
+    """Take back a claim of this process, after a later one of its own: it did not go on from that step."""
+    _claim_file(checkpoints, incarnation).unlink()
+
+
+def _claim_file(checkpoints: Path, incarnation: int) -> Path:
+    return checkpoints / FOLDER / f"{incarnation:06d}.json"
+
+
+def _create_whole(path: Path, text: str) -> None:
     """Create a file that must not exist, with all its content at once."""
-    with aside.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
+    # A name that nobody had: one that was left behind by a killed start may be a link to that start's claim.
+    aside = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     try:
+        with aside.open("x", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
         os.link(aside, path)
     except OSError as error:
         if error.errno not in NO_LINKS:
@@ -75,6 +83,8 @@ def _create_whole(path: Path, aside: Path, text: str) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+    finally:
+        aside.unlink(missing_ok=True)
 
 
 def newest_incarnation(checkpoints: Path) -> int:
@@ -87,12 +97,16 @@ def newest_incarnation(checkpoints: Path) -> int:
 
 
 def read_claims(checkpoints: Path) -> list[Claim]:
-    """All starts of this run whose claim can be read, in their order."""
+    """All starts of this run whose claim is whole, in their order.
+
+    Raises:
+        OSError: the system could not read one now.
+    """
     claims = []
     for path in sorted((checkpoints / FOLDER).glob("*.json")):
         try:
             claims.append(Claim(**json.loads(path.read_text(encoding="utf-8"))))
-        except (OSError, ValueError, TypeError):
+        except (FileNotFoundError, ValueError, TypeError):
             continue
     return sorted(claims, key=lambda claim: claim.incarnation)
 

@@ -228,6 +228,8 @@ def settle_buckets(model: Any, batch_size: int, length: int, bfloat16: bool, dev
     """
     if not isinstance(model, DistributedDataParallel):
         return
+    # A model that was loaded with its weights comes without dropout, and would not do what a step does.
+    model.train()
     tokens = torch.zeros((batch_size, length), dtype=torch.int64, device=device)
     with autocast(device, bfloat16):
         loss = model(input_ids=tokens, labels=tokens).loss

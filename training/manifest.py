@@ -15,6 +15,8 @@ from training.errors import InputError
 FORMAT = 2
 MANIFEST = "manifest.json"
 OWN_HASH = "manifest_sha256"
+# What the system says of a file that is missing. Its other errors may pass, and say nothing about the file.
+NOT_THERE = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
 
 
 class DamagedError(ValueError):
@@ -69,12 +71,13 @@ def read_manifest(folder: Path) -> Manifest:
     Raises:
         DamagedError: it is missing, or is not as it was written.
         InputError: it is whole, and of another format.
+        OSError: the system could not read it now, which proves nothing.
     """
     try:
         raw = (folder / MANIFEST).read_bytes()
         content = json.loads(raw)
         form = content["format"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (*NOT_THERE, ValueError, KeyError, TypeError) as error:
         raise DamagedError(f"{MANIFEST}: {_words(error)}") from error
     # A flipped bit in the number must not pass for a version from the future: a manifest with a hash of its own
     # is believed only with that hash. Format 1 had none.
@@ -99,17 +102,19 @@ def check_files(folder: Path, manifest: Manifest) -> None:
 
     Raises:
         DamagedError: names the first that differs.
+        OSError: the system could not read one now, which proves nothing.
     """
     for name, proof in manifest.files.items():
-        path = folder / name
-        if not path.is_file():
-            raise DamagedError(f"{name} is missing")
-        if path.stat().st_size != proof.size:
-            raise DamagedError(f"{name} has {path.stat().st_size} bytes instead of {proof.size}")
+        try:
+            size = (folder / name).stat().st_size
+        except NOT_THERE as error:
+            raise DamagedError(f"{name} is missing") from error
+        if size != proof.size:
+            raise DamagedError(f"{name} has {size} bytes instead of {proof.size}")
     for name, proof in manifest.files.items():
         try:
             found = file_sha256(folder / name)
-        except OSError as error:
+        except NOT_THERE as error:
             raise DamagedError(f"{name}: {_words(error)}") from error
         if found != proof.sha256:
             raise DamagedError(f"{name} has another hash than when it was written")

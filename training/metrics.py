@@ -10,6 +10,7 @@ from typing import IO, Any
 
 import torch
 
+from training.errors import StorageError
 from training.loop import StepResult
 
 
@@ -72,6 +73,13 @@ def has_evaluation(rows: Iterable[Mapping[str, Any]], step: int) -> bool:
     return any("eval_loss" in row and row["step"] == step for row in rows)
 
 
+def before(path: Path, step: int) -> tuple[int, bool]:
+    """What an attempt that goes on from this step must know of those before: how many steps were skipped, and whether
+    the held-out loss of this one was told."""
+    rows = read_rows(path)
+    return skipped_steps(rows, step), has_evaluation(rows, step)
+
+
 def bit_exact(rows: Iterable[Mapping[str, Any]]) -> bool:
     """Whether every attempt went on under the same conditions as the one before."""
     return all(row["bit_exact"] for row in rows if row.get("event") == "resumed")
@@ -83,20 +91,42 @@ class MetricsFile:
     def __init__(self, path: Path, last_step: int) -> None:
         """Open for appending after `last_step`: rows beyond it, of an attempt whose later steps are lost,
         are dropped."""
+        self._path = path
         _keep_until(path, last_step)
         self._file: IO[str] = path.open("a", encoding="utf-8")
 
     def write(self, row: Mapping[str, Any]) -> None:
-        """Add a row; numbers that JSON has no way to write become null."""
+        """Add a row; numbers that JSON has no way to write become null.
+
+        Raises:
+            StorageError: it cannot be written.
+        """
         clean = {
             key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in row.items()
         }
-        self._file.write(json.dumps(clean) + "\n")
-        self._file.flush()
+        try:
+            self._file.write(json.dumps(clean) + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise self._storage_error(error) from error
 
     def close(self) -> None:
-        """Close the file."""
-        self._file.close()
+        """Close the file.
+
+        Raises:
+            StorageError: what was written did not come onto the disk.
+        """
+        try:
+            self._file.close()
+        except OSError as error:
+            raise self._storage_error(error) from error
+
+    def _storage_error(self, error: OSError) -> StorageError:
+        return StorageError(
+            f"{self._path} cannot be written: {error.strerror or error}; make room or repair that file system, then "
+            f"run the same command again",
+            error.errno,
+        )
 
 
 def _keep_until(path: Path, last_step: int) -> None:

@@ -1,8 +1,9 @@
 """Before a run trains: is every host fit for it? All ranks look at once, in about a second.
 
 Each rank tells through the store what it found, rank 0 judges, and all read the verdict: a host that does not answer
-in 10 seconds is named, and nobody waits for it. Two rounds: first what each rank sees on its own host, then how fast
-the hosts exchange data.
+in 10 seconds is named, and nobody waits for it. First all say that they are ready, for which they have a minute: the
+libraries of the first matrix product may come from a slow file server. Then two rounds: what each rank sees on its own
+host, and how fast the hosts exchange data.
 """
 
 import json
@@ -27,6 +28,7 @@ import torch.distributed as dist
 from training.errors import NodeError
 from training.ranks import RankInfo
 
+READY_WITHIN = 60.0
 ANSWER_WITHIN = 10.0
 # An exchange must fail in time for its report.
 MESSAGE_WITHIN = 3.0
@@ -63,13 +65,17 @@ def preflight(ranks: RankInfo, device: torch.device, store: dist.Store | None, r
     Raises:
         NodeError: a host is unfit; on every rank, with the same words.
     """
+    load_libraries(device)
+    ready = _Round(ranks, store, "ready", READY_WITHIN)
+    ready.exchange({"host": socket.gethostname()})
+    ready.agree(Verdict)
     own = look_at_host(device, run_directory)
-    round_one = _Round(ranks, store, "host")
+    round_one = _Round(ranks, store, "host", ANSWER_WITHIN)
     reports = round_one.exchange(own)
     round_one.agree(lambda: judge_hosts(reports, round_one.clock))
     measured: list[Report] = []
     if store is not None:
-        round_two = _Round(ranks, store, "network")
+        round_two = _Round(ranks, store, "network", ANSWER_WITHIN)
         names = round_two.share([report["host"] for report in reports])
         measured = round_two.exchange(measure_network(ranks, device, names))
         round_two.agree(lambda: judge_network(measured, names))
@@ -80,9 +86,16 @@ def preflight(ranks: RankInfo, device: torch.device, store: dist.Store | None, r
 # ── one host ──────────────────────────────────────────────────────────────────────────────────────
 
 
+def load_libraries(device: torch.device) -> None:
+    """Multiply for the first time."""
+    # What is broken is for `look_at_host` to say.
+    with suppress(Exception):
+        multiply(device)
+
+
 def look_at_host(device: torch.device, run_directory: Path) -> Report:
     """What this rank sees of its own host."""
-    report: Report = {"host": socket.gethostname(), "versions": versions()}
+    report: Report = {"host": socket.gethostname(), "device": device.type, "versions": versions()}
     try:
         report |= multiply(device)
         report |= gpu_health(device)
@@ -125,7 +138,7 @@ def multiply(device: torch.device) -> Report:
         return ((2 * signs - 1) * ones).to(kind)
 
     left, right = matrix(), matrix()
-    product = left @ right  # the first one loads libraries
+    product = left @ right  # the first one takes longer
     if cuda:
         torch.cuda.synchronize()
     began = time.perf_counter()
@@ -181,7 +194,7 @@ def judge_hosts(reports: Sequence[Report], clock: Mapping[str, float]) -> Verdic
 
 def _faults(report: Report, first: Report, usual: float) -> list[str]:
     if "error" in report:
-        return [f"its {'GPU' if 'memory' in report else 'processor'} failed: {report['error']}"]
+        return [f"its {'GPU' if report['device'] == 'cuda' else 'processor'} failed: {report['error']}"]
     faults = [
         f"{name} {report['versions'].get(name, 'missing')}, while rank 0 on {first['host']} has "
         f"{first['versions'].get(name, 'none')}: make them the same"
@@ -276,8 +289,9 @@ def judge_network(reports: Sequence[Report], hosts: Sequence[str]) -> Verdict:
 class _Round:
     """One exchange of reports over the store, with rank 0 as the judge."""
 
-    def __init__(self, ranks: RankInfo, store: dist.Store | None, name: str) -> None:
-        self._ranks, self._store = ranks, store
+    def __init__(self, ranks: RankInfo, store: dist.Store | None, name: str, within: float) -> None:
+        """`within` so many seconds every rank must answer."""
+        self._ranks, self._store, self._within = ranks, store, within
         self._name = f"preflight/{name}"
         self.clock: dict[str, float] = {}
         self.warnings: list[str] = []
@@ -292,7 +306,7 @@ class _Round:
             if self._get("go") is not None:
                 self._set(f"clock/{self._ranks.rank}", time.time())
             return []
-        deadline = time.monotonic() + ANSWER_WITHIN
+        deadline = time.monotonic() + self._within
         reports = [self._get(f"report/{rank}", deadline) for rank in range(self._ranks.world_size)]
         self._silent = [rank for rank, report in enumerate(reports) if report is None]
         began = time.time()
@@ -314,7 +328,7 @@ class _Round:
             return value
         shared = self._get("shared")
         if shared is None:
-            raise NodeError(f"rank 0 does not answer in {ANSWER_WITHIN:g} s", self._ranks.rank)
+            raise NodeError(f"rank 0 does not answer in {self._within:g} s", self._ranks.rank)
         return shared
 
     def agree(self, judge: Callable[[], Verdict]) -> None:
@@ -323,7 +337,7 @@ class _Round:
             if self._silent:
                 more = f", nor do {len(self._silent) - 1} more" if len(self._silent) > 1 else ""
                 rank = self._silent[0]
-                text = f"rank {rank} on {self._host(rank)} does not answer in {ANSWER_WITHIN:g} s{more}"
+                text = f"rank {rank} on {self._host(rank)} does not answer in {self._within:g} s{more}"
                 said: dict[str, Any] = {"fault": text, "speaker": 0}
             else:
                 verdict = judge()
@@ -334,8 +348,8 @@ class _Round:
                     said = {"fault": f"rank {rank} on {self._host(rank)}: {text}", "speaker": rank}
             self._set("verdict", said)
         else:
-            said = self._get("verdict", time.monotonic() + 2 * ANSWER_WITHIN) or {
-                "fault": f"rank 0 on {self._host(0)} does not answer in {2 * ANSWER_WITHIN:g} s",
+            said = self._get("verdict", time.monotonic() + 2 * self._within) or {
+                "fault": f"rank 0 on {self._host(0)} does not answer in {2 * self._within:g} s",
                 "speaker": self._ranks.rank,
             }
         if said["fault"] is not None:
@@ -354,7 +368,7 @@ class _Round:
     def _get(self, key: str, deadline: float | None = None, prefix: str | None = None) -> Any:
         """The value of a key; None where nobody sets it in time."""
         assert self._store is not None
-        left = ANSWER_WITHIN if deadline is None else max(0.05, deadline - time.monotonic())
+        left = self._within if deadline is None else max(0.05, deadline - time.monotonic())
         name = f"{prefix or self._name}/{key}"
         try:
             self._store.wait([name], timedelta(seconds=left))

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from training.checkpoint import Progress, newest_checkpoint
+from training.checkpoint import Newest, Progress, newest_checkpoint
 from training.config import TrainConfig
 from training.documents import load_corpus
 from training.errors import InputError
-from training.incarnation import claim_incarnation
+from training.incarnation import claim_incarnation, withdraw_claim
 from training.model import ModelSource, find_model, load_tokenizer
 from training.publish import drop_unfinished
 from training.run_directory import (
@@ -46,7 +46,7 @@ class Prepared:
     resume_from: Path | None
     """The newest whole checkpoint."""
     passed_over: tuple[str, ...]
-    """Names of checkpoints that are broken."""
+    """Names of newer ones that are broken or were overtaken."""
     incarnation: int
     """The number of this start of training; 0 where there is nothing left to train."""
     finished: dict[str, Any] | None
@@ -63,6 +63,7 @@ def prepare(config: TrainConfig, run: RunDirectory, world_size: int, say: Callab
 
     Raises:
         InputError: the request cannot be carried out; nothing was written then.
+        StorageError: the checkpoints cannot be read now.
     """
     check_writable(run)
     source = find_model(config)
@@ -79,18 +80,13 @@ def prepare(config: TrainConfig, run: RunDirectory, world_size: int, say: Callab
     batch, accumulation = config.batch_size, config.gradient_accumulation_steps
     check_enough(len(tokens.train), tokens.documents, config.seq_length, world_size, batch, accumulation)
     newest = newest_checkpoint(run.checkpoints, say)
-    resume_from, done = newest.folder, newest.done
     per_step = world_size * batch * accumulation
-    check_not_fewer(config, sequences, done)
-    total = done.step + remaining_steps(
-        sequences, config.num_epochs, config.max_steps, done.step, done.samples, per_step
-    )
-    warmup = warmup_steps(config.warmup_steps, total)
+    total, warmup = plan_steps(config, sequences, per_step, newest.done)
 
     summary = read_summary(run)
-    finished = summary if summary is not None and summary["steps"] == done.step == total else None
+    finished = summary if summary is not None and summary["steps"] == newest.done.step == total else None
     changes = changed_options(run, config, world_size)
-    if resume_from is not None and finished is None and changes is not None:
+    if newest.folder is not None and finished is None and changes is not None:
         say(f"changed since the attempt before: {changes}")
 
     make_run_directory(run)
@@ -99,12 +95,60 @@ def prepare(config: TrainConfig, run: RunDirectory, world_size: int, say: Callab
     write_config(run, config, source.architecture, corpus.fingerprint, world_size)
     incarnation = 0
     if finished is None:
-        # From here on no earlier start may save, and what it still saves after this step does not count.
-        incarnation = claim_incarnation(run.checkpoints, done.step)
-        drop_unfinished(run.checkpoints, incarnation)
+        newest, incarnation = claim_newest(run.checkpoints, newest, say)
+        total, warmup = plan_steps(config, sequences, per_step, newest.done)
     return Prepared(
-        source, folder, tokens.documents, done, total, warmup, resume_from, newest.passed_over, incarnation, finished
+        source=source,
+        token_folder=folder,
+        documents=tokens.documents,
+        done=newest.done,
+        total=total,
+        warmup=warmup,
+        resume_from=newest.folder,
+        passed_over=newest.passed_over,
+        incarnation=incarnation,
+        finished=finished,
     )
+
+
+def claim_newest(checkpoints: Path, newest: Newest, say: Callable[[str], None]) -> tuple[Newest, int]:
+    """Claim the next incarnation, to go on from this checkpoint; from here on no earlier start may save, and what it
+    still saves after this step does not count.
+
+    Until then an earlier start that is still alive may have saved a newer one and removed this one: then look again,
+    and claim that one. Returns what to go on from, and the incarnation.
+    """
+    incarnation = claim_incarnation(checkpoints, newest.done.step)
+    # First, so that what an earlier start has just put aside is missing below.
+    drop_unfinished(checkpoints, incarnation)
+    while not newest.is_still_there():
+        earlier = incarnation
+        try:
+            newest = newest_checkpoint(checkpoints, say, own=earlier)
+            incarnation = claim_incarnation(checkpoints, newest.done.step)
+        finally:
+            # Not before: nothing may be saved between the two.
+            withdraw_claim(checkpoints, earlier)
+    return newest, incarnation
+
+
+def plan_steps(config: TrainConfig, sequences: int, per_step: int, done: Progress) -> tuple[int, int]:
+    """Optimizer steps of the whole run, and of its warm-up.
+
+    Args:
+        config: asks for steps, or for epochs.
+        sequences: in the training data.
+        per_step: sequences of one step, over all ranks.
+        done: what the checkpoint has.
+
+    Raises:
+        InputError: fewer than are done, or a warm-up that is longer.
+    """
+    check_not_fewer(config, sequences, done)
+    total = done.step + remaining_steps(
+        sequences, config.num_epochs, config.max_steps, done.step, done.samples, per_step
+    )
+    return total, warmup_steps(config.warmup_steps, total)
 
 
 def check_not_fewer(config: TrainConfig, sequences: int, done: Progress) -> None:

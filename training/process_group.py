@@ -136,7 +136,7 @@ def rank_zero_first(step: Callable[[], T]) -> T:
             outcome: list[Any] = ["ok", step()]
         except InputError as error:
             outcome = ["input", str(error)]
-        except BaseException as error:
+        except Exception as error:
             # The peers are told on a best-effort basis: the original error is what must come out of this
             # process.
             with suppress(Exception):

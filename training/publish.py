@@ -14,7 +14,7 @@ from pathlib import Path
 
 from training.errors import InputError, TakenOverError
 from training.incarnation import force_to_disk, newest_incarnation
-from training.manifest import MANIFEST, DamagedError, Manifest, Proof, read_manifest, render_manifest
+from training.manifest import MANIFEST, NOT_THERE, DamagedError, Manifest, Proof, read_manifest, render_manifest
 from training.snapshot import pieces
 
 STEP_FOLDER = re.compile(r"step-(\d{8,})")
@@ -43,9 +43,11 @@ def step_of(folder: Path) -> int:
 
 def step_folders(checkpoints: Path) -> list[Path]:
     """All checkpoints, whole or not, by their steps."""
-    if not checkpoints.is_dir():
+    try:
+        paths = list(checkpoints.iterdir())
+    except NOT_THERE:
         return []
-    return sorted((path for path in checkpoints.iterdir() if STEP_FOLDER.fullmatch(path.name)), key=step_of)
+    return sorted((path for path in paths if STEP_FOLDER.fullmatch(path.name)), key=step_of)
 
 
 def publish(
@@ -71,7 +73,8 @@ def publish(
 
     Raises:
         TakenOverError: a later incarnation exists, so this one must not write.
-        OSError: the system refused; nothing has changed then.
+        OSError: the system refused; what was there before is there still. Where the very last call failed, the new
+        one is there too, but a power failure may take it.
     """
     check_not_taken_over(checkpoints, incarnation)
     folder = step_folder(checkpoints, step)
@@ -132,11 +135,11 @@ def _put_in_place(aside: Path, folder: Path, incarnation: int) -> None:
     # otherwise this step would not have been made again. Looked at again once it is out of the way, because
     # until then another could have replaced it.
     old = folder.with_name(f".{folder.name}.old.i{incarnation:06d}")
-    _refuse_newer(folder, incarnation)
+    refuse_newer(folder, incarnation)
     shutil.rmtree(old, ignore_errors=True)
     os.rename(folder, old)
     try:
-        _refuse_newer(old, incarnation)
+        refuse_newer(old, incarnation)
         os.rename(aside, folder)
     except BaseException:
         if not folder.exists():
@@ -145,7 +148,12 @@ def _put_in_place(aside: Path, folder: Path, incarnation: int) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _refuse_newer(folder: Path, incarnation: int) -> None:
+def refuse_newer(folder: Path, incarnation: int) -> None:
+    """Refuse to touch a checkpoint that a later start has made.
+
+    Raises:
+        TakenOverError: it names that start, or the foreign format.
+    """
     try:
         maker = read_manifest(folder).incarnation
     except DamagedError:

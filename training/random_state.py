@@ -5,11 +5,14 @@ Saved in types that `torch.load(weights_only=True)` takes: tensors, numbers, tex
 
 import platform
 import random
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
+
+from training.config import TrainConfig
 
 
 def seed_all(seed: int) -> None:
@@ -53,31 +56,44 @@ def restore(state: Mapping[str, Any], device: torch.device) -> None:
 
 
 def conditions(
-    world_size: int, batch_size: int, accumulation: int, dtype: str, compiled: bool, hardware: str
+    config: TrainConfig, hosts: Sequence[str], total: int, warmup: int, dtype: str, hardware: str
 ) -> dict[str, Any]:
     """What must be the same for two attempts to compute the same to the last bit.
 
     Args:
-        world_size, batch_size, accumulation: which sequences are summed where.
+        config: the options; those that `check_same_run` compares are not repeated here.
+        hosts: of every rank, in rank order: which sums cross the network.
+        total, warmup: optimizer steps; the learning rate follows from them.
         dtype: of the forward and backward pass.
-        compiled: by torch.compile.
         hardware: the GPU's name, or `cpu`.
     """
     from transformers import __version__ as transformers_version
 
     same: dict[str, Any] = {
-        "ranks": world_size,
-        "--batch-size": batch_size,
-        "--gradient-accumulation-steps": accumulation,
+        "ranks": len(hosts),
+        "ranks per host": ",".join(str(count) for count in Counter(hosts).values()),
+        "--batch-size": config.batch_size,
+        "--gradient-accumulation-steps": config.gradient_accumulation_steps,
         "--dtype": dtype,
-        "--compile": compiled,
+        "--compile": config.compile,
+        "--deterministic": config.deterministic,
+        "--lr": config.lr,
+        "--lr-scheduler": config.lr_scheduler,
+        "steps": total,
+        "warm-up": warmup,
+        "--weight-decay": config.weight_decay,
+        "--max-grad-norm": config.max_grad_norm,
         "device": hardware,
         "torch": str(torch.__version__),
         "transformers": transformers_version,
     }
     if hardware == "cpu":
-        # A sum that is split among threads is added up in another order.
-        same |= {"threads": torch.get_num_threads(), "machine": platform.machine()}
+        # A sum that is split among threads, or among a processor's wide registers, is added up in another order.
+        same |= {
+            "threads": torch.get_num_threads(),
+            "machine": platform.machine(),
+            "vectors": torch.backends.cpu.get_cpu_capability(),
+        }
     return same
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from training.errors import InputError
 from training.incarnation import overtaken_by, read_claims
 from training.manifest import DamagedError, read_manifest
-from training.publish import step_folders
+from training.publish import check_not_taken_over, refuse_newer, step_folders
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,8 @@ def best_of(held: Sequence[Held]) -> Held | None:
 
 
 def look(checkpoints: Path, incarnation: int, passed_over: Collection[str]) -> list[Held]:
-    """All checkpoints, by their manifests; those of a foreign format are left out, and so are left alone.
+    """All checkpoints, by their manifests; those of a foreign format, or that cannot be read now, are left out, and so
+    are left alone.
 
     Args:
         checkpoints: the folder of checkpoints.
@@ -63,7 +64,7 @@ def look(checkpoints: Path, incarnation: int, passed_over: Collection[str]) -> l
         except DamagedError:
             held.append(Held(folder, False))
             continue
-        except InputError:
+        except (InputError, OSError):
             continue
         overtaken = overtaken_by(claims, manifest.incarnation, manifest.step)
         # One of the same name that was made since then is another.
@@ -74,13 +75,31 @@ def look(checkpoints: Path, incarnation: int, passed_over: Collection[str]) -> l
 
 
 def drop_superfluous(checkpoints: Path, keep: int, incarnation: int, passed_over: Collection[str]) -> None:
-    """Remove what need not be kept; what cannot be removed stays without a word, and is tried again next time."""
-    for folder in superfluous(look(checkpoints, incarnation, passed_over), keep):
-        # First out of sight: a folder that is removed in part must not look like a checkpoint that is broken.
-        gone = folder.with_name(f".{folder.name}.i000000")
-        shutil.rmtree(gone, ignore_errors=True)
-        try:
-            folder.rename(gone)
-        except OSError:
-            continue
-        shutil.rmtree(gone, ignore_errors=True)
+    """Remove what need not be kept; what cannot be removed stays without a word, and is tried again next time.
+
+    An attempt that was overtaken removes nothing; its next save says so.
+    """
+    try:
+        for folder in superfluous(look(checkpoints, incarnation, passed_over), keep):
+            check_not_taken_over(checkpoints, incarnation)
+            _remove(folder, incarnation)
+    except OSError:
+        return
+
+
+def _remove(folder: Path, incarnation: int) -> None:
+    # First out of sight: a folder that is removed in part must not look like a checkpoint that is broken.
+    gone = folder.with_name(f".{folder.name}.i{incarnation:06d}")
+    shutil.rmtree(gone, ignore_errors=True)
+    try:
+        folder.rename(gone)
+    except OSError:
+        return
+    try:
+        # The look before may have come a moment too early: a later start may go on from this one, or have made it.
+        check_not_taken_over(folder.parent, incarnation)
+        refuse_newer(gone, incarnation)
+    except OSError:
+        gone.rename(folder)
+        raise
+    shutil.rmtree(gone, ignore_errors=True)

@@ -6,6 +6,7 @@ from typing import Any
 
 from training.disk_space import size
 from training.display import Display, on_a_terminal
+from training.errors import StorageError
 from training.evaluate import perplexity
 from training.metrics import MetricsFile
 from training.ranks import RankInfo
@@ -74,5 +75,11 @@ class RunLog:
     ) -> None:
         if self._outlets is not None:
             metrics, display = self._outlets
-            metrics.close()
-            display.close()
+            try:
+                metrics.close()
+            except StorageError:
+                # What went wrong first is what must come out.
+                if error is None:
+                    raise
+            finally:
+                display.close()

@@ -55,6 +55,8 @@ class _InFlight:
     files: list[HostFile]
     rngs: list[dict[str, Any]]
     called: float
+    begun: float
+    """Once the save before was on disk."""
     blocking: float
     captured: float
     train_seconds: float
@@ -68,8 +70,7 @@ class Saver:
     """Makes the checkpoints of one start of training.
 
     `saved_step` is the step of the newest checkpoint that is in place, resumed from or made; None where there is
-    none. `saved_time` is when that state was copied (`time.time`), and `saved_train_seconds` what `save` was told
-    then.
+    none. `saved_time` is when that state was copied (`time.time`).
     """
 
     def __init__(
@@ -88,6 +89,7 @@ class Saver:
         resumed_step: int | None = None,
         passed_over: Collection[str] = (),
         say: Callable[[str], None] = print,
+        on_saved: Callable[[int, float], None] = lambda step, train_seconds: None,
     ) -> None:
         """Make ready, so that the first save costs no more than the others: allocates and touches the memory.
 
@@ -105,10 +107,13 @@ class Saver:
             resumed_step: the step of the checkpoint resumed from.
             passed_over: names of checkpoints that were found broken.
             say: told when a save has to wait for the one before.
+            on_saved: told, in the thread that writes, of each checkpoint as soon as it is in place: its step, and the
+                seconds of training that `save` was given.
         """
         self._checkpoints, self._incarnation, self._world_size = checkpoints, incarnation, world_size
         self._model, self._optimizer = model, optimizer
         self._keep, self._passed_over, self._say = keep, set(passed_over), say
+        self._on_saved = on_saved
         self._interval, self._mtbf = interval or Interval(), mtbf
         self._small_files = small_files(model, tokenizer)
         self._size = expected_bytes(model, optimizer)
@@ -122,7 +127,6 @@ class Saver:
         self._last_save = time.monotonic()
         self.saved_step = resumed_step
         self.saved_time: float | None = None
-        self.saved_train_seconds = 0.0
 
     @property
     def state_bytes(self) -> int:
@@ -134,6 +138,7 @@ class Saver:
 
         Raises:
             InputError: not even one checkpoint has room.
+            StorageError: the same, of a run that is resumed.
         """
         self._checkpoints.mkdir(mode=0o700, parents=True, exist_ok=True)
         there = len(step_folders(self._checkpoints))
@@ -144,6 +149,7 @@ class Saver:
             there,
             evaluated,
             self._checkpoints,
+            resuming=self.saved_step is not None,
         )
         if warning:
             self._say(warning)
@@ -190,7 +196,7 @@ class Saver:
             samples: sequences trained on, over all ranks and epochs.
             rngs: the random state of every rank, in rank order.
             held_out_loss: of these weights, where they were evaluated.
-            train_seconds: given back as `saved_train_seconds` once this is on disk.
+            train_seconds: that were spent on the steps so far, for `on_saved`.
 
         Raises:
             StorageError: the save before this one failed.
@@ -208,12 +214,17 @@ class Saver:
             self.finish()
         if self.saved_step == step:
             return
+        begun = time.monotonic()
         files = self._buffer.capture([model_file(self._model), optimizer_file(self._optimizer)])
         captured = time.monotonic()
         flying = _InFlight(
-            step, samples, held_out_loss, files, list(rngs), called, captured - called, time.time(), train_seconds
+            *(step, samples, held_out_loss, files, list(rngs), called, begun),
+            blocking=captured - called,
+            captured=time.time(),
+            train_seconds=train_seconds,
         )
-        self._cost.begin(flying.blocking)
+        # Not what it waited for the save before: that one cost it.
+        self._cost.begin(captured - begun)
         self._last_save = captured
         # Not a daemon: whatever ends the main thread, this save is brought to its end.
         flying.thread = threading.Thread(target=self._write, args=(flying,), name=f"checkpoint of step {step}")
@@ -236,17 +247,24 @@ class Saver:
         flying = self._flying
         assert flying is not None
         self._flying = None
+        if flying.manifest is not None:
+            self.saved_step, self.saved_time = flying.step, flying.captured
+            self._duration, self._cost_known = flying.seconds - (flying.begun - flying.called), True
+            folder, size = step_folder(self._checkpoints, flying.step), flying.manifest.bytes
+            self._reports.append(SaveReport(flying.step, flying.seconds, flying.blocking, size, folder))
         if flying.error is not None:
             raise flying.error
-        assert flying.manifest is not None
-        self.saved_step, self.saved_time = flying.step, flying.captured
-        self.saved_train_seconds = flying.train_seconds
-        self._duration, self._cost_known = flying.seconds, True
-        folder = step_folder(self._checkpoints, flying.step)
-        self._reports.append(SaveReport(flying.step, flying.seconds, flying.blocking, flying.manifest.bytes, folder))
 
     def _write(self, flying: _InFlight) -> None:
-        """In the thread: the files, then the rename, then room for the next."""
+        """In the thread: the files and the rename, the news of it, then room for the next."""
+        try:
+            self._publish(flying)
+            self._on_saved(flying.step, flying.train_seconds)
+            drop_superfluous(self._checkpoints, self._keep, self._incarnation, self._passed_over)
+        except Exception as error:
+            flying.error = error
+
+    def _publish(self, flying: _InFlight) -> None:
         try:
             flying.manifest = publish(
                 self._checkpoints,
@@ -257,16 +275,13 @@ class Saver:
                 incarnation=self._incarnation,
                 held_out_loss=flying.held_out_loss,
                 weights_sha256=tensors_sha256(flying.files[0]),
-                begun=flying.called,
+                begun=flying.begun,
             )
-            flying.seconds = time.monotonic() - flying.called
-            drop_superfluous(self._checkpoints, self._keep, self._incarnation, self._passed_over)
-        except TakenOverError as error:
-            flying.error = error
+        except TakenOverError:
+            raise
         except OSError as error:
-            flying.error = self._storage_error(flying.step, error)
-        except Exception as error:
-            flying.error = error
+            raise self._storage_error(flying.step, error) from error
+        flying.seconds = time.monotonic() - flying.called
 
     def _contents(self, flying: _InFlight) -> list[FileContent]:
         rng = io.BytesIO()

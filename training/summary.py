@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from statistics import mean, median
+from statistics import median
 from typing import Any
 
 from training.display import clock
@@ -29,9 +29,9 @@ def summarise(
     epochs: float,
     world_size: int,
     device: str,
-    seconds: float,
-    samples: Sequence[Sample],
+    train_seconds: float,
     age: float,
+    samples: Sequence[Sample],
 ) -> dict[str, Any]:
     """The summary of a complete run, its figures read from the metrics of all attempts; losses and speed are
     None where no step was logged.
@@ -42,9 +42,9 @@ def summarise(
         epochs: passes over the training data.
         world_size: ranks of this attempt.
         device: what they trained on.
-        seconds: that this attempt spent on optimizer steps.
-        samples: answers of the trained model.
+        train_seconds: that this attempt spent on optimizer steps, without the compilation.
         age: seconds since this attempt's process began.
+        samples: answers of the trained model.
     """
     rows = read_rows(run.metrics)
     steps = [row for row in rows if "loss" in row]
@@ -55,11 +55,8 @@ def summarise(
         "epochs": round(epochs, 6),
         "world_size": world_size,
         "device": device,
-        "seconds": round(seconds, 3),
+        "seconds": round(train_seconds, 3),
         "attempt_seconds": round(age, 3),
-        "all_attempts_seconds": round(mean(row["step_seconds"] for row in steps) * step_of(checkpoint), 3)
-        if steps
-        else None,
         "bit_exact": bit_exact(rows),
         "skipped_steps": skipped_steps(rows, step_of(checkpoint)),
         "tokens_per_second": median(row["tokens_per_second"] for row in steps) if steps else None,
@@ -83,15 +80,12 @@ def summary_text(summary: Mapping[str, Any]) -> str:
 
     speed = number(summary["tokens_per_second"], ",.0f")
     first, final = number(summary["first_loss"], ".4f"), number(summary["final_loss"], ".4f")
-    effective = f"{summary['seconds'] / summary['attempt_seconds']:.0%} of this attempt's "
-    effective += f"{clock(summary['attempt_seconds'])} was training"
-    if summary["all_attempts_seconds"] is not None:
-        effective += f", in all attempts {clock(summary['all_attempts_seconds'])}"
+    share = summary["seconds"] / summary["attempt_seconds"]
     lines = [
         f"complete: {summary['steps']} steps, {summary['epochs']:.2f} epochs",
         f"  ranks       {summary['world_size']} on {summary['device']}",
         f"  speed       {speed} tokens/s, {clock(summary['seconds'])} of training",
-        f"  effective   {effective}",
+        f"  effective   {share:.0%} of this attempt's {clock(summary['attempt_seconds'])} was training",
         f"  loss        {first} at first, {final} at last",
         f"  held out    loss {number(summary['eval_loss'], '.4f')}, perplexity {number(summary['perplexity'], '.2f')}",
     ]

@@ -11,6 +11,8 @@ import sys
 from collections.abc import Callable
 from typing import Any, NoReturn
 
+INTERRUPTED = 130  # 128 + SIGINT, as shells count.
+
 _KEPT: list[Any] = []
 
 
@@ -28,7 +30,8 @@ def exit_with(run: Callable[[], int]) -> NoReturn:
     """Exit with the status that `run` returns, once threads and exit handlers have ended.
 
     The handler below is registered before anything else is imported, so it runs after all others. Where `run` raises,
-    the traceback is printed as by any other program, and the status is 1.
+    the traceback is printed as by any other program, and the status is 1. KeyboardInterrupt ends the process at once,
+    whatever its threads are doing.
     """
     statuses: list[int] = []
 
@@ -41,6 +44,11 @@ def exit_with(run: Callable[[], int]) -> NoReturn:
     atexit.register(leave)
     try:
         statuses.append(run())
+    except KeyboardInterrupt:
+        print("stopped at once by Ctrl-C; what was not saved yet is lost", file=sys.stderr)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(INTERRUPTED)
     except Exception:
         statuses.append(1)
         raise

@@ -9,9 +9,10 @@ and to be run again; anything else is a fault with a traceback.
 """
 
 import os
+import socket
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from training.config import TrainConfig, config_from_argv
@@ -82,7 +83,7 @@ def train(config: TrainConfig, run: RunDirectory, ranks: RankInfo, stop: StopReq
     from training.run_log import RunLog
     from training.sample import sample_answer
     from training.sampler import RankBatches, SampleOrder
-    from training.saver import Saver
+    from training.saver import Saver, SaveReport
     from training.summary import summarise, summary_text
     from training.tokens import open_blocks, read_questions
 
@@ -133,9 +134,8 @@ def train(config: TrainConfig, run: RunDirectory, ranks: RankInfo, stop: StopReq
     optimizer = make_optimizer(model, config.weight_decay, device)
     hardware = device_name(device)
     precision = "bfloat16" if bfloat16 else "float32"
-    conditions = random_state.conditions(
-        *(ranks.world_size, config.batch_size, config.gradient_accumulation_steps), precision, config.compile, hardware
-    )
+    hosts = process_group.gather(socket.gethostname())
+    conditions = random_state.conditions(config, hosts, total, found.warmup, precision, hardware)
     changes: list[str] = []
     if found.resume_from is not None:
         loop.settle_buckets(trained, config.batch_size, config.seq_length, bfloat16, device)
@@ -181,6 +181,7 @@ def train(config: TrainConfig, run: RunDirectory, ranks: RankInfo, stop: StopReq
             resumed_step=done.step if found.resume_from else None,
             passed_over=found.passed_over,
             say=say,
+            on_saved=heartbeat.saved,
         )
 
     def evaluate_held_out(step: int, until: StopRequest | None) -> tuple[bool, float | None]:
@@ -204,12 +205,16 @@ def train(config: TrainConfig, run: RunDirectory, ranks: RankInfo, stop: StopReq
         if saver is not None:
             saver.finish()
 
+    def tell_saved(reports: Iterable[SaveReport]) -> None:
+        for report in reports:
+            log.checkpoint(report)
+
     process_group.rank_zero_first(check_room)
 
     def save(progress: checkpoint.Progress, held_out_loss: float | None, wait: bool) -> None:
         trained_until_now = heartbeat.seconds()["train"]
         with heartbeat.during("save"):
-            states = process_group.gather({**checkpoint.rng_state(device), "conditions": conditions})
+            states = process_group.gather({**random_state.capture(device), "conditions": conditions})
             if saver is not None:
                 saver.save(progress.step, progress.samples, states, held_out_loss, trained_until_now)
             if wait:
@@ -218,7 +223,9 @@ def train(config: TrainConfig, run: RunDirectory, ranks: RankInfo, stop: StopReq
     # The steps.
     where = f"ranks: {ranks.world_size} on {hardware}, launcher: {ranks.launcher}"
     say(start_text(config, run, found, where, model.num_parameters(), len(blocks), len(held_out)))
-    rows = process_group.rank_zero_first(lambda: metrics.read_rows(run.metrics) if found.resume_from else [])
+    skipped, evaluated_before = process_group.rank_zero_first(
+        lambda: metrics.before(run.metrics, done.step) if found.resume_from else (0, False)
+    )
     plan = loop.LoopPlan(
         done=done.step,
         total=total,
@@ -229,12 +236,11 @@ def train(config: TrainConfig, run: RunDirectory, ranks: RankInfo, stop: StopReq
         max_grad_norm=config.max_grad_norm,
         bfloat16=bfloat16,
         max_skipped=config.max_skipped_steps,
-        skipped=metrics.skipped_steps(rows, done.step),
+        skipped=skipped,
     )
     norms = NormWatch(found.warmup)
     step_tokens = per_step * config.seq_length
     token_flops = flops.model_flops_per_token(model, config.seq_length)
-    seconds = 0.0
     save_is_due = saver.due if saver is not None else lambda step: False
     with RunLog(run, done.step, total, config.log_freq, ranks) as log:
         if found.resume_from is not None:
@@ -243,13 +249,12 @@ def train(config: TrainConfig, run: RunDirectory, ranks: RankInfo, stop: StopReq
             log.line(f"stopped at step {done.step}/{total} on {stop.by}, before a new step; run the same command again")
             process_group.leave()
             return SAVED_FOR_REQUEUE
-        if done.step and is_evaluated(done.step) and not metrics.has_evaluation(rows, done.step):
+        if done.step and is_evaluated(done.step) and not evaluated_before:
             # The attempt before was asked to stop in the middle of it.
             evaluate_held_out(done.step, None)
         heartbeat.enter("compile" if config.compile else "train")
         for result in loop.train_steps(trained, optimizer, loader, plan, stop, device, heartbeat, save_is_due):
             heartbeat.enter("train")
-            seconds += result.seconds
             now = checkpoint.Progress(result.step, done.samples + (result.step - done.step) * per_step)
             mfu = flops.utilisation(step_tokens / result.seconds, token_flops, hardware, ranks.world_size)
             log.step(
@@ -257,6 +262,8 @@ def train(config: TrainConfig, run: RunDirectory, ranks: RankInfo, stop: StopReq
             )
             if result.skipped is not None:
                 log.event(result.skipped.row(), f"warning: {result.skipped}; the weights were not updated, going on")
+            # Before a save begins: this step was made without it.
+            tell_saved(saver.step_made(result.seconds) if saver is not None else [])
             if (outlier := norms.outlier(result.step, result.grad_norm)) is not None:
                 log.event(outlier, outlier_text(outlier))
             last = result.step == total
@@ -267,10 +274,7 @@ def train(config: TrainConfig, run: RunDirectory, ranks: RankInfo, stop: StopReq
             stopping = result.stop or not evaluated
             if last or stopping or result.save:
                 save(now, held_out_loss, wait=last or stopping)
-            for report in saver.step_made(result.seconds) if saver is not None else ():
-                log.checkpoint(report)
-            if saver is not None and saver.saved_step is not None:
-                heartbeat.saved(saver.saved_step, saver.saved_train_seconds)
+                tell_saved(saver.reports() if saver is not None else [])
             if stopping and not last:
                 log.line(f"saved step {result.step}/{total} on {stop.by}; the same command trains on from there")
                 process_group.leave()
@@ -284,8 +288,9 @@ def train(config: TrainConfig, run: RunDirectory, ranks: RankInfo, stop: StopReq
         samples = [sample_answer(model, tokenizer, question, config.seq_length, device) for question in questions]
         epochs = (done.samples + (total - done.step) * per_step) / len(blocks)
         saved = step_folder(run.checkpoints, total)
-        age = sum(heartbeat.seconds().values())
-        summary = summarise(run, saved, epochs, ranks.world_size, hardware, seconds, samples, age)
+        spent = heartbeat.seconds()
+        age = sum(spent.values())
+        summary = summarise(run, saved, epochs, ranks.world_size, hardware, spent["train"], age, samples)
         write_json(run.summary, summary)
         print(summary_text(summary), flush=True)
 

@@ -1,0 +1,51 @@
+"""What must be the same for two attempts to compute the same."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from training.config import TrainConfig
+from training.random_state import conditions, differences
+
+CONFIG = TrainConfig()
+
+
+def changed(config: TrainConfig = CONFIG, hosts: str = "aabb", total: int = 100, warmup: int = 3) -> list[str]:
+    """What differs from four ranks on two hosts with the default options."""
+    before = conditions(CONFIG, "aabb", 100, 3, "float32", "cpu")
+    return differences(before, conditions(config, hosts, total, warmup, "float32", "cpu"))
+
+
+def test_the_same_request_has_the_same_conditions():
+    assert changed(hosts="ccdd") == []
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "said"),
+    [
+        ("lr", 1e-3, "--lr 5e-05 → 0.001"),
+        ("lr_scheduler", "linear", "--lr-scheduler cosine → linear"),
+        ("weight_decay", 0.5, "--weight-decay 0.1 → 0.5"),
+        ("max_grad_norm", 0.0, "--max-grad-norm 1.0 → 0.0"),
+        ("deterministic", True, "--deterministic False → True"),
+    ],
+)
+def test_an_option_that_changes_the_numbers_is_named(option: str, value: object, said: str):
+    assert changed(replace(CONFIG, **{option: value})) == [said]  # type: ignore[arg-type]
+
+
+def test_another_length_of_the_run_is_named():
+    assert changed(total=200, warmup=6) == ["steps 100 → 200", "warm-up 3 → 6"]
+
+
+def test_the_same_ranks_on_other_hosts_are_named():
+    assert changed(hosts="abbb") == ["ranks per host 2,2 → 1,3"]
+
+
+def test_a_processor_with_other_vectors_is_named(monkeypatch):
+    before = conditions(CONFIG, "a", 100, 3, "float32", "cpu")
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "OTHER")
+    [said] = differences(before, conditions(CONFIG, "a", 100, 3, "float32", "cpu"))
+    assert said.startswith("vectors ")
+    assert said.endswith(" → OTHER")
