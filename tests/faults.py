@@ -531,7 +531,12 @@ ROWS = [
         each_commit=("steps@openmpi-5.0.11",),
     ),
     Row("time limit", reach_the_time_limit, begin_longer),
-    Row("time limit without a warning", reach_the_time_limit_unwarned, begun(workload=LONGER["steps"]), ONLY_STEPS),
+    Row(
+        "time limit without a warning",
+        reach_the_time_limit_unwarned,
+        begun(workload=LONGER["steps"].but(steps=3000)),
+        ONLY_STEPS,
+    ),
     Row("scancel", cancel, each_commit=("steps",)),
     Row("USR1", warn_once, times=10),
     Row("USR1 twice", warn_twice, each_commit=("steps",)),
