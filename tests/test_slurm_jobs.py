@@ -24,6 +24,14 @@ WHERE_JOB = """\
 exec {python} -m cluster.launch {options} --mpirun {mpirun} --experiment-name where -- python where.py
 """
 
+SAVES_ONCE = """
+import os, signal, sys, time
+if os.environ["CLUSTER_ATTEMPT"] == "1":
+    signal.signal(signal.SIGUSR1, lambda *_: sys.exit(75))
+    print("ready", flush=True)
+    time.sleep(600)
+"""
+
 TINY = ["--preset", "smoke", "--max-steps", "4", "--max-eval-samples", "8", "--device", "cpu"]
 """A training run of seconds, for tests of the front ends."""
 
@@ -198,13 +206,7 @@ def test_a_job_fails_where_a_node_is_lost(slurm: SlurmLab, mpi: Mpi, where: Path
 
 @pytest.mark.parametrize("mpi", ["openmpi-4.1.8", "openmpi-5.0.11"], indirect=True)
 def test_a_warning_saves_and_requeues_the_job(slurm: SlurmLab, mpi: Mpi, where: Path) -> None:
-    (where / "where.py").write_text(
-        "import os, signal, sys, time\n"
-        "if os.environ['CLUSTER_ATTEMPT'] == '1':\n"
-        "    signal.signal(signal.SIGUSR1, lambda *_: sys.exit(75))\n"
-        "    print('ready', flush=True)\n"
-        "    time.sleep(600)\n"
-    )
+    (where / "where.py").write_text(SAVES_ONCE)
     job = batch(
         slurm,
         ["--nodes=2", "--ntasks-per-node=1", "--requeue", "--open-mode=append", "--output=%x-%j.log", "job.sh"],
@@ -219,6 +221,23 @@ def test_a_warning_saves_and_requeues_the_job(slurm: SlurmLab, mpi: Mpi, where: 
     assert (end.state, end.restarts) == ("COMPLETED", 1), log_of(where, job)
     assert "next: the job queues itself again" in log_of(where, job)
     attempts = json.loads((where / "outputs/where/run.json").read_text())["attempts"]
+    assert [attempt["verdict"]["kind"] for attempt in attempts] == ["saved for requeue", "complete"]
+
+
+@pytest.mark.parametrize("mpi", ["openmpi-5.0.11"], indirect=True)
+def test_a_warning_saves_and_requeues_a_job_of_the_front_end_too(slurm: SlurmLab, mpi: Mpi, project: Path) -> None:
+    (project / "program.py").write_text(SAVES_ONCE)
+    submit = [sys.executable, "-m", "cluster.submit", "--nodes", "2", "--ranks-per-node", "1", "--program"]
+    said = slurm.run("ctl", [*submit, "--", "python", "program.py"], cwd=project, env=with_mpi(mpi)).stdout
+    job = said.partition("job ")[2].split()[0]
+    logs = project / "outputs/program/attempt-0001/logs"
+    wait_until(lambda: [log.read_text() for log in logs.glob("*.log")] == ["ready\n"] * 2)
+
+    slurm.run("ctl", ["scancel", "--batch", "--signal=USR1", job])
+    end = slurm.wait_job(job, timeout=240)
+
+    assert (end.state, end.exit_code, end.restarts) == ("COMPLETED", 0, 1)
+    attempts = json.loads((project / "outputs/program/run.json").read_text())["attempts"]
     assert [attempt["verdict"]["kind"] for attempt in attempts] == ["saved for requeue", "complete"]
 
 
