@@ -2,6 +2,8 @@
 
 import json
 import random
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -56,12 +58,16 @@ class Soak:
 
 
 def soak(lab: SlurmLab, mpi: Mpi, project: Path, minutes: float, every: float, seed: int) -> Soak:
-    """Train for about so many minutes with a fault every so many seconds, then once more in peace."""
+    """Train for about so many minutes with a fault every so many seconds.
+
+    Beside it, out of reach of the faults, the same training runs undisturbed: as many ranks, without any Slurm.
+    """
     trial = training(100)
     seconds = median(_step_seconds(_in_peace(lab, mpi, project, "trial", trial)))
     workload = training(max(100, round(minutes * 60 * SHARE_OF_STEPS / seconds)))
     print(f"{workload.steps} steps of {seconds * 1000:.0f} ms, 4 ranks on 2 of 4 hosts, a fault every {every:g} s")
 
+    in_peace = _beside(mpi, project, workload)
     play = Play(lab, mpi, project, "soak", workload, seed)
     began = time.monotonic()
     play.begin(sbatch=FOUR_RANKS)
@@ -69,6 +75,9 @@ def soak(lab: SlurmLab, mpi: Mpi, project: Path, minutes: float, every: float, s
         faults = list(_throw(play, every, random.Random(seed)))
         end = play.end(minutes * 60 + 900)
         orphans = play.left_after(NOTHING_LEFT_WITHIN)
+    except BaseException:
+        in_peace.terminate()
+        raise
     finally:
         play.leave()
     took = time.monotonic() - began
@@ -76,8 +85,9 @@ def soak(lab: SlurmLab, mpi: Mpi, project: Path, minutes: float, every: float, s
     for attempt in play.attempts():
         for name, spent in attempt.get("accounting", {}).items():
             accounting[name] = accounting.get(name, 0.0) + spent
-    peace = _in_peace(lab, mpi, project, "in-peace", workload)
-    same = bool(peace.weights()) and peace.weights() == play.weights()
+    in_peace.wait()
+    undisturbed = Play(lab, mpi, project, "in-peace", workload, seed).weights()
+    same = bool(undisturbed) and undisturbed == play.weights()
     return Soak(faults, end.state, same, took, accounting, orphans)
 
 
@@ -129,6 +139,13 @@ def _throw(play: Play, every: float, chance: random.Random) -> Any:
 
 def _went_on(play: Play, attempt: int) -> bool:
     return bool(play.attempts()[-1]["attempt"] > attempt)
+
+
+def _beside(mpi: Mpi, project: Path, workload: Workload) -> "subprocess.Popen[bytes]":
+    """The workload on this machine: 2 simulated nodes of 2 ranks."""
+    command = [sys.executable, "-m", "cluster.launch", "--cluster", "local", "--nodes", "2", "--ranks-per-node", "2"]
+    command += ["--mpirun", str(mpi.mpirun), "--experiment-name", "in-peace", "--", *workload.program()]
+    return subprocess.Popen(command, cwd=project, stdout=subprocess.DEVNULL)
 
 
 def _in_peace(lab: SlurmLab, mpi: Mpi, project: Path, name: str, workload: Workload) -> Play:
