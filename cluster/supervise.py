@@ -313,6 +313,9 @@ class Supervision:
         for left in descendants(os.getpid()):
             with suppress(ProcessLookupError):
                 os.kill(left, signal.SIGKILL)
+        with suppress(ChildProcessError):
+            while os.waitpid(-1, os.WNOHANG)[0]:
+                pass  # what was adopted and has ended
 
     def _hear_last_words(self) -> None:
         """mpirun has ended, so ranks that are left have no attempt any more. Hosts that do not hear that are lost."""
