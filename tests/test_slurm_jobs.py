@@ -307,7 +307,7 @@ def test_wait_returns_the_jobs_true_status_and_the_error_ends_its_log(slurm: Slu
 
     assert done.returncode == 64
     assert "── user error · exit status 64" in done.stdout
-    assert "nowhere.json" in done.stdout.splitlines()[-2]
+    assert "nowhere.json" in done.stdout[done.stdout.index("── user error") :], done.stdout
 
 
 @pytest.mark.parametrize("mpi", ["openmpi-5.0.11"], indirect=True)
