@@ -45,7 +45,14 @@ from cluster.rundir import (
     run_directory,
     unwritable,
 )
-from cluster.runfile import close_unfinished_attempts, exclude_host, read_run, record_attempt, write_json
+from cluster.runfile import (
+    close_unfinished_attempts,
+    exclude_host,
+    put_damaged_aside,
+    read_run,
+    record_attempt,
+    write_json,
+)
 from cluster.sequel import DEFAULT_RESTARTS, REQUEUE, RESTART, Sequel, Situation, sequel
 from cluster.signals import Requests
 from cluster.supervise import End, Supervision
@@ -92,6 +99,7 @@ def main(arguments: list[str]) -> int:
     if options.spare_nodes >= len(granted.hosts):
         raise RequestError(f"--spare-nodes {options.spare_nodes} of {len(granted.hosts)} granted: none would be left")
     with only_launcher_of(run_dir):
+        put_damaged_aside(run_dir)
         close_unfinished_attempts(run_dir, os.environ.get("SLURM_JOB_ID"))
         then, excluded = launch_to_the_end(options, program, granted, mpirun, run_dir, requests)
     if then.kind == REQUEUE:

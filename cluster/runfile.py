@@ -42,12 +42,7 @@ def read_json(path: Path) -> Any:
 
 def read_run(run_dir: Path) -> dict[str, Any]:
     """run.json, or that of a run without attempts."""
-    path = run_dir / "run.json"
-    try:
-        run: dict[str, Any] = read_json(path) or {"experiment": run_dir.name, "attempts": []}
-    except ValueError:
-        path.rename(path.with_name("run.json.damaged"))
-        run = {"experiment": run_dir.name, "attempts": []}
+    run: dict[str, Any] = read_json(run_dir / "run.json") or {"experiment": run_dir.name, "attempts": []}
     run.setdefault("excluded_hosts", [])
     return run
 
@@ -60,6 +55,15 @@ def record_attempt(attempt: Attempt, facts: Mapping[str, Any]) -> dict[str, Any]
     run["attempts"] = list(attempts.values())
     write_json(attempt.run_dir / "run.json", run)
     return attempts[attempt.number]
+
+
+def put_damaged_aside(run_dir: Path) -> None:
+    """Let the run go on where its run.json cannot be read, as after a loss of power. For the launcher alone."""
+    path = run_dir / "run.json"
+    try:
+        read_json(path)
+    except ValueError:
+        path.rename(path.with_name("run.json.damaged"))
 
 
 def close_unfinished_attempts(run_dir: Path, job_id: str | None) -> None:

@@ -16,7 +16,7 @@ from cluster.rundir import (
     only_launcher_of,
     run_directory,
 )
-from cluster.runfile import close_unfinished_attempts, read_run, record_attempt
+from cluster.runfile import close_unfinished_attempts, put_damaged_aside, read_run, record_attempt
 
 TRAIN = ["/venv/bin/python", "-m", "training.train_llm"]
 
@@ -157,6 +157,8 @@ def test_a_lock_of_an_earlier_start_of_this_job_is_waited_for_and_then_ignored(
 
 def test_a_damaged_run_file_is_put_aside(tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text('{"attempts": [')
+
+    put_damaged_aside(tmp_path)
 
     assert read_run(tmp_path)["attempts"] == []
     assert (tmp_path / "run.json.damaged").read_text() == '{"attempts": ['
