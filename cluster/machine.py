@@ -71,15 +71,15 @@ def signal_name(number: int) -> str:
 def out_of_memory_kills() -> int:
     """How many processes the kernel has killed for want of memory: in this control group, and on the whole machine."""
     total = 0
-    try:
-        group = Path("/proc/self/cgroup").read_text().rpartition("0::")[2].strip()
-        events = Path(f"/sys/fs/cgroup{group}/memory.events").read_text()
-        total += sum(int(line.split()[1]) for line in events.splitlines() if line.startswith("oom_kill "))
-    except (OSError, ValueError):
-        pass  # control groups of version 1, or none
-    try:
-        counters = Path("/proc/vmstat").read_text()
-        total += sum(int(line.split()[1]) for line in counters.splitlines() if line.startswith("oom_kill "))
-    except (OSError, ValueError):
-        pass
+    for counters in (_memory_events, lambda: Path("/proc/vmstat")):
+        try:
+            lines = counters().read_text().splitlines()
+            total += sum(int(line.split()[1]) for line in lines if line.startswith("oom_kill "))
+        except (OSError, ValueError):
+            pass  # control groups of version 1, or none
     return total
+
+
+def _memory_events() -> Path:
+    group = Path("/proc/self/cgroup").read_text().rpartition("0::")[2].strip()
+    return Path(f"/sys/fs/cgroup{group}/memory.events")

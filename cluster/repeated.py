@@ -42,17 +42,17 @@ def signature(verdict: Mapping[str, Any]) -> tuple[str, str]:
 
 def _reached(attempt: Mapping[str, Any], among: Sequence[Mapping[str, Any]]) -> int:
     """The step that a next attempt goes on from; where none of the attempts ever saved, the last one made."""
-    name = "saved" if any(_step(one, "saved") >= 0 for one in among) else "last"
-    return _step(attempt, name)
+    name = "saved" if any(step_told(one, "saved") >= 0 for one in among) else "last"
+    return step_told(attempt, name)
 
 
 def _gained_or_unknown(attempt: Mapping[str, Any]) -> bool:
     """A program without heartbeats may get on from save to save, for all we know."""
-    if all(_step(attempt, name) < 0 for name in ("resumed", "last", "saved")):
+    if all(step_told(attempt, name) < 0 for name in ("resumed", "last", "saved")):
         return True
-    return _step(attempt, "saved") > max(0, _step(attempt, "resumed"))
+    return step_told(attempt, "saved") > max(0, step_told(attempt, "resumed"))
 
 
-def _step(attempt: Mapping[str, Any], name: str) -> int:
+def step_told(attempt: Mapping[str, Any], name: str) -> int:
     step = (attempt.get("steps") or {}).get(name)
     return -1 if step is None else int(step)

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from cluster.repeated import same_fault_without_progress
+from cluster.repeated import same_fault_without_progress, step_told
 from cluster.verdict import (
     CANCELLED,
     HUNG,
@@ -76,8 +76,8 @@ def restarts_without_progress(attempts: Sequence[Mapping[str, Any]]) -> int:
     """Attempts of this launch since the one that last left a newer checkpoint than all before; 0 for the first."""
     count, best = 0, None
     for attempt in _of_this_launch(attempts):
-        if best is None or _step(attempt, "saved") > best:
-            count, best = 0, _step(attempt, "saved")
+        if best is None or step_told(attempt, "saved") > best:
+            count, best = 0, step_told(attempt, "saved")
         else:
             count += 1
     return count
@@ -107,10 +107,5 @@ def _of_this_launch(attempts: Sequence[Mapping[str, Any]]) -> list[Mapping[str, 
 
 def _made_no_step(attempt: Mapping[str, Any]) -> bool:
     """By its heartbeats, where it made any."""
-    last = _step(attempt, "last")
-    return last >= 0 and last == _step(attempt, "resumed")
-
-
-def _step(attempt: Mapping[str, Any], name: str) -> int:
-    step = (attempt.get("steps") or {}).get(name)
-    return -1 if step is None else int(step)
+    last = step_told(attempt, "last")
+    return last >= 0 and last == step_told(attempt, "resumed")

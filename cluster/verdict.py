@@ -11,6 +11,7 @@ from typing import Any
 
 from cluster.allocation import Allocation
 from cluster.blame import (
+    error_name,
     final_message,
     first_failure,
     is_collective_timeout,
@@ -280,7 +281,7 @@ def _blame(guilty: Mapping[str, Any], seen: Witnesses) -> Verdict:
             what += ": its host was out of memory"
     elif is_storage(guilty):
         kind = STORAGE
-    elif outcome == "exception" and _raised(guilty) == "FloatingPointError":
+    elif outcome == "exception" and error_name(guilty) == "FloatingPointError":
         kind = NUMERIC
         named = rank_in_words(final_message(detail))
         if named is not None and named < seen.allocation.world_size:
@@ -341,12 +342,6 @@ def _at(rank: int, seen: Witnesses, kind: str, status: int, summary: str, detail
 def _where(rank: int, seen: Witnesses) -> tuple[int, str, str | None]:
     gpu = next((record.get("gpu") for record in seen.started if record["rank"] == rank), None)
     return rank, seen.allocation.place(rank).host, gpu
-
-
-def _raised(record: Mapping[str, Any]) -> str:
-    """Name of the exception's class, without its module."""
-    name: str = record.get("error") or final_message(record["detail"]).partition(":")[0]
-    return name.rpartition(".")[2].strip()
 
 
 def _headline(detail: str) -> str:
