@@ -73,6 +73,10 @@ class Watched:
         self.pid = os.fork()
         if self.pid == 0:
             _become(command or program, writer)
+        with contextlib.suppress(
+            OSError
+        ):  # the child does it too: whichever comes first, its group is there to be killed
+            os.setpgid(self.pid, self.pid)
         os.close(writer)
         os.set_blocking(self._said, False)
         self._words = b""
