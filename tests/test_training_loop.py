@@ -17,20 +17,20 @@ from training.tokens import Blocks
 
 CPU = torch.device("cpu")
 BLOCKS = Blocks((np.arange(400) * 7 % 11).astype(np.uint16), 10)
-PLAN = LoopPlan(0, 6, 1, 1e-2, "constant", 0, 1.0, False)
+PLAN = LoopPlan(0, 6, 1, 1e-2, "constant", 0, 1.0)
 
 
 class Bigram(torch.nn.Module):
-    """Predicts the next token from the last one; the loss as a causal language model returns it."""
+    """Predicts the next token from the last one."""
 
     def __init__(self) -> None:
         super().__init__()
         torch.manual_seed(0)
         self.table = torch.nn.Embedding(11, 11)
 
-    def forward(self, input_ids, labels):
-        logits = self.table(input_ids[:, :-1])
-        return SimpleNamespace(loss=torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten()))
+    def forward(self, tokens):
+        logits = self.table(tokens[:, :-1])
+        return torch.nn.functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())
 
 
 def run(plan=PLAN, batch=4, workers=0, model=None, stop=False):
@@ -107,12 +107,12 @@ def test_the_pass_before_a_resumed_run_is_that_of_a_training_step(monkeypatch):
     seen = []
 
     class Wrapped(Bigram):
-        def forward(self, input_ids, labels):
+        def forward(self, tokens):
             seen.append(self.training)
-            return super().forward(input_ids, labels)
+            return super().forward(tokens)
 
     monkeypatch.setattr(loop, "DistributedDataParallel", Wrapped)
-    settle_buckets(Wrapped().eval(), 2, 10, False, CPU)
+    settle_buckets(Wrapped().eval(), 2, 10, CPU)
     assert seen == [True]
 
 
@@ -126,20 +126,20 @@ def test_held_out_blocks_are_shared_out_once_each_up_to_the_limit():
 
 def test_the_held_out_loss_weighs_every_sequence_the_same():
     model = Bigram()
-    whole = evaluate(model, BLOCKS, [range(40)], False, CPU)
-    uneven = evaluate(model, BLOCKS, [range(39), range(39, 40)], False, CPU)
+    whole = evaluate(model, BLOCKS, [range(40)], CPU)
+    uneven = evaluate(model, BLOCKS, [range(39), range(39, 40)], CPU)
     assert uneven == pytest.approx(whole, rel=1e-6)
-    assert evaluate(model, BLOCKS, [], False, CPU) is None
+    assert evaluate(model, BLOCKS, [], CPU) is None
 
 
 @pytest.mark.parametrize(("batch_size", "ranks"), [(1, 1), (3, 2), (7, 4), (64, 3)])
 def test_the_held_out_loss_depends_on_neither_batch_size_nor_number_of_ranks(monkeypatch, batch_size: int, ranks: int):
     model = Bigram()
-    whole = evaluate(model, BLOCKS, [range(30)], False, CPU)
+    whole = evaluate(model, BLOCKS, [range(30)], CPU)
     totals = torch.zeros(2, dtype=torch.float64)
     monkeypatch.setattr("training.evaluate.sum_over_ranks", totals.add_)
     losses = [
-        evaluate(model, BLOCKS, evaluation_batches(len(BLOCKS), batch_size, rank, ranks, most=30), False, CPU)
+        evaluate(model, BLOCKS, evaluation_batches(len(BLOCKS), batch_size, rank, ranks, most=30), CPU)
         for rank in range(ranks)
     ]
     assert losses[-1] == pytest.approx(whole, rel=1e-6)

@@ -1,11 +1,10 @@
 """The loss on held-out documents, over all ranks."""
 
 import math
-from typing import Any
 
 import torch
+from torch import nn
 
-from training.loop import autocast
 from training.process_group import any_rank, sum_over_ranks
 from training.stop import StopRequest
 from training.tokens import Blocks
@@ -32,10 +31,9 @@ def evaluation_batches(blocks: int, batch_size: int, rank: int, world_size: int,
 
 @torch.no_grad()
 def evaluate(
-    model: Any,
+    loss_of: nn.Module,
     blocks: Blocks,
     batches: list[range],
-    bfloat16: bool,
     device: torch.device,
     stop: StopRequest | None = None,
 ) -> float | None:
@@ -43,17 +41,16 @@ def evaluate(
     where there are none.
 
     Args:
-        model: the model itself, without DDP: ranks may have different numbers of batches.
+        loss_of: a batch's loss, without DDP: ranks may have different numbers of batches.
         blocks: held-out tokens.
         batches: what this rank reads of them.
-        bfloat16: as in training.
         device: where batches go.
         stop: ends the evaluation early, on all ranks together; None is never asked.
 
     Raises:
         CutShort: some rank was asked to stop.
     """
-    model.eval()
+    loss_of.eval()
     total = torch.zeros(2, dtype=torch.float64)
     for number, batch in enumerate(batches):
         agree = stop is not None and number > 0 and number % BATCHES_BETWEEN_AGREEMENTS == 0
@@ -62,8 +59,7 @@ def evaluate(
         if not batch:
             continue
         tokens = torch.stack([torch.from_numpy(blocks[i]) for i in batch]).to(device)
-        with autocast(device, bfloat16):
-            loss = model(input_ids=tokens, labels=tokens).loss
+        loss = loss_of(tokens)
         # Blocks have equal lengths: a mean over them, weighted by their number, is the mean over all tokens.
         total += torch.tensor([float(loss) * len(batch), len(batch)], dtype=torch.float64)
     loss_sum, count = sum_over_ranks(total.to(device)).tolist()

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
@@ -60,7 +61,6 @@ class LoopPlan:
     lr_scheduler: Literal["cosine", "linear", "constant"]
     warmup: int
     max_grad_norm: float
-    bfloat16: bool
     max_skipped: int = 0
     """Steps of the whole run whose update may be skipped because a number was not finite."""
     skipped: int = 0
@@ -89,14 +89,8 @@ def _stack(rows: list[Any]) -> torch.Tensor:
     return torch.stack([torch.from_numpy(row) for row in rows])
 
 
-def autocast(device: torch.device, bfloat16: bool) -> AbstractContextManager[Any]:
-    """bfloat16 for what gains from it, over weights that stay float32: pure bfloat16 weights lose small
-    updates."""
-    return torch.autocast(device.type, torch.bfloat16) if bfloat16 else nullcontext()
-
-
 def train_steps(
-    model: Any,
+    loss_of: nn.Module,
     optimizer: torch.optim.Optimizer,
     loader: DataLoader,
     plan: LoopPlan,
@@ -108,8 +102,8 @@ def train_steps(
     """Make the remaining optimizer steps, yielding after each.
 
     Args:
-        model: returns an object with `loss` for `input_ids` and `labels`; wrapped in DDP where there are
-        several ranks. optimizer: its learning rate is set here.
+        loss_of: a batch's loss, from `TokenLoss`; wrapped in DDP where there are several ranks.
+        optimizer: its learning rate is set here.
         loader: exactly the batches of the remaining steps, from `make_loader`.
         plan: the numbers.
         stop: read at each step, so that the ranks agree on it.
@@ -127,7 +121,7 @@ def train_steps(
     skipped = plan.skipped
     for step in range(plan.done, plan.total):
         clock = PhaseClock(device, heartbeat.at)
-        model.train()
+        loss_of.train()
         optimizer.zero_grad(set_to_none=True)
         loss = torch.zeros((), device=device)
         random_state = _random_state(device)
@@ -136,17 +130,17 @@ def train_steps(
             with clock.phase("data"):
                 parts.append(next(batches).to(device, non_blocking=True))
             synchronise = part + 1 == plan.accumulation
-            with _no_sync(model) if not synchronise else nullcontext():
-                with clock.phase("forward"), autocast(device, plan.bfloat16):
-                    part_loss = model(input_ids=parts[-1], labels=parts[-1]).loss / plan.accumulation
+            with _no_sync(loss_of) if not synchronise else nullcontext():
+                with clock.phase("forward"):
+                    part_loss = loss_of(parts[-1]) / plan.accumulation
                 with clock.phase("backward"):
                     part_loss.backward()
-            loss += part_loss.detach().float()
+            loss += part_loss.detach()
         with clock.phase("agree"):
             lr = learning_rate(step, plan.total, plan.warmup, plan.peak_lr, plan.lr_scheduler)
             for group in optimizer.param_groups:
                 group["lr"] = lr
-            norm = torch.nn.utils.clip_grad_norm_(model.parameters(), plan.max_grad_norm or math.inf)
+            norm = torch.nn.utils.clip_grad_norm_(loss_of.parameters(), plan.max_grad_norm or math.inf)
             # One small message carries everything the ranks tell each other at a step, and comes to the host once.
             asked = torch.tensor([float(stop.requested), float(save_is_due(step + 1)), 1.0], device=device)
             own_norm = norm.detach().float().reshape(1)
@@ -160,7 +154,7 @@ def train_steps(
             own_loss = float(loss)
 
             def gradient_is_finite(seen: Sequence[torch.Tensor] = parts, before: Any = random_state) -> bool:
-                return _own_gradient_is_finite(model, optimizer, seen, before, plan, device)
+                return _own_gradient_is_finite(loss_of, optimizer, seen, before, plan.accumulation, device)
 
             sequences = loader.batch_sampler.of_step(step - plan.done)  # type: ignore[union-attr]
             not_finite = _who_is_not_finite(step + 1, own_loss, grad_norm, sequences, gradient_is_finite)
@@ -172,8 +166,8 @@ def train_steps(
         yield StepResult(step + 1, loss_sum / ranks, lr, grad_norm, seconds, phases, stops > 0, saves > 0, not_finite)
 
 
-def _no_sync(model: Any) -> AbstractContextManager[None]:
-    return model.no_sync() if isinstance(model, DistributedDataParallel) else nullcontext()
+def _no_sync(loss_of: nn.Module) -> AbstractContextManager[None]:
+    return loss_of.no_sync() if isinstance(loss_of, DistributedDataParallel) else nullcontext()
 
 
 def _random_state(device: torch.device) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -196,11 +190,11 @@ def _who_is_not_finite(
 
 
 def _own_gradient_is_finite(
-    model: Any,
+    loss_of: nn.Module,
     optimizer: torch.optim.Optimizer,
     parts: Sequence[torch.Tensor],
     random_state: tuple[torch.Tensor, torch.Tensor | None],
-    plan: LoopPlan,
+    accumulation: int,
     device: torch.device,
 ) -> bool:
     """Compute a step's gradient again, without the other ranks and with the same dropout."""
@@ -209,32 +203,27 @@ def _own_gradient_is_finite(
         torch.cuda.set_rng_state(random_state[1], device)
     optimizer.zero_grad(set_to_none=True)
     for part in parts:
-        with _no_sync(model):
-            with autocast(device, plan.bfloat16):
-                loss = model(input_ids=part, labels=part).loss / plan.accumulation
-            loss.backward()
-    gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+        with _no_sync(loss_of):
+            (loss_of(part) / accumulation).backward()
+    gradients = [parameter.grad for parameter in loss_of.parameters() if parameter.grad is not None]
     finite = all(bool(torch.isfinite(gradient).all()) for gradient in gradients)
     optimizer.zero_grad(set_to_none=True)
     return finite
 
 
-def settle_buckets(model: Any, batch_size: int, length: int, bfloat16: bool, device: torch.device) -> None:
+def settle_buckets(loss_of: nn.Module, batch_size: int, length: int, device: torch.device) -> None:
     """One forward and backward pass whose gradients are thrown away, before a resumed run's state is
     restored.
 
     DDP sorts its gradient buckets anew after its first iteration, and from three ranks on the order of a sum
     changes its last bits. A resumed run must sum in the order that the undisturbed run had by then.
     """
-    if not isinstance(model, DistributedDataParallel):
+    if not isinstance(loss_of, DistributedDataParallel):
         return
     # A model that was loaded with its weights comes without dropout, and would not do what a step does.
-    model.train()
-    tokens = torch.zeros((batch_size, length), dtype=torch.int64, device=device)
-    with autocast(device, bfloat16):
-        loss = model(input_ids=tokens, labels=tokens).loss
-    loss.backward()
-    model.zero_grad(set_to_none=True)
+    loss_of.train()
+    loss_of(torch.zeros((batch_size, length), dtype=torch.int64, device=device)).backward()
+    loss_of.zero_grad(set_to_none=True)
 
 
 class PhaseClock:

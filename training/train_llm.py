@@ -68,6 +68,7 @@ def refuse(error: InputError | NodeError, ranks: RankInfo) -> int:
 def train(config: TrainConfig, run: RunDirectory, ranks: RankInfo, stop: StopRequest, heartbeat: Heartbeat) -> int:
     """Join the other ranks, prepare, train, evaluate, save."""
     import torch
+    from torch import nn
     from torch.nn.parallel import DistributedDataParallel
 
     from training import checkpoint, evaluate, flops, loop, metrics, process_group, random_state
@@ -85,6 +86,7 @@ def train(config: TrainConfig, run: RunDirectory, ranks: RankInfo, stop: StopReq
     from training.sampler import RankBatches, SampleOrder
     from training.saver import Saver, SaveReport
     from training.summary import summarise, summary_text
+    from training.token_loss import TokenLoss
     from training.tokens import open_blocks, read_questions
 
     def say(text: str) -> None:
@@ -126,10 +128,11 @@ def train(config: TrainConfig, run: RunDirectory, ranks: RankInfo, stop: StopReq
         heartbeat.enter("compile")
         use_packed_causal_attention(model)
         model.compile()
-    trained = model
+    loss_of = TokenLoss(model, bfloat16)
+    trained: nn.Module = loss_of
     if ranks.world_size > 1:
         devices = [device] if device.type == "cuda" else None
-        trained = DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True)
+        trained = DistributedDataParallel(loss_of, device_ids=devices, gradient_as_bucket_view=True)
         keep_until_the_end(trained)
     optimizer = make_optimizer(model, config.weight_decay, device)
     hardware = device_name(device)
@@ -138,7 +141,7 @@ def train(config: TrainConfig, run: RunDirectory, ranks: RankInfo, stop: StopReq
     conditions = random_state.conditions(config, hosts, total, found.warmup, precision, hardware)
     changes: list[str] = []
     if found.resume_from is not None:
-        loop.settle_buckets(trained, config.batch_size, config.seq_length, bfloat16, device)
+        loop.settle_buckets(trained, config.batch_size, config.seq_length, device)
         checkpoint.load_optimizer(found.resume_from, optimizer)
     random_state.seed_all(loop.dropout_seed(config.seed, ranks.rank, done.step))
     if found.resume_from is not None:
@@ -188,7 +191,7 @@ def train(config: TrainConfig, run: RunDirectory, ranks: RankInfo, stop: StopReq
         """Whether it came to its end, rather than being cut short by a request to stop; and the loss."""
         try:
             with heartbeat.during("evaluate"):
-                loss = evaluate.evaluate(model, held_out, my_held_out, bfloat16, device, until)
+                loss = evaluate.evaluate(loss_of, held_out, my_held_out, device, until)
         except evaluate.CutShort:
             return False, None
         log.evaluation(step, loss)
@@ -234,7 +237,6 @@ def train(config: TrainConfig, run: RunDirectory, ranks: RankInfo, stop: StopReq
         lr_scheduler=config.lr_scheduler,
         warmup=found.warmup,
         max_grad_norm=config.max_grad_norm,
-        bfloat16=bfloat16,
         max_skipped=config.max_skipped_steps,
         skipped=skipped,
     )
