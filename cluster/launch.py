@@ -104,7 +104,8 @@ def main(arguments: list[str]) -> int:
         then, excluded = launch_to_the_end(options, program, granted, mpirun, run_dir, requests)
     if then.kind == REQUEUE:
         job_id, restart_count = slurm.own_job_id(os.environ), slurm.restart_count(os.environ)
-        if words := slurm.requeue(job_id, restart_count, excluded):
+        lost = [*lost_by(os.environ["SLURM_JOB_ID"], read_run(run_dir)["attempts"]), *excluded]
+        if words := slurm.requeue(job_id, restart_count, lost):
             say([f"not requeued: {words}; submit the same command again, it goes on"])
     return then.verdict.status
 
@@ -151,6 +152,12 @@ def launch_to_the_end(
             time.sleep(RETRY_AFTER)
         if granted.source == "slurm":
             slurm.wait_for_controller(lambda: requests.stopped_by is not None)
+
+
+def lost_by(job_id: str, attempts: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Hosts that this job has lost so far, also before it was queued again."""
+    verdicts = [attempt.get("verdict", {}) for attempt in attempts if attempt.get("job_id") == job_id]
+    return [verdict["host"] for verdict in verdicts if verdict.get("kind") == NODE_LOST and verdict.get("host")]
 
 
 def remember(attempt: Attempt, facts: Mapping[str, Any]) -> None:

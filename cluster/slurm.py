@@ -6,6 +6,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
+from cluster.nodelist import expand_nodelist
+
 SECONDS = 20.0
 """Longest wait for one answer; a busy controller answers late, a dead one never."""
 SOON = 5.0
@@ -101,13 +103,17 @@ def nodes_out_of_service() -> bool:
     return bool(_ask(["sinfo", "--noheader", "--states=down,drain,fail,maint,unk", "--format=%n"]))
 
 
-def requeue(job_id: str, restart_count: int, exclude: Sequence[str] = ()) -> str | None:
-    """Queue this job (or array element) again, away from the hosts to exclude; why not, where it cannot be.
+def requeue(job_id: str, restart_count: int, lost: Sequence[str] = ()) -> str | None:
+    """Queue this job (or array element) again, away from the hosts that it has lost; why not, where it cannot be.
 
     Slurm then ends the present run. Its SIGTERM reaches every process of the job, this one and the scontrol that has
     the rest to do, so it is ignored from here on. Only a job that is no longer running takes an ExcNodeList, hence
     the order. A controller that is down for a while is waited for; meanwhile the job may have been cancelled, or
     queued again by Slurm itself, and must not be touched then.
+
+    Args:
+        job_id, restart_count: the job, and how often Slurm had queued it again when it started.
+        lost: hosts, the last one last.
     """
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     deadline = time.monotonic() + CONTROLLER_BACK_WITHIN
@@ -126,18 +132,51 @@ def requeue(job_id: str, restart_count: int, exclude: Sequence[str] = ()) -> str
                 return words
         if words:
             time.sleep(ASK_AGAIN_EVERY)
-    if exclude and not words:
-        return _exclude(job_id, exclude)
+    if lost and not words:
+        return _exclude(job_id, lost)
     return words
 
 
-def _exclude(job_id: str, hosts: Sequence[str]) -> str | None:
-    """Keep a queued job from these hosts besides those that it already avoids; why not, where it cannot be."""
-    detail = job_detail(job_id) or ""
-    avoided = re.search(r"\bExcNodeList=(\S+)", detail)
-    names = [avoided[1]] if avoided and avoided[1] != "(null)" else []
-    words = _refusal(["scontrol", "update", f"JobId={job_id}", f"ExcNodeList={','.join([*names, *hosts])}"])
-    return words and f"it was queued again, but not kept from {','.join(hosts)}: {words}"
+def _exclude(job_id: str, lost: Sequence[str]) -> str | None:
+    """Keep a queued job from the hosts that it has lost; why not, where it cannot be."""
+    facts = dict(re.findall(r"\b(ExcNodeList|NumNodes|Partition)=(\S+)", job_detail(job_id) or ""))
+    present = facts.get("ExcNodeList", "(null)")
+    nodes = _ask(["sinfo", "--noheader", "--Node", f"--partition={facts.get('Partition')}", "--format=%N %t"])
+    avoided = hosts_to_avoid(
+        [] if present == "(null)" else expand_nodelist(present),
+        lost,
+        [name for name, state in map(str.split, (nodes or "").splitlines()) if _may_be_used(state)],
+        int(facts.get("NumNodes", "1").partition("-")[0]),
+    )
+    words = _refusal(["scontrol", "update", f"JobId={job_id}", f"ExcNodeList={','.join(avoided)}"])
+    return words and f"it was queued again, but not kept from {','.join(avoided)}: {words}"
+
+
+def hosts_to_avoid(present: Sequence[str], lost: Sequence[str], usable: Sequence[str], needed: int) -> list[str]:
+    """The hosts a queued job is to be kept from, so that it can still start.
+
+    Those that it was kept from by its user, and those that it has lost; but where too few would remain, the ones lost
+    first are let in again: a host that is really broken is by then out of Slurm's service.
+
+    Args:
+        present: its ExcNodeList, which holds hosts lost before besides the user's.
+        lost: hosts, the last one last; may repeat.
+        usable: hosts of its partition that are in service.
+        needed: how many it needs.
+    """
+    users = [host for host in present if host not in lost]
+    avoided = list(dict.fromkeys(reversed(lost)))[::-1]
+    while len(set(usable).difference(users, avoided)) < needed:
+        let_in = next((host for host in avoided if host in usable), None)
+        if let_in is None:
+            break
+        avoided.remove(let_in)
+    return users + avoided
+
+
+def _may_be_used(state: str) -> bool:
+    """Of a node, by sinfo's short form of its state; `*` is one that does not answer."""
+    return not state.endswith("*") and not state.startswith(("down", "drain", "drng", "fail", "maint", "unk"))
 
 
 def may_requeue(detail: str) -> bool:

@@ -38,7 +38,9 @@ def fake_scontrol(folder: Path, monkeypatch: pytest.MonkeyPatch, detail: str) ->
     (folder / "scontrol").write_text(
         f'#!/bin/sh\nif [ "$1" = show ]; then echo "{detail}"; else echo "$@" >> {asked}; fi\n'
     )
-    (folder / "scontrol").chmod(0o755)
+    (folder / "sinfo").write_text("#!/bin/sh\nprintf 'n1 idle\\nn2 comp\\nn3 mix\\nn4 idle*\\nn7 idle\\nn8 down\\n'\n")
+    for name in ("scontrol", "sinfo"):
+        (folder / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
     monkeypatch.setattr("signal.signal", lambda *_: None)
     return asked
@@ -47,12 +49,31 @@ def fake_scontrol(folder: Path, monkeypatch: pytest.MonkeyPatch, detail: str) ->
 def test_a_job_is_queued_again_away_from_a_host_and_from_those_it_avoids_already(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    detail = RUNNING.replace("(null)", "n[7-8]")
+    detail = RUNNING.replace("(null)", "n[7-8]") + " Partition=main NumNodes=2"
     asked = fake_scontrol(tmp_path, monkeypatch, detail)
 
     assert slurm.requeue("5", 0, ["n2"]) is None
 
-    assert asked.read_text() == "requeue 5\nupdate JobId=5 ExcNodeList=n[7-8],n2\n"
+    assert asked.read_text() == "requeue 5\nupdate JobId=5 ExcNodeList=n7,n8,n2\n"
+
+
+@pytest.mark.parametrize(
+    ("lost", "needed", "avoided"),
+    [
+        (["n1"], 2, ["user", "n1"]),
+        (["n1", "n2"], 2, ["user", "n1", "n2"]),
+        (["n1", "n2", "n3"], 2, ["user", "n2", "n3"]),
+        (["n1", "n2", "n1"], 3, ["user", "n1"]),  # n1 was lost last
+        (["n1", "down", "n2", "n3"], 2, ["user", "down", "n2", "n3"]),  # letting in what is down would gain nothing
+        (["n1"], 4, ["user"]),  # else it could never start again
+        (["n1"], 9, ["user"]),
+    ],
+)
+def test_a_job_is_kept_from_the_hosts_it_lost_but_never_from_so_many_that_it_cannot_start(
+    lost: list[str], needed: int, avoided: list[str]
+) -> None:
+    usable = ["n1", "n2", "n3", "n4", "user"]
+    assert slurm.hosts_to_avoid(["user", "n1"], [*lost], usable, needed) == avoided
 
 
 @pytest.mark.parametrize("reason", ["JobState=COMPLETING Reason=None", "JobState=CANCELLED Reason=None"])

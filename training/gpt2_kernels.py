@@ -1,0 +1,315 @@
+"""What stands between the matrix products of a GPT-2, as GPU kernels that read and write each value once.
+
+Every kernel works on rows: one row is one token. Values are bfloat16 in memory (or float32, as the tensors are) and
+float32 in registers. Sums over the rows (the gradients of biases and norms) are made in two stages of fixed order, so
+that they are the same every time. Dropout draws from Philox by (seed, position), and the backward pass draws the same
+again instead of storing it.
+"""
+
+import torch
+import triton
+import triton.language as tl
+
+# ½(1 + tanh z) is the logistic function of 2z, for z = √(2/π) · (x + 0.044715 · x³).
+GELU_SLOPE = tl.constexpr(1.5957691216057308)  # 2 · √(2/π)
+GELU_CUBE = tl.constexpr(0.044715)
+PROGRAMS = 1056
+"""Programs that share the rows out where they also sum over them: 8 for each of an H100's 132 multiprocessors."""
+ROW_TILE, COLUMN_TILE = 4, 1024
+HEAD_ROWS = 64
+
+
+def add_norm_forward(
+    x: torch.Tensor,
+    delta: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    weight: torch.Tensor,
+    shift: torch.Tensor,
+    eps: float,
+    dropout: float,
+    seed: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """x + dropout(delta + bias), and its layer norm.
+
+    Args:
+        x: shape [rows, width], as `delta`; without `delta` it is x itself that is normed.
+        bias, weight, shift: shape [width].
+        eps: as in torch.nn.LayerNorm.
+        dropout: probability; 0 draws nothing.
+        seed: int64, shape [1].
+
+    Returns:
+        The sum, its norm, and the rows' means and reciprocal deviations in float32.
+    """
+    rows, width = x.shape
+    total = x if delta is None else torch.empty_like(x)
+    normed = torch.empty_like(x)
+    mean, rstd = (torch.empty(rows, dtype=torch.float32, device=x.device) for _ in range(2))
+    block = triton.next_power_of_2(width)
+    _add_norm_forward[(rows,)](
+        x, delta, bias, weight, shift, total, normed, mean, rstd, seed, width, eps, dropout,
+        HAS_DELTA=delta is not None, DROPOUT=dropout > 0, BLOCK=block, num_warps=4 if block <= 2048 else 8,
+    )  # fmt: skip
+    return total, normed, mean, rstd
+
+
+@triton.jit
+def _add_norm_forward(
+    x, delta, bias, weight, shift, total, normed, mean, rstd, seed, width, eps, dropout,
+    HAS_DELTA: tl.constexpr, DROPOUT: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64)
+    column = tl.arange(0, BLOCK)
+    inside = column < width
+    at = row * width + column
+    value = tl.load(x + at, inside, 0.0).to(tl.float32)
+    if HAS_DELTA:
+        added = tl.load(delta + at, inside, 0.0).to(tl.float32) + tl.load(bias + column, inside, 0.0)
+        if DROPOUT:
+            added = tl.where(_draw(seed, row, BLOCK) >= dropout, added / (1 - dropout), 0.0)
+        # What is normed is what the backward pass will read.
+        value = (value + added).to(total.dtype.element_ty)
+        tl.store(total + at, value, inside)
+        value = value.to(tl.float32)
+    centre = tl.sum(value, 0) / width
+    distance = tl.where(inside, value - centre, 0.0)
+    scale = tl.rsqrt(tl.sum(distance * distance, 0) / width + eps)
+    out = distance * scale * tl.load(weight + column, inside, 0.0) + tl.load(shift + column, inside, 0.0)
+    tl.store(normed + at, out, inside)
+    tl.store(mean + row, centre)
+    tl.store(rstd + row, scale)
+
+
+def add_norm_backward(
+    total: torch.Tensor,
+    mean: torch.Tensor,
+    rstd: torch.Tensor,
+    weight: torch.Tensor,
+    total_grad: torch.Tensor | None,
+    normed_grad: torch.Tensor,
+    has_delta: bool,
+    dropout: float,
+    seed: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The gradients of `add_norm_forward`.
+
+    Args:
+        total, mean, rstd: what it returned.
+        weight, dropout, seed: what it was given.
+        total_grad: of the sum; None where nothing else used it.
+        normed_grad: of the norm.
+        has_delta: whether a `delta` was added.
+
+    Returns:
+        The gradient of `x`, that of `delta` (the same tensor where nothing was dropped), and in float32 those of
+        `weight`, `shift` and `bias`, shape [3, width].
+    """
+    rows, width = total.shape
+    x_grad = torch.empty_like(total)
+    drops = has_delta and dropout > 0
+    delta_grad = torch.empty_like(total) if drops else x_grad
+    programs = min(PROGRAMS, rows)
+    sums = torch.empty((3, programs, width), dtype=torch.float32, device=total.device)
+    block = triton.next_power_of_2(width)
+    _add_norm_backward[(programs,)](
+        total, mean, rstd, weight, total_grad, normed_grad, x_grad, delta_grad, sums, seed, rows, width, dropout,
+        HAS_TOTAL_GRAD=total_grad is not None, HAS_DELTA=has_delta, DROPOUT=drops, BLOCK=block,
+        num_warps=4 if block <= 2048 else 8,
+    )  # fmt: skip
+    return x_grad, delta_grad, sums.sum(1)
+
+
+@triton.jit
+def _add_norm_backward(
+    total, mean, rstd, weight, total_grad, normed_grad, x_grad, delta_grad, sums, seed, rows, width, dropout,
+    HAS_TOTAL_GRAD: tl.constexpr, HAS_DELTA: tl.constexpr, DROPOUT: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    program, programs = tl.program_id(0), tl.num_programs(0)
+    column = tl.arange(0, BLOCK)
+    inside = column < width
+    scale = tl.load(weight + column, inside, 0.0)
+    weight_sum = tl.zeros([BLOCK], tl.float32)
+    shift_sum = tl.zeros([BLOCK], tl.float32)
+    bias_sum = tl.zeros([BLOCK], tl.float32)
+    start = tl.zeros([BLOCK], tl.int64)
+    for row in range(program, rows, programs):
+        at = (start + row) * width + column
+        value = tl.load(total + at, inside, 0.0).to(tl.float32)
+        grad = tl.load(normed_grad + at, inside, 0.0).to(tl.float32)
+        reciprocal = tl.load(rstd + row)
+        unit = tl.where(inside, (value - tl.load(mean + row)) * reciprocal, 0.0)
+        scaled = scale * grad
+        along = tl.sum(unit * scaled, 0) / width
+        level = tl.sum(scaled, 0) / width
+        result = (scaled - unit * along - level) * reciprocal
+        if HAS_TOTAL_GRAD:
+            result += tl.load(total_grad + at, inside, 0.0).to(tl.float32)
+        tl.store(x_grad + at, result, inside)
+        weight_sum += grad * unit
+        shift_sum += grad
+        if HAS_DELTA:
+            if DROPOUT:
+                result = tl.where(_draw(seed, row, BLOCK) >= dropout, result / (1 - dropout), 0.0)
+                tl.store(delta_grad + at, result, inside)
+            bias_sum += tl.where(inside, result, 0.0)
+    into = sums + program * width + column
+    tl.store(into, weight_sum, inside)
+    tl.store(into + programs * width, shift_sum, inside)
+    tl.store(into + 2 * programs * width, bias_sum, inside)
+
+
+@triton.jit
+def _draw(seed, row, BLOCK: tl.constexpr):
+    """A row of random numbers from 0 to 1; one round of Philox gives four."""
+    counter = tl.zeros([BLOCK // 4], tl.int64) + row * (BLOCK // 4) + tl.arange(0, BLOCK // 4)
+    first, second, third, fourth = tl.rand4x(tl.load(seed), counter)
+    return tl.reshape(tl.join(tl.join(first, second), tl.join(third, fourth)), [BLOCK])
+
+
+def gelu_forward(x: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+    """GELU of x + bias by its tanh formula (transformers' gelu_new); x of shape [rows, width]."""
+    rows, width = x.shape
+    out = torch.empty_like(x)
+    _gelu_forward[(triton.cdiv(rows, ROW_TILE), triton.cdiv(width, COLUMN_TILE))](
+        x, bias, out, rows, width, ROWS=ROW_TILE, COLUMNS=COLUMN_TILE
+    )
+    return out
+
+
+@triton.jit
+def _gelu_forward(x, bias, out, rows, width, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    row = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)
+    column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    inside = (row[:, None] < rows) & (column[None, :] < width)
+    at = row[:, None] * width + column[None, :]
+    value = tl.load(x + at, inside, 0.0).to(tl.float32) + tl.load(bias + column, column < width, 0.0)[None, :]
+    gate = tl.sigmoid(value * (value * value * GELU_CUBE + 1) * GELU_SLOPE)
+    tl.store(out + at, value * gate, inside)
+
+
+def gelu_backward(x: torch.Tensor, bias: torch.Tensor, grad: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The gradients of `gelu_forward`: that of x, and that of the bias in float32."""
+    rows, width = x.shape
+    x_grad = torch.empty_like(x)
+    columns = triton.cdiv(width, COLUMN_TILE)
+    programs = min(4 * PROGRAMS // columns, triton.cdiv(rows, ROW_TILE))
+    sums = torch.empty((programs, width), dtype=torch.float32, device=x.device)
+    _gelu_backward[(programs, columns)](x, bias, grad, x_grad, sums, rows, width, ROWS=ROW_TILE, COLUMNS=COLUMN_TILE)
+    return x_grad, sums.sum(0)
+
+
+@triton.jit
+def _gelu_backward(x, bias, grad, x_grad, sums, rows, width, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    program, programs = tl.program_id(0), tl.num_programs(0)
+    column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    shift = tl.load(bias + column, column < width, 0.0)[None, :]
+    total = tl.zeros([COLUMNS], tl.float32)
+    for first in range(program * ROWS, rows, programs * ROWS):
+        row = (first + tl.arange(0, ROWS)).to(tl.int64)
+        inside = (row[:, None] < rows) & (column[None, :] < width)
+        at = row[:, None] * width + column[None, :]
+        value = tl.load(x + at, inside, 0.0).to(tl.float32) + shift
+        square = value * value
+        gate = tl.sigmoid(value * (square * GELU_CUBE + 1) * GELU_SLOPE)
+        slope = gate + value * gate * (1 - gate) * (square * (3 * GELU_CUBE) + 1) * GELU_SLOPE
+        result = tl.load(grad + at, inside, 0.0).to(tl.float32) * slope
+        tl.store(x_grad + at, result, inside)
+        total += tl.sum(result, 0)
+    tl.store(sums + program * width + column, total, column < width)
+
+
+def pack_heads(grads: tuple[torch.Tensor, torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    """The gradients of queries, keys and values, each of shape [batch, heads, tokens, head size], side by side in
+    rows, shape [batch · tokens, 3 · width]; and in float32 the sum of the rows."""
+    batch, heads, tokens, size = grads[0].shape
+    rows, width = batch * tokens, 3 * heads * size
+    # The head size stands last and dense in what attention returns; the other three may lie as they like.
+    parts = [grad if grad.stride(3) == 1 else grad.contiguous() for grad in grads]
+    packed = torch.empty((rows, width), dtype=parts[0].dtype, device=parts[0].device)
+    programs = min(4 * PROGRAMS // (3 * heads), triton.cdiv(rows, HEAD_ROWS))
+    sums = torch.empty((programs, width), dtype=torch.float32, device=packed.device)
+    strides = [part.stride(axis) for part in parts for axis in range(3)]
+    _pack_heads[(programs, 3 * heads)](
+        *parts, packed, sums, *strides, rows, tokens, heads, size,
+        ROWS=HEAD_ROWS, SIZE=triton.next_power_of_2(size),
+    )  # fmt: skip
+    return packed, sums.sum(0)
+
+
+@triton.jit
+def _pack_heads(
+    q, k, v, packed, sums,
+    q_batch, q_head, q_token, k_batch, k_head, k_token, v_batch, v_head, v_token,
+    rows, tokens, heads, size, ROWS: tl.constexpr, SIZE: tl.constexpr,
+):  # fmt: skip
+    program, programs = tl.program_id(0), tl.num_programs(0)
+    part, head = tl.program_id(1) // heads, tl.program_id(1) % heads
+    source, by_batch, by_head, by_token = q, q_batch, q_head, q_token
+    if part == 1:
+        source, by_batch, by_head, by_token = k, k_batch, k_head, k_token
+    if part == 2:
+        source, by_batch, by_head, by_token = v, v_batch, v_head, v_token
+    lane = tl.arange(0, SIZE)
+    column = tl.program_id(1) * size + lane
+    width = 3 * heads * size
+    total = tl.zeros([SIZE], tl.float32)
+    for first in range(program * ROWS, rows, programs * ROWS):
+        row = (first + tl.arange(0, ROWS)).to(tl.int64)
+        inside = (row[:, None] < rows) & (lane[None, :] < size)
+        at = (row // tokens) * by_batch + head * by_head + (row % tokens) * by_token
+        value = tl.load(source + at[:, None] + lane[None, :], inside, 0.0)
+        tl.store(packed + row[:, None] * width + column[None, :], value, inside)
+        total += tl.sum(value.to(tl.float32), 0)
+    tl.store(sums + program * width + column, total, lane < size)
+
+
+def cross_entropy(
+    logits: torch.Tensor, targets: torch.Tensor, vocabulary: int, share: float, gradient: bool
+) -> torch.Tensor:
+    """Each row's cross entropy in float32, shape [rows]; 0 where the target is negative.
+
+    Args:
+        logits: shape [rows, at least `vocabulary`]; what stands behind the vocabulary does not count. With `gradient`
+            they are overwritten by `share` times their gradient.
+        targets: int64, shape [rows].
+        vocabulary: tokens that there are.
+        share: of one row in the loss that is differentiated.
+        gradient: whether it is wanted.
+    """
+    rows, width = logits.shape
+    losses = torch.empty(rows, dtype=torch.float32, device=logits.device)
+    _cross_entropy[(rows,)](
+        logits, targets, losses, width, vocabulary, share,
+        GRADIENT=gradient, BLOCK=min(8192, triton.next_power_of_2(width)), num_warps=8,
+    )  # fmt: skip
+    return losses
+
+
+@triton.jit
+def _cross_entropy(
+    logits, targets, losses, width, vocabulary, share, GRADIENT: tl.constexpr, BLOCK: tl.constexpr
+):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64)
+    target = tl.load(targets + row)
+    counts = target >= 0
+    start = logits + row * width
+    lane = tl.arange(0, BLOCK)
+    peak = float("-inf")
+    whole = 0.0
+    for first in range(0, vocabulary, BLOCK):
+        at = first + lane
+        value = tl.load(start + at, at < vocabulary, float("-inf")).to(tl.float32)
+        higher = tl.maximum(peak, tl.max(value, 0))
+        whole = whole * tl.exp(peak - higher) + tl.sum(tl.exp(value - higher), 0)
+        peak = higher
+    wanted = tl.load(start + tl.where(counts, target, 0)).to(tl.float32)
+    tl.store(losses + row, tl.where(counts, peak + tl.log(whole) - wanted, 0.0))
+    if GRADIENT:
+        tl.debug_barrier()  # `wanted` is read before it is overwritten
+        factor = tl.where(counts, share, 0.0)
+        shift = peak + tl.log(whole)
+        for first in range(0, width, BLOCK):
+            at = first + lane
+            value = tl.load(start + at, at < vocabulary, float("-inf")).to(tl.float32)
+            probability = tl.exp(value - shift)
+            tl.store(start + at, (probability - tl.where(at == target, 1.0, 0.0)) * factor, at < width)
