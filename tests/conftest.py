@@ -18,6 +18,9 @@ from slurm_lab import LabUnavailable, SlurmLab
 
 ROOT = Path(__file__).resolve().parents[1]
 
+# Triton's kernels then run on the CPU, one operation after the other. Read when triton is first imported.
+os.environ.setdefault("TRITON_INTERPRET", "1")
+
 
 @dataclass(frozen=True)
 class Mpi:

@@ -13,8 +13,8 @@ CONFIG = TrainConfig()
 
 def changed(config: TrainConfig = CONFIG, hosts: str = "aabb", total: int = 100, warmup: int = 3) -> list[str]:
     """What differs from four ranks on two hosts with the default options."""
-    before = conditions(CONFIG, "aabb", 100, 3, "float32", "cpu")
-    return differences(before, conditions(config, hosts, total, warmup, "float32", "cpu"))
+    before = conditions(CONFIG, "aabb", 100, 3, "float32", "torch", "cpu")
+    return differences(before, conditions(config, hosts, total, warmup, "float32", "torch", "cpu"))
 
 
 def test_the_same_request_has_the_same_conditions():
@@ -44,8 +44,8 @@ def test_the_same_ranks_on_other_hosts_are_named():
 
 
 def test_a_processor_with_other_vectors_is_named(monkeypatch):
-    before = conditions(CONFIG, "a", 100, 3, "float32", "cpu")
+    before = conditions(CONFIG, "a", 100, 3, "float32", "torch", "cpu")
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "OTHER")
-    [said] = differences(before, conditions(CONFIG, "a", 100, 3, "float32", "cpu"))
+    [said] = differences(before, conditions(CONFIG, "a", 100, 3, "float32", "torch", "cpu"))
     assert said.startswith("vectors ")
     assert said.endswith(" → OTHER")

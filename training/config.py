@@ -112,8 +112,12 @@ class TrainConfig:
     """Precision of the forward and backward pass; auto: bfloat16 (autocast) on GPUs, float32 on CPUs.
     Weights and optimizer state are always float32."""
 
+    kernels: Literal["auto", "fused", "torch"] = "auto"
+    """fused: forward and backward pass of a GPT-2 by kernels of our own, on GPUs in bfloat16: the fastest, from the
+    first step on. torch: the model's own forward. auto: fused where they fit and --compile is not given."""
+
     compile: bool = False
-    """Compile the model with torch.compile: slower to start, faster steps."""
+    """Compile the model's own forward with torch.compile: slower to start, faster steps."""
 
     deterministic: bool = False
     """Use only GPU kernels that give the same sums every time, so that a resumed run repeats the undisturbed one

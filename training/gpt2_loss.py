@@ -18,28 +18,13 @@ VOCABULARY_MULTIPLE = 128
 """The matrix product with the vocabulary is several times faster where its size is a multiple of this."""
 
 
-def fits(model: Any, device: torch.device) -> str | None:
-    """Why this model on this device cannot be trained so; None where it can."""
-    config = model.config
-    if config.model_type != "gpt2":
-        return f"the model is a {config.model_type}, not a gpt2"
-    if device.type != "cuda":
-        return "there is no GPU"
-    if config.activation_function not in ("gelu_new", "gelu_pytorch_tanh"):
-        return f"its activation is {config.activation_function}"
-    if config.add_cross_attention or config.scale_attn_by_inverse_layer_idx or not config.scale_attn_weights:
-        return "its attention is not plain causal self-attention"
-    if not config.tie_word_embeddings:
-        return "its output weights are not those of its embedding"
-    return None
-
-
 class GPT2Loss(nn.Module):
     """As `TokenLoss` in bfloat16, for a GPT-2 on a GPU."""
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, precision: torch.dtype = torch.bfloat16) -> None:
         super().__init__()
         self.model = model
+        self._precision = precision
         self._copies: dict[nn.Parameter, torch.Tensor] = {}
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
@@ -80,15 +65,16 @@ class GPT2Loss(nn.Module):
         return HeadLoss.apply(normed, core.wte.weight, copies[core.wte.weight], next_tokens(tokens), 1 / counted)
 
     def _cast_weights(self) -> dict[nn.Parameter, torch.Tensor]:
-        """The matrices in bfloat16, cast once for a forward and backward pass; the vocabulary is filled up by zeros."""
-        matrices = [parameter for parameter in self.model.parameters() if parameter.ndim == 2]
+        """What the matrix products read: their weights in that precision, cast once for a forward and backward pass.
+        The vocabulary is filled up by zeros."""
+        vocabulary, positions = self.model.transformer.wte.weight, self.model.transformer.wpe.weight
+        matrices = [weight for weight in self.model.parameters() if weight.ndim == 2 and weight is not positions]
         if not self._copies:
-            vocabulary = self.model.transformer.wte.weight
             for matrix in matrices:
                 rows = matrix.shape[0]
                 if matrix is vocabulary:
                     rows = -(-rows // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
-                self._copies[matrix] = matrix.new_zeros((rows, matrix.shape[1]), dtype=torch.bfloat16)
+                self._copies[matrix] = matrix.new_zeros((rows, matrix.shape[1]), dtype=self._precision)
         with torch.no_grad():
             torch._foreach_copy_([self._copies[matrix][: len(matrix)] for matrix in matrices], matrices)
         return self._copies
@@ -191,7 +177,8 @@ class Gelu(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Any) -> Any:
-        return kernels.gelu_backward(*ctx.saved_tensors, grad)
+        rows, bias = ctx.saved_tensors
+        return kernels.gelu_backward(rows, bias, grad)
 
 
 class HeadLoss(torch.autograd.Function):

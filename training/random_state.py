@@ -56,7 +56,7 @@ def restore(state: Mapping[str, Any], device: torch.device) -> None:
 
 
 def conditions(
-    config: TrainConfig, hosts: Sequence[str], total: int, warmup: int, dtype: str, hardware: str
+    config: TrainConfig, hosts: Sequence[str], total: int, warmup: int, dtype: str, kernels: str, hardware: str
 ) -> dict[str, Any]:
     """What must be the same for two attempts to compute the same to the last bit.
 
@@ -64,7 +64,7 @@ def conditions(
         config: the options; those that `check_same_run` compares are not repeated here.
         hosts: of every rank, in rank order: which sums cross the network.
         total, warmup: optimizer steps; the learning rate follows from them.
-        dtype: of the forward and backward pass.
+        dtype, kernels: of the forward and backward pass.
         hardware: the GPU's name, or `cpu`.
     """
     from transformers import __version__ as transformers_version
@@ -75,6 +75,7 @@ def conditions(
         "--batch-size": config.batch_size,
         "--gradient-accumulation-steps": config.gradient_accumulation_steps,
         "--dtype": dtype,
+        "--kernels": kernels,
         "--compile": config.compile,
         "--deterministic": config.deterministic,
         "--lr": config.lr,

@@ -1,10 +1,13 @@
 """The training loss of a batch of packed sequences: what the loop differentiates and the evaluation averages."""
 
+import importlib.util
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
+
+from training.errors import InputError
 
 
 class TokenLoss(nn.Module):
@@ -24,3 +27,39 @@ class TokenLoss(nn.Module):
 
     def _precision(self, device: torch.device) -> AbstractContextManager[Any]:
         return torch.autocast(device.type, torch.bfloat16) if self._bfloat16 else nullcontext()
+
+
+def token_loss(
+    model: Any, kernels: Literal["auto", "fused", "torch"], bfloat16: bool, compiled: bool, device: torch.device
+) -> nn.Module:
+    """The model as such a function: by the fused kernels of `gpt2_loss` where it may be, else by its own forward.
+
+    Raises:
+        InputError: the fused kernels are insisted on, and do not fit.
+    """
+    why_not = "--compile was given" if compiled else None if bfloat16 else "the precision is float32"
+    why_not = why_not or fused_misfit(model.config, device.type)
+    if kernels == "fused" and why_not is not None:
+        raise InputError(f"--kernels fused: {why_not}; leave the option out")
+    if kernels == "torch" or why_not is not None:
+        return TokenLoss(model, bfloat16)
+    from training.gpt2_loss import GPT2Loss
+
+    return GPT2Loss(model)
+
+
+def fused_misfit(config: Any, device_type: str) -> str | None:
+    """Why a model of this configuration cannot be trained by the fused kernels on such a device; None where it can."""
+    if config.model_type != "gpt2":
+        return f"they are GPT-2's, and the model is a {config.model_type}"
+    if config.activation_function not in ("gelu_new", "gelu_pytorch_tanh"):
+        return f"the model's activation is {config.activation_function}"
+    if config.add_cross_attention or config.scale_attn_by_inverse_layer_idx or not config.scale_attn_weights:
+        return "the model's attention is not plain causal self-attention"
+    if not config.tie_word_embeddings:
+        return "the model's output weights are not those of its embedding"
+    if device_type != "cuda":
+        return "there is no GPU"
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed"
+    return None

@@ -86,7 +86,7 @@ def train(config: TrainConfig, run: RunDirectory, ranks: RankInfo, stop: StopReq
     from training.sampler import RankBatches, SampleOrder
     from training.saver import Saver, SaveReport
     from training.summary import summarise, summary_text
-    from training.token_loss import TokenLoss
+    from training.token_loss import TokenLoss, token_loss
     from training.tokens import open_blocks, read_questions
 
     def say(text: str) -> None:
@@ -128,7 +128,7 @@ def train(config: TrainConfig, run: RunDirectory, ranks: RankInfo, stop: StopReq
         heartbeat.enter("compile")
         use_packed_causal_attention(model)
         model.compile()
-    loss_of = TokenLoss(model, bfloat16)
+    loss_of = token_loss(model, config.kernels, bfloat16, config.compile, device)
     trained: nn.Module = loss_of
     if ranks.world_size > 1:
         devices = [device] if device.type == "cuda" else None
@@ -138,7 +138,8 @@ def train(config: TrainConfig, run: RunDirectory, ranks: RankInfo, stop: StopReq
     hardware = device_name(device)
     precision = "bfloat16" if bfloat16 else "float32"
     hosts = process_group.gather(socket.gethostname())
-    conditions = random_state.conditions(config, hosts, total, found.warmup, precision, hardware)
+    kernels = "torch" if isinstance(loss_of, TokenLoss) else "fused"
+    conditions = random_state.conditions(config, hosts, total, found.warmup, precision, kernels, hardware)
     changes: list[str] = []
     if found.resume_from is not None:
         loop.settle_buckets(trained, config.batch_size, config.seq_length, device)
