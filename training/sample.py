@@ -2,13 +2,11 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 
 NEW_TOKENS = 48
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -20,7 +18,7 @@ class Sample:
     expected: str
 
 
-def alone(step: Callable[[], T]) -> T:
+def alone(step: Callable[[], Any]) -> Any:
     """For one rank that needs no other: the result of `step`."""
     return step()
 
@@ -32,7 +30,7 @@ def sample_answer(
     question: tuple[str, str],
     positions: int,
     device: torch.device,
-    together: Callable[[Callable[[], T]], T] = alone,
+    together: Callable[[Callable[[], Any]], Any] = alone,
 ) -> Sample:
     """The likeliest continuation, token by token, until end-of-text or 48 tokens.
 

@@ -21,7 +21,6 @@ from training.manifest import Manifest
 from training.publish import FileContent, check_not_taken_over, publish, step_folder, step_folders
 from training.retention import drop_superfluous
 from training.snapshot import HostBuffer, HostFile, expected_bytes, state_files, tensors_sha256
-from training.strategy import model_class
 
 
 @dataclass(frozen=True)
@@ -316,7 +315,7 @@ def small_files(model: Any, tokenizer: Any) -> list[FileContent]:
     every save would hold the interpreter."""
     with tempfile.TemporaryDirectory() as folder:
         model.config.dtype = str(model.dtype).removeprefix("torch.")
-        model.config.architectures = [model_class(model).__name__]
+        model.config.architectures = [type(model).__name__]
         model.config.save_pretrained(folder)
         if model.can_generate():
             model.generation_config.save_pretrained(folder)

@@ -36,8 +36,13 @@ def replicate(loss_of: nn.Module, device: torch.device, bucket_cap_mb: int, redu
         loss_of, device_ids=devices, bucket_cap_mb=bucket_cap_mb, gradient_as_bucket_view=True
     )
     if reduce_bfloat16:
-        wrapped.register_comm_hook(None, bf16_compress_hook)
+        wrapped.register_comm_hook(None, _reduce_in_bfloat16)
     return wrapped
+
+
+def _reduce_in_bfloat16(group: Any, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
+    """torch's own hook under another name: by that name DDP refuses it without NCCL, though gloo can do it too."""
+    return bf16_compress_hook(group, bucket)
 
 
 def shard(
@@ -72,7 +77,10 @@ def shard(
         if compiled:
             block.compile()
         fully_shard(block, mesh=mesh, mp_policy=policy)
+    own = type(model)
     fully_shard(model, mesh=mesh, mp_policy=policy)
+    # That has put a class of its own in the place of the model's, by which transformers knows what its files look like.
+    type(model).__name__, type(model).__module__ = own.__name__, own.__module__
     model.to_empty(device=device)
     _hand_out(source, model)
     # How names and tensors of its files differ from those in memory; it is known where they were read.
@@ -105,11 +113,6 @@ def blocks(model: Any) -> list[nn.Module]:
         return [module for module in named if id(module) not in inner]
     lists = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
     return list(max(lists, key=len, default=()))
-
-
-def model_class(model: Any) -> type:
-    """The model's own class, which `fully_shard` replaces by one derived from it."""
-    return next(cls for cls in type(model).__mro__ if not issubclass(cls, FSDPModule))
 
 
 @contextmanager
@@ -167,16 +170,12 @@ def _whole_parameters(loss_of: nn.Module) -> list[torch.Tensor]:
     parameters: list[torch.Tensor] = [] if sharded else list(loss_of.parameters())
     for module in sharded:
         module.unshard()
-        parameters += [
-            parameter
-            for parameter in module.parameters()
-            if not isinstance(parameter, DTensor)  # type: ignore[attr-defined]
-        ]
+        parameters += [parameter for parameter in module.parameters() if not isinstance(parameter, DTensor)]
         module.reshard()
     return parameters
 
 
-def _sharded_modules(loss_of: nn.Module) -> Iterator[FSDPModule]:
+def _sharded_modules(loss_of: nn.Module) -> Iterator[Any]:
     """The root first."""
     return (module for module in loss_of.modules() if isinstance(module, FSDPModule))
 

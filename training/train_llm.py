@@ -125,7 +125,7 @@ def train(config: TrainConfig, run: RunDirectory, ranks: RankInfo, stop: StopReq
     sharded = config.strategy == "fsdp" and ranks.world_size > 1
     reduce_bfloat16 = config.reduce_dtype == "bfloat16"
     weights = found.weights if ranks.rank == 0 else None
-    model = process_group.on_every_rank(
+    model: Any = process_group.on_every_rank(
         lambda: None if sharded and ranks.rank > 0 else build_model(architecture, weights)
     )
     if config.compile:
