@@ -94,7 +94,7 @@ def shard(
 def _hand_out(source: Any, model: Any) -> None:
     """Give each rank its slices of the weights of rank 0's `source`, and its buffers."""
     for name, parameter in model.named_parameters():
-        whole = source.get_parameter(name).detach() if source is not None else torch.empty(parameter.shape)
+        whole = source.get_parameter(name).detach() if source is not None else torch.empty(parameter.shape, device=parameter.device)
         mine = distribute_tensor(whole, parameter.device_mesh, parameter.placements)
         parameter.to_local().copy_(mine.to_local())
     for name, buffer in model.named_buffers():
