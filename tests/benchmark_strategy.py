@@ -1,6 +1,6 @@
 """What the exchange of gradients costs a step, by strategy and setting.
 
-    python -m cluster.launch --cluster local --ranks-per-node 2 -- python tests/benchmark_strategy.py [ROUNDS [SEQUENCES]]
+    python -m cluster.launch --ranks-per-node 2 -- python tests/benchmark_strategy.py [ROUNDS [SEQUENCES]]
 
 On GPUs GPT-2 of 124 million parameters in bfloat16 with 16 sequences of 1024 tokens on each rank; on CPUs a small one,
 to see that all of it runs. A step is forward and backward pass, clipping and AdamW. Each variant has a model of its
