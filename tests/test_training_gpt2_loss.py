@@ -191,9 +191,10 @@ CPU = torch.device("cpu")
 @pytest.mark.parametrize(
     ("choose", "reason"),
     [
-        (lambda model: token_loss(model, "fused", True, False, CPU), "there is no GPU"),
-        (lambda model: token_loss(model, "fused", False, False, CPU), "the precision is float32"),
-        (lambda model: token_loss(model, "fused", True, True, CPU), "--compile was given"),
+        (lambda model: token_loss(model, "fused", True, False, False, CPU), "there is no GPU"),
+        (lambda model: token_loss(model, "fused", False, False, False, CPU), "the precision is float32"),
+        (lambda model: token_loss(model, "fused", True, True, False, CPU), "--compile was given"),
+        (lambda model: token_loss(model, "fused", True, False, True, CPU), "--strategy fsdp was given"),
     ],
 )
 def test_insisting_on_the_fused_kernels_where_they_do_not_fit_is_refused(
@@ -201,4 +202,4 @@ def test_insisting_on_the_fused_kernels_where_they_do_not_fit_is_refused(
 ) -> None:
     with pytest.raises(InputError, match=f"--kernels fused: {reason}; leave the option out"):
         choose(small())
-    assert isinstance(token_loss(small(), "auto", True, False, CPU), TokenLoss)
+    assert isinstance(token_loss(small(), "auto", True, False, False, CPU), TokenLoss)

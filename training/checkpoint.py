@@ -18,6 +18,7 @@ from training.incarnation import overtaken_by, read_claims
 from training.manifest import DamagedError, Manifest, check_files, read_manifest
 from training.publish import step_folders, step_of
 from training.ranks import RankInfo
+from training.strategy import sliced_like
 
 
 @dataclass(frozen=True)
@@ -116,9 +117,13 @@ def _newest(checkpoints: Path, say: Callable[[str], None], own: int) -> Newest:
 
 
 def load_optimizer(folder: Path, optimizer: torch.optim.Optimizer) -> None:
-    """Put the optimizer's state back, in place; its options stay those that it was made with."""
+    """Put the optimizer's state back, in place; its options stay those that it was made with.
+
+    Of tensors that are shared out each rank keeps its slice: it may have been saved by another number of ranks.
+    """
     from safetensors import safe_open
 
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     state: dict[int, dict[str, torch.Tensor]] = {}
     with safe_open(folder / "optimizer.safetensors", framework="pt") as file:
         metadata = file.metadata()
@@ -126,7 +131,8 @@ def load_optimizer(folder: Path, optimizer: torch.optim.Optimizer) -> None:
             index, name = key.split(".", 1)
             # Not memory-mapped: the tensors are kept, and this checkpoint is deleted under them once newer ones
             # exist.
-            state.setdefault(int(index), {})[name] = file.get_tensor(key).clone()
+            mine = sliced_like(parameters[int(index)], file.get_tensor(key)).clone()
+            state.setdefault(int(index), {})[name] = mine
     saved, made = json.loads(metadata["param_groups"]), optimizer.state_dict()["param_groups"]
     groups = [options | {"params": group["params"]} for group, options in zip(saved, made, strict=True)]
     optimizer.load_state_dict({"state": state, "param_groups": groups})

@@ -27,7 +27,7 @@ assert set(get_args(PresetName)) == set(PRESETS)
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Train a causal language model with DDP, under mpirun, torchrun, srun or alone.
+    """Train a causal language model with DDP or FSDP, under mpirun, torchrun, srun or alone.
 
     An option given twice counts once, as given last. Options may be written with dashes or underscores.
     """
@@ -103,6 +103,18 @@ class TrainConfig:
 
     seq_length: Annotated[int, arg(aliases=["-s"], metavar="TOKENS")] = 1024
     """Tokens per sequence; at most what the model takes."""
+
+    strategy: Literal["ddp", "fsdp"] = "ddp"
+    """What several ranks hold: ddp: each the whole model, the faster way where it fits; fsdp: each a slice of
+    weights, gradients and optimizer state."""
+
+    reduce_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Precision in which several ranks add up their gradients; bfloat16 halves the bytes between them, and
+    rounds every gradient to 8 significant bits."""
+
+    ddp_bucket_cap_mb: Annotated[int, arg(metavar="MIB")] = 25
+    """Gradients that DDP adds up in one message: small ones begin early in the backward pass, large ones use
+    a network better."""
 
     device: Literal["auto", "cuda", "cpu"] = "auto"
     """auto: the GPUs, and the CPU where none was granted. GPUs that were granted but torch cannot see are an
@@ -292,7 +304,7 @@ def _typed(key: str, value: Any, path: Path) -> Any:
 MINIMUM: Mapping[str, float] = {
     "seed": 0, "max_steps": 1, "warmup_steps": 0, "weight_decay": 0, "max_grad_norm": 0, "batch_size": 1,
     "gradient_accumulation_steps": 1, "seq_length": 2, "log_freq": 1, "eval_freq": 0, "max_eval_samples": 1,
-    "keep_checkpoints": 1, "num_workers": 0, "max_skipped_steps": 0,
+    "keep_checkpoints": 1, "num_workers": 0, "max_skipped_steps": 0, "ddp_bucket_cap_mb": 1,
 }  # fmt: skip
 
 

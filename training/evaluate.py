@@ -56,12 +56,12 @@ def evaluate(
         agree = stop is not None and number > 0 and number % BATCHES_BETWEEN_AGREEMENTS == 0
         if stop is not None and agree and any_rank(stop.requested, device):
             raise CutShort
-        if not batch:
-            continue
-        tokens = torch.stack([torch.from_numpy(blocks[i]) for i in batch]).to(device)
+        # Every rank makes every pass, with whatever tokens: where FSDP has sharded the model, each needs the others.
+        tokens = torch.stack([torch.from_numpy(blocks[i]) for i in batch or batches[0] or [0]]).to(device)
         loss = loss_of(tokens)
         # Blocks have equal lengths: a mean over them, weighted by their number, is the mean over all tokens.
-        total += torch.tensor([float(loss) * len(batch), len(batch)], dtype=torch.float64)
+        if batch:
+            total += torch.tensor([float(loss) * len(batch), len(batch)], dtype=torch.float64)
     loss_sum, count = sum_over_ranks(total.to(device)).tolist()
     return loss_sum / count if count else None
 

@@ -19,6 +19,7 @@ from training.process_group import gather, my_rank, sum_over_ranks
 from training.sampler import RankBatches
 from training.schedule import learning_rate
 from training.stop import StopRequest
+from training.strategy import clip_gradients, own_gradients_are_finite, without_reduction
 from training.tokens import Blocks
 
 PHASES = ("data", "forward", "backward", "agree", "update")
@@ -102,7 +103,8 @@ def train_steps(
     """Make the remaining optimizer steps, yielding after each.
 
     Args:
-        loss_of: a batch's loss, from `TokenLoss`; wrapped in DDP where there are several ranks.
+        loss_of: a batch's loss, from `TokenLoss`; where there are several ranks, wrapped in DDP or over a model that
+            FSDP has sharded.
         optimizer: its learning rate is set here.
         loader: exactly the batches of the remaining steps, from `make_loader`.
         plan: the numbers.
@@ -130,7 +132,7 @@ def train_steps(
             with clock.phase("data"):
                 parts.append(next(batches).to(device, non_blocking=True))
             synchronise = part + 1 == plan.accumulation
-            with _no_sync(loss_of) if not synchronise else nullcontext():
+            with nullcontext() if synchronise else without_reduction(loss_of):
                 with clock.phase("forward"):
                     part_loss = loss_of(parts[-1]) / plan.accumulation
                 with clock.phase("backward"):
@@ -140,7 +142,7 @@ def train_steps(
             lr = learning_rate(step, plan.total, plan.warmup, plan.peak_lr, plan.lr_scheduler)
             for group in optimizer.param_groups:
                 group["lr"] = lr
-            norm = torch.nn.utils.clip_grad_norm_(loss_of.parameters(), plan.max_grad_norm or math.inf)
+            norm = clip_gradients(loss_of.parameters(), plan.max_grad_norm or math.inf)
             # One small message carries everything the ranks tell each other at a step, and comes to the host once.
             asked = torch.tensor([float(stop.requested), float(save_is_due(step + 1)), 1.0], device=device)
             own_norm = norm.detach().float().reshape(1)
@@ -164,10 +166,6 @@ def train_steps(
         seconds, phases = clock.read()
         heartbeat.made_step(step + 1, seconds, sum(phases[name] for name in BUSY))
         yield StepResult(step + 1, loss_sum / ranks, lr, grad_norm, seconds, phases, stops > 0, saves > 0, not_finite)
-
-
-def _no_sync(loss_of: nn.Module) -> AbstractContextManager[None]:
-    return loss_of.no_sync() if isinstance(loss_of, DistributedDataParallel) else nullcontext()
 
 
 def _random_state(device: torch.device) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -202,13 +200,12 @@ def _own_gradient_is_finite(
     if random_state[1] is not None:
         torch.cuda.set_rng_state(random_state[1], device)
     optimizer.zero_grad(set_to_none=True)
-    for part in parts:
-        with _no_sync(loss_of):
+
+    def backward() -> None:
+        for part in parts:
             (loss_of(part) / accumulation).backward()
-    gradients = [parameter.grad for parameter in loss_of.parameters() if parameter.grad is not None]
-    finite = all(bool(torch.isfinite(gradient).all()) for gradient in gradients)
-    optimizer.zero_grad(set_to_none=True)
-    return finite
+
+    return own_gradients_are_finite(loss_of, backward)
 
 
 def settle_buckets(loss_of: nn.Module, batch_size: int, length: int, device: torch.device) -> None:

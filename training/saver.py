@@ -20,7 +20,7 @@ from training.interval import Interval, SaveCost, is_due
 from training.manifest import Manifest
 from training.publish import FileContent, check_not_taken_over, publish, step_folder, step_folders
 from training.retention import drop_superfluous
-from training.snapshot import HostBuffer, HostFile, expected_bytes, model_file, optimizer_file, tensors_sha256
+from training.snapshot import HostBuffer, HostFile, expected_bytes, state_files, tensors_sha256
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,8 @@ class Saver:
             checkpoints: the folder of checkpoints.
             incarnation: what this start claimed.
             world_size: ranks.
-            model: the model itself, without DDP.
+            model: the model itself, without DDP. Where FSDP has sharded it, `save` is called with `take_part` on all
+                other ranks.
             tokenizer: its tokenizer; does not change any more.
             optimizer: its state is saved.
             device: where both lie.
@@ -215,7 +216,7 @@ class Saver:
         if self.saved_step == step:
             return
         begun = time.monotonic()
-        files = self._buffer.capture([model_file(self._model), optimizer_file(self._optimizer)])
+        files = self._buffer.capture(state_files(self._model, self._optimizer))
         captured = time.monotonic()
         flying = _InFlight(
             *(step, samples, held_out_loss, files, list(rngs), called, begun),

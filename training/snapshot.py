@@ -2,7 +2,9 @@
 
 It lies in one buffer that is allocated and touched once, at the start: the first write to fresh memory costs more
 than the copy. On a GPU the buffer is pinned, which is what makes the copy run at the bus's speed. The tensors lie
-in it in the order of the files, so that each file is its header and one slice of the buffer."""
+in it in the order of the files, so that each file is its header and one slice of the buffer. A tensor that is shared
+out among the ranks is put together on the device, one after another, with `take_part` called by the ranks that have
+no buffer."""
 
 import hashlib
 import json
@@ -12,7 +14,10 @@ from itertools import groupby
 from typing import Any
 
 import torch
+from torch.distributed.tensor import DTensor
 from transformers.core_model_loading import revert_weight_conversion
+
+from training.strategy import whole
 
 # Tensors below this many bytes are gathered on the device and copied together: GPT-2 has some hundred biases and
 # AdamW a step count for every parameter.
@@ -102,11 +107,19 @@ class HostBuffer:
             pieces = [run] if small else [[placed] for placed in run]
             for piece in pieces:
                 target = self._bytes[begin + piece[0].begin : begin + piece[-1].end].view(dtype)
-                sources = [tensors[placed.name].detach() for placed in piece]
+                sources = [whole(tensors[placed.name].detach()) for placed in piece]
                 if len(sources) == 1:
                     target.view(sources[0].shape).copy_(sources[0], non_blocking=True)
                 else:
                     target.copy_(torch.cat([source.reshape(-1) for source in sources]), non_blocking=True)
+
+
+@torch.no_grad()
+def take_part(files: Sequence[TensorFile]) -> None:
+    """Give this rank's slices to the rank that captures the same files."""
+    for file in files:
+        for placed in _layout(file):
+            whole(file.tensors[placed.name].detach())
 
 
 def _layout(file: TensorFile) -> list[Placed]:
@@ -161,18 +174,35 @@ def pieces(data: memoryview, size: int = 1 << 23) -> Iterator[memoryview]:
 
 def model_file(model: Any) -> TensorFile:
     """The weights under the names by which `from_pretrained` looks for them, shared ones once."""
-    tensors = dict(model.state_dict())
+    # Some families (mixtures of experts) lie in memory otherwise than in their files.
+    return TensorFile("model.safetensors", revert_weight_conversion(model, _weights(model)), {"format": "pt"})
+
+
+def _weights(model: Any) -> dict[str, torch.Tensor]:
+    """By their names in memory, shared ones once."""
+    tensors = dict(model.state_dict(keep_vars=True))
     for pattern in getattr(model, "_keys_to_ignore_on_save", None) or ():
         tensors.pop(pattern, None)
     tied = set(getattr(model, "all_tied_weights_keys", None) or ())
     holders: dict[Any, str] = {}
     for name in sorted(tensors, key=lambda name: (name in tied, name)):
         tensor = tensors[name]
-        key = (tensor.data_ptr(), tensor.shape, tensor.device) if tensor.numel() else name
-        if holders.setdefault(key, name) != name:
+        if holders.setdefault(_memory(tensor, name), name) != name:
             del tensors[name]
-    # Some families (mixtures of experts) lie in memory otherwise than in their files.
-    return TensorFile("model.safetensors", revert_weight_conversion(model, tensors), {"format": "pt"})
+    return {name: tensor.detach() for name, tensor in tensors.items()}
+
+
+def _memory(tensor: torch.Tensor, name: str) -> Any:
+    """Equal for tensors that are one. Of those that are shared out some rank may hold an empty slice, and all must see
+    the same."""
+    if isinstance(tensor, DTensor):
+        return id(tensor)
+    return (tensor.data_ptr(), tensor.shape, tensor.device) if tensor.numel() else name
+
+
+def state_files(model: Any, optimizer: torch.optim.Optimizer) -> list[TensorFile]:
+    """All that a checkpoint holds of them."""
+    return [model_file(model), optimizer_file(optimizer)]
 
 
 def optimizer_file(optimizer: torch.optim.Optimizer) -> TensorFile:
@@ -186,7 +216,7 @@ def optimizer_file(optimizer: torch.optim.Optimizer) -> TensorFile:
 def expected_bytes(model: Any, optimizer: torch.optim.Optimizer) -> int:
     """Bytes of a copy of the state, also before the optimizer's first step: AdamW then holds two more values for
     each parameter, and a count of its steps."""
-    weights = model_file(model).tensors.values()
+    weights = _weights(model).values()
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     state = sum(2 * parameter.numel() * parameter.element_size() + 4 for parameter in parameters)
     return sum(tensor.numel() * tensor.element_size() for tensor in weights) + state + 16

@@ -30,19 +30,31 @@ class TokenLoss(nn.Module):
 
 
 def token_loss(
-    model: Any, kernels: Literal["auto", "fused", "torch"], bfloat16: bool, compiled: bool, device: torch.device
+    model: Any,
+    kernels: Literal["auto", "fused", "torch"],
+    bfloat16: bool,
+    compiled: bool,
+    sharded: bool,
+    device: torch.device,
 ) -> nn.Module:
     """The model as such a function: by the fused kernels of `gpt2_loss` where it may be, else by its own forward.
+
+    Args:
+        model: a causal language model of transformers, on `device`.
+        kernels: the option --kernels.
+        bfloat16: whether to compute in bfloat16, else in float32.
+        compiled: the model's forward has been compiled.
+        sharded: FSDP shares the model out among the ranks; it casts the weights itself.
 
     Raises:
         InputError: the fused kernels are insisted on, and do not fit.
     """
-    why_not = "--compile was given" if compiled else None if bfloat16 else "the precision is float32"
-    why_not = why_not or fused_misfit(model.config, device.type)
+    own = "--compile was given" if compiled else "--strategy fsdp was given" if sharded else None
+    why_not = own or (None if bfloat16 else "the precision is float32") or fused_misfit(model.config, device.type)
     if kernels == "fused" and why_not is not None:
         raise InputError(f"--kernels fused: {why_not}; leave the option out")
     if kernels == "torch" or why_not is not None:
-        return TokenLoss(model, bfloat16)
+        return TokenLoss(model, bfloat16 and not sharded)
     from training.gpt2_loss import GPT2Loss
 
     return GPT2Loss(model)

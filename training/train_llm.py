@@ -1,4 +1,4 @@
-"""Train a causal language model with DDP: the whole run, top to bottom.
+"""Train a causal language model with DDP or FSDP: the whole run, top to bottom.
 
     mpirun -np 4 -x MASTER_ADDR=<first host> -x MASTER_PORT=5001 python -m training.train_llm
     --experiment-name a
@@ -12,7 +12,7 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from training.config import TrainConfig, config_from_argv
@@ -69,9 +69,8 @@ def train(config: TrainConfig, run: RunDirectory, ranks: RankInfo, stop: StopReq
     """Join the other ranks, prepare, train, evaluate, save."""
     import torch
     from torch import nn
-    from torch.nn.parallel import DistributedDataParallel
 
-    from training import checkpoint, evaluate, flops, loop, metrics, process_group, random_state
+    from training import checkpoint, evaluate, flops, loop, metrics, process_group, random_state, snapshot, strategy
     from training.attention import use_packed_causal_attention
     from training.device import choose_device, device_name, make_deterministic, threads_per_rank
     from training.divergence import NormWatch
@@ -82,7 +81,7 @@ def train(config: TrainConfig, run: RunDirectory, ranks: RankInfo, stop: StopReq
     from training.prepare import prepare, start_text
     from training.publish import step_folder
     from training.run_log import RunLog
-    from training.sample import sample_answer
+    from training.sample import Sample, alone, sample_answer
     from training.sampler import RankBatches, SampleOrder
     from training.saver import Saver, SaveReport
     from training.summary import summarise, summary_text
@@ -120,20 +119,32 @@ def train(config: TrainConfig, run: RunDirectory, ranks: RankInfo, stop: StopReq
         lambda: [open_blocks(found.token_folder, part, config.seq_length) for part in ("train", "held_out")]
     )
 
-    # The model: DDP gives every rank the weights of rank 0, and each rank drops out in its own way.
+    # The model: every rank gets the weights of rank 0, or its slices of them, and drops out in its own way.
     torch.manual_seed(config.seed)
+    architecture = found.source.architecture
+    sharded = config.strategy == "fsdp" and ranks.world_size > 1
+    reduce_bfloat16 = config.reduce_dtype == "bfloat16"
     weights = found.weights if ranks.rank == 0 else None
-    model = process_group.on_every_rank(lambda: build_model(found.source.architecture, weights)).to(device)
+    model: Any = process_group.on_every_rank(
+        lambda: None if sharded and ranks.rank > 0 else build_model(architecture, weights)
+    )
     if config.compile:
         heartbeat.enter("compile")
+    if sharded:
+        model = strategy.shard(
+            model, architecture, device, bfloat16=bfloat16, reduce_bfloat16=reduce_bfloat16, compiled=config.compile
+        )
+    else:
+        model = model.to(device)
+        if config.compile:
+            model.compile()
+    if config.compile:
         use_packed_causal_attention(model)
-        model.compile()
-    loss_of = token_loss(model, config.kernels, bfloat16, config.compile, device)
+    loss_of = token_loss(model, config.kernels, bfloat16, config.compile, sharded, device)
     trained: nn.Module = loss_of
-    if ranks.world_size > 1:
-        devices = [device] if device.type == "cuda" else None
-        trained = DistributedDataParallel(loss_of, device_ids=devices, gradient_as_bucket_view=True)
-        keep_until_the_end(trained)
+    if ranks.world_size > 1 and not sharded:
+        trained = strategy.replicate(loss_of, device, config.ddp_bucket_cap_mb, reduce_bfloat16)
+    keep_until_the_end(trained)
     optimizer = make_optimizer(model, config.weight_decay, device)
     hardware = device_name(device)
     precision = "bfloat16" if bfloat16 else "float32"
@@ -221,11 +232,14 @@ def train(config: TrainConfig, run: RunDirectory, ranks: RankInfo, stop: StopReq
             states = process_group.gather({**random_state.capture(device), "conditions": conditions})
             if saver is not None:
                 saver.save(progress.step, progress.samples, states, held_out_loss, trained_until_now)
+            elif sharded:
+                snapshot.take_part(snapshot.state_files(model, optimizer))
             if wait:
                 process_group.rank_zero_first(finish_saving)
 
     # The steps.
-    where = f"ranks: {ranks.world_size} on {hardware}, launcher: {ranks.launcher}"
+    how = f" by {config.strategy}" if ranks.world_size > 1 else ""
+    where = f"ranks: {ranks.world_size} on {hardware}{how}, launcher: {ranks.launcher}"
     say(start_text(config, run, found, where, model.num_parameters(), len(blocks), len(held_out)))
     skipped, evaluated_before = process_group.rank_zero_first(
         lambda: metrics.before(run.metrics, done.step) if found.resume_from else (0, False)
@@ -286,9 +300,11 @@ def train(config: TrainConfig, run: RunDirectory, ranks: RankInfo, stop: StopReq
                 evaluate_held_out(result.step, None)
 
     # What came out.
-    def finish() -> None:
+    def answers(together: Callable[[Callable[[], Any]], Any]) -> list[Sample]:
         questions = read_questions(found.token_folder)[:SAMPLES]
-        samples = [sample_answer(model, tokenizer, question, config.seq_length, device) for question in questions]
+        return [sample_answer(model, tokenizer, each, config.seq_length, device, together) for each in questions]
+
+    def finish(samples: Sequence[Sample]) -> None:
         epochs = (done.samples + (total - done.step) * per_step) / len(blocks)
         saved = step_folder(run.checkpoints, total)
         spent = heartbeat.seconds()
@@ -298,7 +314,8 @@ def train(config: TrainConfig, run: RunDirectory, ranks: RankInfo, stop: StopReq
         print(summary_text(summary), flush=True)
 
     heartbeat.enter("evaluate")
-    process_group.rank_zero_first(finish)
+    samples = answers(process_group.rank_zero_first) if sharded else []
+    process_group.rank_zero_first(lambda: finish(samples if sharded else answers(alone)))
     process_group.leave()
     return COMPLETE
 

@@ -1,0 +1,197 @@
+"""What each of several ranks holds of the model, and how they add up their gradients.
+
+`ddp`: every rank holds all weights, gradients and optimizer state; the gradients are summed in buckets while the
+backward pass still runs. `fsdp` (PyTorch's FSDP2): every rank holds one slice of each tensor along its first dimension,
+and a block's weights are whole only while that block computes. One rank alone needs neither.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from training.model import build_model
+from training.process_group import rank_zero_first
+
+
+def replicate(loss_of: nn.Module, device: torch.device, bucket_cap_mb: int, reduce_bfloat16: bool) -> nn.Module:
+    """Wrap in DDP: all ranks get the weights of rank 0, and the mean of all gradients in every backward pass.
+
+    Args:
+        loss_of: a batch's loss, from `TokenLoss`.
+        device: of this rank.
+        bucket_cap_mb: MiB of gradients that are summed in one message.
+        reduce_bfloat16: round them to bfloat16 for the sum; weights and gradients stay float32 on every rank.
+    """
+    devices = [device] if device.type == "cuda" else None
+    wrapped = DistributedDataParallel(
+        loss_of, device_ids=devices, bucket_cap_mb=bucket_cap_mb, gradient_as_bucket_view=True
+    )
+    if reduce_bfloat16:
+        wrapped.register_comm_hook(None, _reduce_in_bfloat16)
+    return wrapped
+
+
+def _reduce_in_bfloat16(group: Any, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
+    """torch's own hook under another name: by that name DDP refuses it without NCCL, though gloo can do it too."""
+    return bf16_compress_hook(group, bucket)
+
+
+def shard(
+    source: Any,
+    architecture: dict[str, Any],
+    device: torch.device,
+    *,
+    bfloat16: bool,
+    reduce_bfloat16: bool,
+    compiled: bool,
+) -> Any:
+    """The model with its tensors shared out among all ranks by FSDP, block by block; called by all of them.
+
+    Only rank 0 ever holds it whole, in host memory, and hands each rank its slices, one tensor after another.
+
+    Args:
+        source: the whole model on rank 0; None on the others.
+        architecture: its Hugging Face configuration, with `model_type`.
+        device: of this rank.
+        bfloat16: gather and compute in bfloat16; the slices that the optimizer changes stay float32.
+        reduce_bfloat16: sum gradients in bfloat16, else in float32.
+        compiled: compile each block by itself, between the gathering of its weights and their release.
+    """
+    with torch.device("meta"):
+        model = build_model(architecture, None)
+    mesh = init_device_mesh(device.type, (dist.get_world_size(),))
+    policy = MixedPrecisionPolicy(
+        param_dtype=torch.bfloat16 if bfloat16 else None,
+        reduce_dtype=torch.bfloat16 if reduce_bfloat16 else torch.float32,
+    )
+    for block in blocks(model):
+        if compiled:
+            block.compile()
+        fully_shard(block, mesh=mesh, mp_policy=policy)
+    own = type(model)
+    fully_shard(model, mesh=mesh, mp_policy=policy)
+    # That has put a class of its own in the place of the model's, by which transformers knows what its files look like.
+    type(model).__name__, type(model).__module__ = own.__name__, own.__module__
+    model.to_empty(device=device)
+    _hand_out(source, model)
+    # How names and tensors of its files differ from those in memory; it is known where they were read.
+    conversions = rank_zero_first(lambda: getattr(source, "_weight_conversions", None))
+    if conversions is not None:
+        model._weight_conversions = conversions
+    return model
+
+
+@torch.no_grad()
+def _hand_out(source: Any, model: Any) -> None:
+    """Give each rank its slices of the weights of rank 0's `source`, and its buffers."""
+    for name, parameter in model.named_parameters():
+        whole = (
+            source.get_parameter(name).detach()
+            if source is not None
+            else torch.empty(parameter.shape, device=parameter.device)
+        )
+        mine = distribute_tensor(whole, parameter.device_mesh, parameter.placements)
+        parameter.to_local().copy_(mine.to_local())
+    for name, buffer in model.named_buffers():
+        if source is not None:
+            buffer.copy_(source.get_buffer(name))
+        dist.broadcast(buffer, src=0)
+
+
+def blocks(model: Any) -> list[nn.Module]:
+    """The repeated layers of a Hugging Face model, outermost ones, in order: those that it says must stay together
+    (`_no_split_modules`), else the entries of its longest list of modules."""
+    names = set(getattr(model, "_no_split_modules", None) or ())
+    named = [module for module in model.modules() if type(module).__name__ in names]
+    inner = {id(part) for module in named for part in module.modules() if part is not module}
+    if named:
+        return [module for module in named if id(module) not in inner]
+    lists = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
+    return list(max(lists, key=len, default=()))
+
+
+@contextmanager
+def without_reduction(loss_of: nn.Module) -> Iterator[None]:
+    """Forward and backward passes in here leave each rank's gradients to itself, to be added to those of the next."""
+    if isinstance(loss_of, DistributedDataParallel):
+        with loss_of.no_sync():
+            yield
+    elif (sharded := next(_sharded_modules(loss_of), None)) is not None:
+        sharded.set_requires_gradient_sync(False)
+        try:
+            yield
+        finally:
+            sharded.set_requires_gradient_sync(True)
+    else:
+        yield
+
+
+def clip_gradients(parameters: Iterable[torch.Tensor], max_norm: float) -> torch.Tensor:
+    """Scale the gradients down to this norm where theirs is larger; their norm before, of all ranks' slices together:
+    a float32 scalar."""
+    parameters = list(parameters)
+    norm = nn.utils.get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
+    norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+    nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
+    return norm
+
+
+def own_gradients_are_finite(loss_of: nn.Module, backward: Callable[[], None]) -> bool:
+    """Whether the gradients that `backward` makes are finite on this rank, before any sum over the ranks.
+
+    Every rank calls it: FSDP gathers weights. Each gradient is looked at as it comes, and none is kept.
+    """
+    finite: list[torch.Tensor] = []
+
+    def look(parameter: torch.Tensor) -> None:
+        assert parameter.grad is not None
+        finite.append(torch.isfinite(parameter.grad).all())
+        parameter.grad = None
+
+    hooks = [parameter.register_post_accumulate_grad_hook(look) for parameter in _whole_parameters(loss_of)]
+    try:
+        with without_reduction(loss_of):
+            backward()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return all(bool(answer) for answer in finite)
+
+
+def _whole_parameters(loss_of: nn.Module) -> list[torch.Tensor]:
+    """The tensors that gradients are computed for. FSDP's are there once it has gathered them for the first time, and
+    are the same at each later time."""
+    sharded = list(_sharded_modules(loss_of))
+    parameters: list[torch.Tensor] = [] if sharded else list(loss_of.parameters())
+    for module in sharded:
+        module.unshard()
+        parameters += [parameter for parameter in module.parameters() if not isinstance(parameter, DTensor)]
+        module.reshard()
+    return parameters
+
+
+def _sharded_modules(loss_of: nn.Module) -> Iterator[Any]:
+    """The root first."""
+    return (module for module in loss_of.modules() if isinstance(module, FSDPModule))
+
+
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    """All slices of a tensor together; called by all ranks at the same place. One that no one shared out is itself."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def sliced_like(parameter: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    """This rank's slice of a whole tensor that belongs to a parameter which is shared out; others as they are, and so
+    numbers, of which every rank has its own."""
+    if not isinstance(parameter, DTensor) or value.ndim == 0:
+        return value
+    return distribute_tensor(value, parameter.device_mesh, parameter.placements, src_data_rank=None)
