@@ -29,7 +29,7 @@ def trained(device: torch.device) -> tuple[Any, torch.optim.Optimizer]:
     """GPT-2 with random weights, after one step of its optimizer."""
     model: Any = GPT2LMHeadModel(GPT2Config())
     model.to(device)
-    optimizer = make_optimizer(model, 0.1, device)
+    optimizer = make_optimizer(model, 0.1)
     for parameter in model.parameters():
         parameter.grad = torch.randn_like(parameter)
     optimizer.step()

@@ -55,7 +55,7 @@ class Variant:
         model: Any = GPT2LMHeadModel(configuration)
         model.loss_type = "ForCausalLM"
         self.trained = self.wrap(TokenLoss(model.to(device), bfloat16=device.type == "cuda"))
-        self.optimizer = make_optimizer(self.trained, 0.1, device)
+        self.optimizer = make_optimizer(self.trained, 0.1)
 
     def step(self, tokens: torch.Tensor) -> None:
         """One optimizer step on these tokens."""

@@ -44,7 +44,7 @@ def test_the_optimizers_state_and_the_progress_come_back(pair: Path):
     newest = newest_checkpoint(pair, print)
     assert newest.folder == pair / "step-00000008"
     assert newest.done == Progress(8, 32)
-    fresh = make_optimizer(build_model(TINY, None), 0.1, CPU)
+    fresh = make_optimizer(build_model(TINY, None), 0.1)
     load_optimizer(newest.folder, fresh)
     before, after = trained.state_dict(), fresh.state_dict()
     assert [group["params"] for group in before["param_groups"]] == [group["params"] for group in after["param_groups"]]
@@ -54,7 +54,7 @@ def test_the_optimizers_state_and_the_progress_come_back(pair: Path):
 
 
 def test_the_optimizer_keeps_the_options_that_it_was_made_with(pair: Path):
-    fresh = make_optimizer(build_model(TINY, None), 0.5, CPU)
+    fresh = make_optimizer(build_model(TINY, None), 0.5)
     options = [{**group, "params": None} for group in fresh.param_groups]
     load_optimizer(pair / "step-00000008", fresh)
     assert [{**group, "params": None} for group in fresh.param_groups] == options

@@ -38,7 +38,7 @@ def run(plan=PLAN, batch=4, workers=0, model=None, stop=False):
     batches = RankBatches(SampleOrder(len(BLOCKS), 0), 0, 1, batch, plan.accumulation, 0, plan.total)
     steps = train_steps(
         model,
-        make_optimizer(model, 0.0, CPU),
+        make_optimizer(model, 0.0),
         make_loader(BLOCKS, batches, workers, CPU),
         plan,
         SimpleNamespace(requested=stop),

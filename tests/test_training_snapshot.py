@@ -65,7 +65,7 @@ def test_the_folder_holds_what_save_pretrained_would_have_written(family: str, t
 @pytest.mark.parametrize("family", SMALL_MODELS)
 def test_a_model_loaded_from_a_checkpoint_has_the_same_weights_by_the_same_names(family: str, tmp_path: Path):
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **SMALL_MODELS[family]))
-    saver = Saver(tmp_path, 1, 1, model, demo_tokenizer(), make_optimizer(model, 0.1, CPU), CPU)
+    saver = Saver(tmp_path, 1, 1, model, demo_tokenizer(), make_optimizer(model, 0.1), CPU)
     loaded = AutoModelForCausalLM.from_pretrained(save(saver, 1))
     first, second = HostBuffer(CPU), HostBuffer(CPU)
     before, after = first.capture([model_file(model)])[0], second.capture([model_file(loaded)])[0]
@@ -115,7 +115,7 @@ def test_what_is_captured_does_not_change_when_training_goes_on():
 
 def test_the_memory_is_there_before_the_first_save_and_used_for_all():
     model, optimizer = tiny()
-    fresh = make_optimizer(model, 0.1, CPU)
+    fresh = make_optimizer(model, 0.1)
     buffer = HostBuffer(CPU)
     buffer.reserve(expected_bytes(model, fresh))
     address = buffer._bytes.data_ptr()

@@ -24,7 +24,7 @@ def tiny(seed: int = 0) -> tuple[Any, torch.optim.Optimizer]:
     """A tiny model after one step of its optimizer."""
     torch.manual_seed(seed)
     model = build_model(TINY, None)
-    optimizer = make_optimizer(model, 0.1, CPU)
+    optimizer = make_optimizer(model, 0.1)
     optimizer.param_groups[0]["lr"] = 0.1
     train_on(model, optimizer)
     return model, optimizer

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 
 from training.divergence import NotFinite
 from training.heartbeat import Heartbeat
+from training.optimizer import step_if
 from training.process_group import gather, my_rank, sum_over_ranks
 from training.sampler import RankBatches
 from training.schedule import learning_rate
@@ -121,8 +122,9 @@ def train_steps(
     """
     batches = iter(loader)
     skipped = plan.skipped
+    clock: PhaseClock | None = None
     for step in range(plan.done, plan.total):
-        clock = PhaseClock(device, heartbeat.at)
+        clock = PhaseClock(device, heartbeat.at, before=clock)
         loss_of.train()
         optimizer.zero_grad(set_to_none=True)
         loss = torch.zeros((), device=device)
@@ -144,15 +146,16 @@ def train_steps(
                 group["lr"] = lr
             norm = clip_gradients(loss_of.parameters(), plan.max_grad_norm or math.inf)
             # One small message carries everything the ranks tell each other at a step, and comes to the host once.
-            asked = torch.tensor([float(stop.requested), float(save_is_due(step + 1)), 1.0], device=device)
+            asked = to_device([float(stop.requested), float(save_is_due(step + 1)), 1.0], device)
             own_norm = norm.detach().float().reshape(1)
             told = sum_over_ranks(torch.cat([loss.reshape(1), own_norm, asked]))
-            loss_sum, norms, stops, saves, ranks, grad_norm = torch.cat([told, own_norm]).tolist()
+            message = Message(torch.cat([told, own_norm]))
+        with clock.phase("update"):
+            step_if(torch.isfinite(told[:2]).all(), optimizer)
+        heartbeat.at("agree")
+        loss_sum, norms, stops, saves, ranks, grad_norm = message.read()
         not_finite = None
-        if math.isfinite(loss_sum) and math.isfinite(norms):
-            with clock.phase("update"):
-                optimizer.step()
-        else:
+        if not (math.isfinite(loss_sum) and math.isfinite(norms)):
             own_loss = float(loss)
 
             def gradient_is_finite(seen: Sequence[torch.Tensor] = parts, before: Any = random_state) -> bool:
@@ -166,6 +169,30 @@ def train_steps(
         seconds, phases = clock.read()
         heartbeat.made_step(step + 1, seconds, sum(phases[name] for name in BUSY))
         yield StepResult(step + 1, loss_sum / ranks, lr, grad_norm, seconds, phases, stops > 0, saves > 0, not_finite)
+
+
+def to_device(values: list[float], device: torch.device) -> torch.Tensor:
+    """As a tensor there. From memory that is not pinned, a GPU would first have to end all that it has been given."""
+    return torch.tensor(values, pin_memory=device.type == "cuda").to(device, non_blocking=True)
+
+
+class Message:
+    """Numbers on their way from a device to the host, which meanwhile gives the device more to do."""
+
+    def __init__(self, values: torch.Tensor) -> None:
+        self._values = values
+        self._there: torch.cuda.Event | None = None
+        if values.device.type == "cuda":
+            self._values = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+            self._values.copy_(values, non_blocking=True)
+            self._there = torch.cuda.Event()
+            self._there.record()
+
+    def read(self) -> list[float]:
+        """The numbers; waits until they are there, but for nothing that the device was given later."""
+        if self._there is not None:
+            self._there.synchronize()
+        return self._values.tolist()
 
 
 def _random_state(device: torch.device) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -227,13 +254,17 @@ class PhaseClock:
     """Seconds by phase within one step. On a GPU they are measured between events, so that nothing waits for
     them."""
 
-    def __init__(self, device: torch.device, tell: Callable[[str], None]) -> None:
-        """`tell` is told each phase as it begins."""
+    def __init__(self, device: torch.device, tell: Callable[[str], None], before: "PhaseClock | None" = None) -> None:
+        """`tell` is told each phase as it begins; `before` is the clock of the step before."""
         self._cuda = device.type == "cuda"
         self._tell = tell
         self._start = time.perf_counter()
         self._seconds = dict.fromkeys(PHASES, 0.0)
         self._events: list[tuple[str, Any, Any]] = []
+        # A GPU still makes the update of a step when the host goes on to the next.
+        self._later: list[tuple[str, Any, Any]] = []
+        if before is not None:
+            self._events += before._later
 
     def phase(self, name: str) -> AbstractContextManager[None]:
         """Adds the time of a `with` block to the phase."""
@@ -250,12 +281,12 @@ class PhaseClock:
 
     def add(self, name: str, begin: Any, end: Any) -> None:
         """Count what passed between two marks."""
-        self._events.append((name, begin, end))
+        events = self._later if self._cuda and name == "update" else self._events
+        events.append((name, begin, end))
 
     def read(self) -> tuple[float, dict[str, float]]:
-        """Seconds since the clock was made, and seconds by phase; waits for the GPU."""
-        if self._cuda:
-            torch.cuda.synchronize()
+        """Seconds since the clock was made, and seconds by phase. On a GPU the update is that of the step before, and
+        the others are over."""
         for name, begin, end in self._events:
             self._seconds[name] += begin.elapsed_time(end) / 1000 if self._cuda else end - begin
         return time.perf_counter() - self._start, self._seconds

@@ -145,7 +145,7 @@ def train(config: TrainConfig, run: RunDirectory, ranks: RankInfo, stop: StopReq
     if ranks.world_size > 1 and not sharded:
         trained = strategy.replicate(loss_of, device, config.ddp_bucket_cap_mb, reduce_bfloat16)
     keep_until_the_end(trained)
-    optimizer = make_optimizer(model, config.weight_decay, device)
+    optimizer = make_optimizer(model, config.weight_decay)
     hardware = device_name(device)
     precision = "bfloat16" if bfloat16 else "float32"
     hosts = process_group.gather(socket.gethostname())
