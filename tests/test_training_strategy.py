@@ -221,6 +221,15 @@ def test_only_rank_0_ever_holds_the_whole_model_and_it_starts_from_its_weights(r
 TWO_LAYERS = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
 
 
+def test_a_mixture_of_experts_is_shared_out_too_and_saved_as_its_files_are(ranks: ForkedRanks, output: Path):
+    experts = AutoConfig.for_model("mixtral", vocab_size=512, num_local_experts=4, num_key_value_heads=1, **TWO_LAYERS)
+    experts.save_pretrained(output / "experts")
+    demo_tokenizer().save_pretrained(output / "experts")
+    train(ranks, output, "experts-one", 1, model="experts")
+    train(ranks, output, "experts-two", 2, "--strategy", "fsdp", model="experts")
+    assert_alike(output / "experts-two", output / "experts-one")
+
+
 @pytest.mark.parametrize("family", ["llama", "qwen2", "gpt_neox", "opt"])
 def test_the_blocks_of_a_model_are_its_repeated_layers(family: str):
     with torch.device("meta"):
