@@ -29,6 +29,9 @@ def test_the_same_request_has_the_same_conditions():
         ("weight_decay", 0.5, "--weight-decay 0.1 → 0.5"),
         ("max_grad_norm", 0.0, "--max-grad-norm 1.0 → 0.0"),
         ("deterministic", True, "--deterministic False → True"),
+        ("strategy", "fsdp", "--strategy ddp → fsdp"),
+        ("reduce_dtype", "bfloat16", "--reduce-dtype float32 → bfloat16"),
+        ("ddp_bucket_cap_mb", 50, "--ddp-bucket-cap-mb 25 → 50"),
     ],
 )
 def test_an_option_that_changes_the_numbers_is_named(option: str, value: object, said: str):

@@ -13,7 +13,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from forked_ranks import ForkedRanks
 from training.demo import demo_architecture, demo_tokenizer
-from training.strategy import blocks
+from training.errors import InputError
+from training.strategy import blocks, check_ties
 
 STEPS = 3
 
@@ -140,23 +141,21 @@ from training import loop
 clip = loop.clip_gradients
 def look(parameters, most):
     parameters = list(parameters)
-    mine = [getattr(tensor, "_local_tensor", tensor) for p in parameters for tensor in (p.grad, p.detach())]
-    short = [bool((tensor == tensor.bfloat16()).all()) for tensor in mine if tensor.any()]
-    print("types", {tensor.dtype for tensor in mine}, "short gradients", all(short[::2]), "weights", any(short[1::2]))
+    for name, tensors in (("gradients", [p.grad for p in parameters]), ("weights", [p.detach() for p in parameters])):
+        mine = [getattr(tensor, "_local_tensor", tensor) for tensor in tensors]
+        short = all(bool((tensor == tensor.bfloat16()).all()) for tensor in mine)
+        print(name, {tensor.dtype for tensor in mine}, "short" if short else "long")
     return clip(parameters, most)
 loop.clip_gradients = look
 """
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
-def test_gradients_added_up_in_bfloat16_meet_weights_that_stay_float32(
-    ranks: ForkedRanks, output: Path, one_rank: Path, strategy: str
-):
+def test_gradients_added_up_in_bfloat16_meet_weights_that_stay_float32(ranks: ForkedRanks, output: Path, strategy: str):
     name = f"short-{strategy}"
     more = ["--strategy", strategy, "--reduce-dtype", "bfloat16"]
     printed = train(ranks, output, name, 2, *more, model="drops", inject={0: LOOK_AT_THE_GRADIENTS})
-    looks = [line for line in printed.splitlines() if line.startswith("types")]
-    assert looks == ["types {torch.float32} short gradients True weights False"] * STEPS
+    assert printed.count("gradients {torch.float32} short\nweights {torch.float32} long\n") == STEPS
 
 
 # On the rank that has it, the gradient of the second step is not finite, and only where it leaves the first layer.
@@ -222,6 +221,15 @@ def test_only_rank_0_ever_holds_the_whole_model_and_it_starts_from_its_weights(r
 TWO_LAYERS = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
 
 
+def test_a_mixture_of_experts_is_shared_out_too_and_saved_as_its_files_are(ranks: ForkedRanks, output: Path):
+    experts = AutoConfig.for_model("mixtral", vocab_size=512, num_local_experts=4, num_key_value_heads=1, **TWO_LAYERS)
+    experts.save_pretrained(output / "experts")
+    demo_tokenizer().save_pretrained(output / "experts")
+    train(ranks, output, "experts-one", 1, model="experts")
+    train(ranks, output, "experts-two", 2, "--strategy", "fsdp", model="experts")
+    assert_alike(output / "experts-two", output / "experts-one")
+
+
 @pytest.mark.parametrize("family", ["llama", "qwen2", "gpt_neox", "opt"])
 def test_the_blocks_of_a_model_are_its_repeated_layers(family: str):
     with torch.device("meta"):
@@ -231,3 +239,16 @@ def test_the_blocks_of_a_model_are_its_repeated_layers(family: str):
     assert len(named) == model.config.num_hidden_layers
     model._no_split_modules = None
     assert blocks(model) == named
+
+
+def test_a_model_whose_blocks_share_a_tensor_is_refused():
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model("llama", vocab_size=32, **TWO_LAYERS))
+    check_ties(model)
+    model.model.layers[1].mlp = model.model.layers[0].mlp
+    with pytest.raises(
+        InputError,
+        match=r"--strategy fsdp: model.layers.0.mlp.gate_proj.weight and model.layers.1.mlp.gate_proj.weight are one "
+        r"tensor; give --strategy ddp",
+    ):
+        check_ties(model)

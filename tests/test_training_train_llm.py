@@ -154,7 +154,7 @@ def test_a_complete_run_says_so_and_shows_its_summary_again(whole, output: Path)
 
 
 def test_the_guides_mpirun_command_trains_one_model_on_all_ranks(pair, output: Path):
-    assert "ranks: 2 on cpu, launcher: Open MPI" in pair.stdout
+    assert "ranks: 2 on cpu by ddp, launcher: Open MPI" in pair.stdout
     assert pair.stdout.count("complete: 6 steps") == 1
     assert [step for step, _ in losses(output / "pair")] == [1, 2, 3, 4, 5, 6]
 

@@ -17,6 +17,7 @@ import torch
 from torch.distributed.tensor import DTensor
 from transformers.core_model_loading import revert_weight_conversion
 
+from training.process_group import my_rank
 from training.strategy import whole
 
 # Tensors below this many bytes are gathered on the device and copied together: GPT-2 has some hundred biases and
@@ -174,8 +175,31 @@ def pieces(data: memoryview, size: int = 1 << 23) -> Iterator[memoryview]:
 
 def model_file(model: Any) -> TensorFile:
     """The weights under the names by which `from_pretrained` looks for them, shared ones once."""
+    tensors = _weights(model)
+    if any(isinstance(tensor, DTensor) for tensor in tensors.values()) and not _only_renamed(model, tensors):
+        tensors = _together_on_host(tensors)
     # Some families (mixtures of experts) lie in memory otherwise than in their files.
-    return TensorFile("model.safetensors", revert_weight_conversion(model, _weights(model)), {"format": "pt"})
+    tensors = revert_weight_conversion(model, tensors) if tensors else {}
+    return TensorFile("model.safetensors", tensors, {"format": "pt"})
+
+
+def _only_renamed(model: Any, tensors: Mapping[str, torch.Tensor]) -> bool:
+    """Whether the file's tensors are those in memory, whatever their names."""
+    stand_ins = {name: torch.empty(tensor.shape, dtype=tensor.dtype, device="meta") for name, tensor in tensors.items()}
+    converted = revert_weight_conversion(model, dict(stand_ins))
+    return {id(tensor) for tensor in converted.values()} == {id(tensor) for tensor in stand_ins.values()}
+
+
+def _together_on_host(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Whole tensors in host memory on rank 0, none on the others: what is cut up and joined on the devices would be
+    whole on all of them."""
+    first = my_rank() == 0
+    gathered = {}
+    for name, tensor in tensors.items():
+        together = whole(tensor)
+        if first:
+            gathered[name] = together.cpu()
+    return gathered
 
 
 def _weights(model: Any) -> dict[str, torch.Tensor]:

@@ -18,6 +18,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
+from training.errors import InputError
 from training.model import build_model
 from training.process_group import rank_zero_first
 
@@ -65,9 +66,13 @@ def shard(
         bfloat16: gather and compute in bfloat16; the slices that the optimizer changes stay float32.
         reduce_bfloat16: sum gradients in bfloat16, else in float32.
         compiled: compile each block by itself, between the gathering of its weights and their release.
+
+    Raises:
+        InputError: two blocks share a tensor.
     """
     with torch.device("meta"):
         model = build_model(architecture, None)
+    check_ties(model)
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
     policy = MixedPrecisionPolicy(
         param_dtype=torch.bfloat16 if bfloat16 else None,
@@ -94,12 +99,8 @@ def shard(
 def _hand_out(source: Any, model: Any) -> None:
     """Give each rank its slices of the weights of rank 0's `source`, and its buffers."""
     for name, parameter in model.named_parameters():
-        whole = (
-            source.get_parameter(name).detach()
-            if source is not None
-            else torch.empty(parameter.shape, device=parameter.device)
-        )
-        mine = distribute_tensor(whole, parameter.device_mesh, parameter.placements)
+        given = torch.empty(parameter.shape, device=parameter.device) if source is None else source.get_parameter(name)
+        mine = distribute_tensor(given.detach(), parameter.device_mesh, parameter.placements)
         parameter.to_local().copy_(mine.to_local())
     for name, buffer in model.named_buffers():
         if source is not None:
@@ -117,6 +118,23 @@ def blocks(model: Any) -> list[nn.Module]:
         return [module for module in named if id(module) not in inner]
     lists = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
     return list(max(lists, key=len, default=()))
+
+
+def check_ties(model: Any) -> None:
+    """Refuse a model in which a block shares a tensor with what is not in it: the tensor would come and go with each.
+    An embedding that is the output matrix too lies outside all blocks.
+
+    Raises:
+        InputError: names both places of the tensor.
+    """
+    layers = {id(block) for block in blocks(model)}
+    prefixes = [f"{name}." for name, module in model.named_modules() if id(module) in layers]
+    places: dict[int, tuple[str, str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        block = next((prefix for prefix in prefixes if name.startswith(prefix)), "")
+        first_block, first_name = places.setdefault(id(parameter), (block, name))
+        if first_block != block:
+            raise InputError(f"--strategy fsdp: {first_name} and {name} are one tensor; give --strategy ddp")
 
 
 @contextmanager
