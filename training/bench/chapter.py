@@ -10,11 +10,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, DistributedSampler
 from transformers import AutoModelForCausalLM, GPT2Config
 
-from training.bench.setting import PEAK_LR, Setting
+from training.bench.setting import PEAK_LR, Setting, over_ranks
 from training.tokens import Blocks
 
 
@@ -48,11 +47,7 @@ class Chapter:
         torch.manual_seed(setting.seed)
         dtype = torch.bfloat16 if setting.bfloat16 else torch.float32
         self.model = plain_model(setting).to(device=device, dtype=dtype)
-        self._trained: Any = torch.compile(self.model) if setting.compiled else self.model
-        if setting.ranks.world_size > 1:
-            self._trained = DistributedDataParallel(
-                self._trained, device_ids=[device] if device.type == "cuda" else None
-            )
+        self._trained: Any = over_ranks(torch.compile(self.model) if setting.compiled else self.model, setting)
         self._trained.train()
         self.optimizer = torch.optim.AdamW(self._trained.parameters(), lr=PEAK_LR)
         self._schedule = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, T_max=1000, eta_min=PEAK_LR / 100)
@@ -60,10 +55,12 @@ class Chapter:
 
     def _endless(self) -> Iterator[dict[str, torch.Tensor]]:
         setting, data = self._setting, Sequences(self._setting)
-        sampler = DistributedSampler(
+        sampler: DistributedSampler[Any] = DistributedSampler(
             data, setting.ranks.world_size, setting.ranks.rank, shuffle=True, seed=setting.seed, drop_last=True
         )
-        loader = DataLoader(data, batch_size=setting.batch_size, sampler=sampler, drop_last=True)
+        # One process reads ahead, where there is a GPU to be kept waiting otherwise.
+        ahead: dict[str, Any] = {"num_workers": 1, "prefetch_factor": 2} if setting.device.type == "cuda" else {}
+        loader = DataLoader(data, batch_size=setting.batch_size, sampler=sampler, drop_last=True, **ahead)
         epoch = 0
         while True:
             sampler.set_epoch(epoch)

@@ -6,6 +6,7 @@ All of them take random numbers: zeros make a GPU's products faster than any tra
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.distributed as dist
@@ -41,7 +42,7 @@ def limits(setting: Setting) -> list[Limit]:
     dtype = torch.bfloat16 if gpu else torch.float32
     side = 8192 if gpu else 1024
     rows = setting.step_tokens
-    products = step_products(size, rows)
+    products = layer_products(size)
     copied = 2**30 if gpu else 2**26
     found = [
         Limit(
@@ -55,8 +56,8 @@ def limits(setting: Setting) -> list[Limit]:
             PRODUCTS,
             f"{rows} tokens, forward and backward",
             "FLOP/s",
-            float(sum(2 * m * k * n * times for m, k, n, times in products)),
-            lambda: products_seconds(products, dtype, device),
+            float(sum(3 * 2 * rows * width * outputs * times for width, outputs, times in products)),
+            lambda: products_seconds(products, rows, dtype, device),
         ),
         Limit(
             COPY,
@@ -87,25 +88,20 @@ def parameters(size: ModelSize) -> int:
     return (size.vocabulary + size.positions) * width + size.layers * block + 2 * width
 
 
-def step_products(size: ModelSize, rows: int) -> list[tuple[int, int, int, int]]:
-    """The matrix products of one step's forward and backward pass, but for those inside the attention.
+def layer_products(size: ModelSize) -> list[tuple[int, int, int]]:
+    """The linear layers of the model as (inputs, outputs, how many of them).
 
-    Each entry (m, k, n, times) multiplies [m, k] by [k, n]. The vocabulary is filled up to a multiple of 128, as a fast
-    program would.
+    The vocabulary is filled up to a multiple of 128, as a fast program would.
     """
     width = size.width
     vocabulary = -(-size.vocabulary // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
-    forward = [
-        (rows, width, 3 * width, size.layers),
-        (rows, width, width, size.layers),
-        (rows, width, 4 * width, size.layers),
-        (rows, 4 * width, width, size.layers),
-        (rows, width, vocabulary, 1),
+    return [
+        (width, 3 * width, size.layers),
+        (width, width, size.layers),
+        (width, 4 * width, size.layers),
+        (4 * width, width, size.layers),
+        (width, vocabulary, 1),
     ]
-    gradients = [
-        product for m, k, n, times in forward for product in ((m, n, k, times), (k, m, n, times))
-    ]
-    return forward + gradients
 
 
 def matrix_seconds(side: int, times: int, dtype: torch.dtype, device: torch.device) -> float:
@@ -120,19 +116,21 @@ def matrix_seconds(side: int, times: int, dtype: torch.dtype, device: torch.devi
     return _seconds(multiply, device) / times
 
 
-def products_seconds(products: list[tuple[int, int, int, int]], dtype: torch.dtype, device: torch.device) -> float:
-    """Seconds of all these products, one after another."""
+def products_seconds(layers: list[tuple[int, int, int]], rows: int, dtype: torch.dtype, device: torch.device) -> float:
+    """Seconds of these layers' products for so many rows: forward, and the two of the backward pass."""
+
+    def multiply(x: torch.Tensor, weight: torch.Tensor, y: torch.Tensor, times: int) -> None:
+        # x and y stand for their gradients too, which have their shapes.
+        for _ in range(times):
+            torch.mm(x, weight.t())
+            torch.mm(y, weight)
+            torch.mm(y.t(), x)
+
     seconds = 0.0
-    for m, k, n, times in products:
-        # As autograd has them: forward by the weight, then by its transpose, then the transpose of the rows.
-        left, right = torch.randn(m, k, device=device, dtype=dtype), torch.randn(n, k, device=device, dtype=dtype).t()
-        result = torch.empty(m, n, device=device, dtype=dtype)
-
-        def multiply(left=left, right=right, result=result, times=times) -> None:  # type: ignore[no-untyped-def]
-            for _ in range(times):
-                torch.mm(left, right, out=result)
-
-        seconds += _seconds(multiply, device)
+    for inputs, outputs, times in layers:
+        shapes = [(rows, inputs), (outputs, inputs), (rows, outputs)]
+        x, weight, y = (torch.randn(shape, device=device, dtype=dtype) for shape in shapes)
+        seconds += _seconds(partial(multiply, x, weight, y, times), device)
     return seconds
 
 

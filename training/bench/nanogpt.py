@@ -15,10 +15,9 @@ import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional
-from torch.nn.parallel import DistributedDataParallel
 
 from training.bench.options import ModelSize
-from training.bench.setting import MAX_GRAD_NORM, PEAK_LR, WARMUP_STEPS, WEIGHT_DECAY, Setting
+from training.bench.setting import MAX_GRAD_NORM, PEAK_LR, WARMUP_STEPS, WEIGHT_DECAY, Setting, over_ranks
 
 BETAS = (0.9, 0.95)
 DECAY_STEPS = 600_000
@@ -150,11 +149,7 @@ class NanoGPTStep:
             fused=device.type == "cuda",
         )
         self._scaler = torch.amp.GradScaler(device.type, enabled=False)
-        self._trained: Any = torch.compile(self.model) if setting.compiled else self.model
-        if setting.ranks.world_size > 1:
-            self._trained = DistributedDataParallel(
-                self._trained, device_ids=[device] if device.type == "cuda" else None
-            )
+        self._trained: Any = over_ranks(torch.compile(self.model) if setting.compiled else self.model, setting)
         self._chance = torch.Generator().manual_seed(setting.seed + setting.ranks.rank)
         self._step = 0
         self._batch = self._next_batch()

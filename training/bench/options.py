@@ -7,7 +7,7 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 from training.errors import InputError
 
@@ -55,6 +55,7 @@ class ModelSize:
 
 SIZES = {
     "tiny": ModelSize(2, 2, 64, vocabulary=500, positions=256),
+    "small": ModelSize(4, 4, 128, vocabulary=500, positions=256),
     "gpt2": ModelSize(12, 12, 768),
     "gpt2-medium": ModelSize(24, 16, 1024),
     "gpt2-large": ModelSize(36, 20, 1280),
@@ -66,7 +67,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     # Several minutes of compilation and one of steps on one H100.
     "gpu": {"model": "gpt2", "batch_sizes": [32], "seq_length": 1024, "steps_per_round": 10, "compile": True},
     # Without compilation, which would take longer than all the rest.
-    "cpu": {"model": "tiny", "batch_sizes": [4], "seq_length": 64, "steps_per_round": 5, "compile": False},
+    "cpu": {"model": "small", "batch_sizes": [8], "seq_length": 128, "steps_per_round": 5, "compile": False},
 }
 
 
@@ -85,7 +86,7 @@ class BenchOptions:
     dropout: float
     seconds_limit: float
     start: int
-    device: str
+    device: Literal["auto", "cuda", "cpu"]
     seed: int
     json: Path | None
 
@@ -103,7 +104,7 @@ class BenchOptions:
         size = SIZES[values["model"]]
         if values["seq_length"] > size.positions:
             raise InputError(
-                f"--seq-length {values['seq_length']}: {values['model']} takes at most {size.positions} tokens; give that"
+                f"--seq-length {values['seq_length']}: {values['model']} takes at most {size.positions}; give that"
             )
         return Bench(
             preset=preset,
@@ -154,15 +155,15 @@ def parser() -> argparse.ArgumentParser:
     made = _Parser(
         prog=PROG,
         description="Compare the training step with others, and with the machine's limits, in one process.",
-        epilog="Under `python -m cluster.launch -- python -m training.bench` every subject trains with DDP on all ranks.",
+        epilog="Under `python -m cluster.launch -- python -m training.bench` every subject trains with DDP.",
         allow_abbrev=False,
     )
     add = made.add_argument
     add("--subjects", nargs="+", choices=list(SUBJECTS), default=DEFAULT_SUBJECTS, metavar="NAME", help=subjects)
     add("--preset", choices=list(PRESETS), help="what the options below are by default; gpu where there is one")
-    add("--model", choices=list(SIZES), help="a size of GPT-2, randomly initialised (gpu: gpt2, cpu: tiny)")
-    add("--batch-sizes", nargs="+", type=int, metavar="N", help="sequences per rank and step (gpu: 32, cpu: 4)")
-    add("--seq-length", type=int, metavar="TOKENS", help="tokens per sequence (gpu: 1024, cpu: 64)")
+    add("--model", choices=list(SIZES), help="a size of GPT-2, randomly initialised (gpu: gpt2, cpu: small)")
+    add("--batch-sizes", nargs="+", type=int, metavar="N", help="sequences per rank and step (gpu: 32, cpu: 8)")
+    add("--seq-length", type=int, metavar="TOKENS", help="tokens per sequence (gpu: 1024, cpu: 128)")
     add("--steps-per-round", type=int, metavar="N", help="timed steps of one subject in a round (gpu: 10, cpu: 5)")
     add(
         "--compile",

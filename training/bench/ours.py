@@ -4,11 +4,9 @@ import tempfile
 from typing import Any
 
 import torch
-from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 from training.attention import use_packed_causal_attention
-from training.bench.setting import ENDLESS, MAX_GRAD_NORM, PEAK_LR, WARMUP_STEPS, WEIGHT_DECAY, Setting
+from training.bench.setting import ENDLESS, MAX_GRAD_NORM, PEAK_LR, WARMUP_STEPS, WEIGHT_DECAY, Setting, over_ranks
 from training.heartbeat import Heartbeat
 from training.loop import LoopPlan, dropout_seed, make_loader, train_steps
 from training.model import build_model
@@ -30,10 +28,7 @@ class Ours:
             use_packed_causal_attention(model)
             model.compile()
         self.model = model
-        loss_of: nn.Module = TokenLoss(model, setting.bfloat16)
-        if setting.ranks.world_size > 1:
-            devices = [setting.device] if setting.device.type == "cuda" else None
-            loss_of = DistributedDataParallel(loss_of, device_ids=devices, gradient_as_bucket_view=True)
+        loss_of = over_ranks(TokenLoss(model, setting.bfloat16), setting, gradient_as_bucket_view=True)
         self.optimizer = make_optimizer(model, WEIGHT_DECAY, setting.device)
         seed_all(dropout_seed(setting.seed, setting.ranks.rank, 0))
         blocks = Blocks(setting.tokens, setting.length)
@@ -55,13 +50,11 @@ class Ours:
             warmup=WARMUP_STEPS,
             max_grad_norm=MAX_GRAD_NORM,
         )
-        self._beats = tempfile.NamedTemporaryFile()  # noqa: SIM115: closed by close
+        self._beats = tempfile.NamedTemporaryFile()  # noqa: SIM115
         heartbeat = Heartbeat(self._beats.name)
         heartbeat.enter("train")
         loader = make_loader(blocks, batches, 0, setting.device)
-        self._results = train_steps(
-            loss_of, self.optimizer, loader, plan, StopRequest(), setting.device, heartbeat
-        )
+        self._results = train_steps(loss_of, self.optimizer, loader, plan, StopRequest(), setting.device, heartbeat)
 
     def steps(self, count: int) -> Any:
         """See `Subject`."""

@@ -1,13 +1,13 @@
 """What was measured, as a table and as JSON."""
 
 import json
+import math
 import os
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from training.bench.limits import MATRIX
 from training.bench.options import OURS
 from training.bench.rounds import Turns
 
@@ -25,6 +25,11 @@ def spread(values: Sequence[float]) -> dict[str, Any] | None:
         "max": max(values),
         "rounds": list(values),
     }
+
+
+def median(values: Sequence[float]) -> float | None:
+    """None where there are none."""
+    return statistics.median(values) if values else None
 
 
 def limit_row(name: str, what: str, unit: str, batch_size: int, values: Sequence[float]) -> dict[str, Any]:
@@ -45,13 +50,13 @@ def subject_row(
         matrix: measured rate of a large matrix product, in FLOP/s.
     """
     speeds = turns.tokens_per_second
-    median = statistics.median(speeds) if speeds else None
+    speed = median(speeds)
     ratios = []
     if ours is not None:
-        ratios = [own / speed for own, speed in zip(ours.tokens_per_second, speeds, strict=False)]
+        ratios = [own / other for own, other in zip(ours.tokens_per_second, speeds, strict=False)]
 
     def share(of: float | None) -> float | None:
-        return None if of is None or median is None else median * flops_per_token / of
+        return None if of is None or speed is None else speed * flops_per_token / of
 
     return {
         "subject": turns.name,
@@ -65,8 +70,8 @@ def subject_row(
         "graph_breaks": turns.graph_breaks,
         "build_seconds": turns.build_seconds,
         "first_step_seconds": turns.first_step_seconds,
-        "first_loss": turns.first_loss,
-        "last_loss": turns.last_loss,
+        "first_loss": _finite(turns.first_loss),
+        "last_loss": _finite(turns.last_loss),
         "failed": turns.failed,
     }
 
@@ -129,8 +134,8 @@ def _limit_cells(row: Mapping[str, Any]) -> list[str]:
     if measured is None:
         return [row["limit"], row["what"], str(row["batch_size"]), NONE, NONE]
     low, high = measured["min"] / scale, measured["max"] / scale
-    median = f"{measured['median'] / scale:.4g} {unit}"
-    return [row["limit"], row["what"], str(row["batch_size"]), median, f"{low:.4g}–{high:.4g}"]
+    middle = f"{measured['median'] / scale:.4g} {unit}"
+    return [row["limit"], row["what"], str(row["batch_size"]), middle, f"{low:.4g}–{high:.4g}"]
 
 
 def _subject_cells(row: Mapping[str, Any]) -> list[str]:
@@ -149,7 +154,7 @@ def _subject_cells(row: Mapping[str, Any]) -> list[str]:
         NONE if row["peak_memory_bytes"] is None else f"{row['peak_memory_bytes'] / 2**30:.1f} GiB",
         NONE if row["graph_breaks"] is None else str(row["graph_breaks"]),
         _seconds(row["first_step_seconds"]),
-        f"{row['first_loss']:.3f} → {row['last_loss']:.3f}",
+        " → ".join("not finite" if loss is None else f"{loss:.3f}" for loss in (row["first_loss"], row["last_loss"])),
     ]
 
 
@@ -160,6 +165,11 @@ def _start_cells(row: Mapping[str, Any]) -> list[str]:
     for kind in ("cold_seconds", "warm_seconds"):
         cells += [_seconds(row[kind]["median"]), f"{row[kind]['min']:.1f}–{row[kind]['max']:.1f}"]
     return cells
+
+
+def _finite(value: float | None) -> float | None:
+    """JSON has no word for what is not."""
+    return value if value is not None and math.isfinite(value) else None
 
 
 def _ratio(value: float | None) -> str:
@@ -178,7 +188,7 @@ def heading(result: Mapping[str, Any]) -> str:
     """What was measured on what, in a line."""
     options, ranks = result["options"], result["ranks"]
     return (
-        f"{options['model']} ({result['parameters'] / 1e6:.1f}M parameters), {options['seq_length']} tokens a sequence, "
+        f"{options['model']} ({result['parameters'] / 1e6:.1f}M parameters), {options['seq_length']} tokens, "
         f"dropout {options['dropout']:g}, {result['precision']}{', compiled' if options['compile'] else ''} · "
         f"{ranks} {'rank' if ranks == 1 else 'ranks'} on {result['device']} · torch {result['versions']['torch']}, "
         f"transformers {result['versions']['transformers']}"

@@ -6,16 +6,18 @@ another subject.
 
 import gc
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+import torch._dynamo
 import torch.distributed as dist
-from torch import nn
 
-from training.bench.limits import Limit, synchronise
+from training.bench.limits import Limit, parameters, synchronise
+from training.bench.options import ModelSize
 from training.bench.setting import Setting, Subject
+from training.errors import InputError
 from training.process_group import gather
 
 WARMUP_STEPS = 3
@@ -39,6 +41,10 @@ class Turns:
     build_seconds: float | None = None
     first_step_seconds: float | None = None
     """The first step after it was built, compilation included."""
+    step_seconds: float = 0.0
+    """Of the steps after it, before any round: for planning alone."""
+    parked: list[torch.Tensor] = field(default_factory=list)
+    """What waits in the host's memory for the subject's next turn."""
     first_loss: float | None = None
     last_loss: float | None = None
     peak_memory_bytes: int | None = None
@@ -71,8 +77,10 @@ def build(name: str, setting: Setting, make: Callable[[Setting], Subject]) -> Tu
         synchronise(device)
         turns.build_seconds, turns.first_step_seconds = built - begun, time.perf_counter() - built
         turns.first_loss = float(loss)
+        begun = time.perf_counter()
         turns.last_loss = float(turns.subject.steps(WARMUP_STEPS))
         synchronise(device)
+        turns.step_seconds = (time.perf_counter() - begun) / WARMUP_STEPS
         if gpu:
             turns.peak_memory_bytes = torch.cuda.max_memory_allocated(device) - before
         if graphs := counters["stats"]["unique_graphs"]:
@@ -85,6 +93,8 @@ def build(name: str, setting: Setting, make: Callable[[Setting], Subject]) -> Tu
 
 def first_line(error: BaseException) -> str:
     """An error as one line."""
+    if isinstance(error, InputError):
+        return str(error)
     lines = str(error).splitlines()
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
@@ -101,6 +111,7 @@ def free(turns: Turns) -> None:
     if turns.subject is not None:
         turns.subject.close()
     turns.subject = None
+    turns.parked.clear()
     gc.collect()
     if torch.cuda.is_initialized():
         torch.cuda.empty_cache()
@@ -137,26 +148,42 @@ def _meet(device: torch.device) -> None:
         synchronise(device)
 
 
-def must_park(subjects: int, parameters: int, device: torch.device) -> bool:
+def must_park(subjects: int, size: ModelSize, device: torch.device) -> bool:
     """Whether so many models of that size would leave a single one too little of the GPU's memory."""
     if device.type != "cuda":
         return False
     total = torch.cuda.get_device_properties(device).total_memory
-    return subjects * parameters * STATE_BYTES > RESIDENT_SHARE * total
+    return subjects * parameters(size) * STATE_BYTES > RESIDENT_SHARE * total
 
 
-def move(subject: Subject, device: torch.device) -> None:
-    """Move a subject's weights and optimizer state to the device; between steps it has no gradients."""
-    for tensor in _tensors(subject.model, subject.optimizer):
+def park(turns: Turns) -> None:
+    """Put a subject's weights and optimizer state into the host's memory; between steps it has no gradients."""
+    if turns.subject is None:
+        return
+    model, optimizer = turns.subject.model, turns.subject.optimizer
+    moments = [value for state in optimizer.state.values() for value in state.values() if torch.is_tensor(value)]
+    turns.parked = [one for one in [*model.parameters(), *model.buffers(), *moments] if one.is_cuda]
+    _move(turns.parked, torch.device("cpu"))
+    torch.cuda.empty_cache()
+
+
+def fetch(turns: Turns, device: torch.device) -> None:
+    """Bring back what was parked, if it was."""
+    _move(turns.parked, device)
+    turns.parked = []
+
+
+def _move(tensors: Iterable[torch.Tensor], device: torch.device) -> None:
+    for tensor in tensors:
         tensor.data = tensor.data.to(device)
-    if torch.cuda.is_initialized():
-        torch.cuda.empty_cache()
 
 
-def _tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
-    states: list[Mapping[str, Any]] = list(optimizer.state.values())
-    moments = [value for state in states for value in state.values() if isinstance(value, torch.Tensor)]
-    return [*model.parameters(), *model.buffers(), *moments]
+def seconds_of_rounds(measured: Sequence[Turns], steps: int, rounds: int) -> float:
+    """How long so many rounds will take, as far as the warm-up tells, if one more subject joins that is as slow as
+    these on average."""
+    known = [turns.step_seconds for turns in measured if turns.subject is not None]
+    joined = sum(known) + (sum(known) / len(known) if known else 0.0)
+    return rounds * (SETTLING_STEPS + steps) * joined
 
 
 def rotated(items: list[Any], by: int) -> list[Any]:

@@ -6,9 +6,11 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from training.bench.options import ModelSize
 from training.ranks import RankInfo
+from training.teardown import keep_until_the_end
 
 WEIGHT_DECAY = 0.1
 MAX_GRAD_NORM = 1.0
@@ -49,8 +51,11 @@ class Setting:
 class Subject(Protocol):
     """A training that goes on by as many steps as it is asked for."""
 
-    model: nn.Module
-    optimizer: torch.optim.Optimizer
+    @property
+    def model(self) -> nn.Module: ...
+
+    @property
+    def optimizer(self) -> torch.optim.Optimizer: ...
 
     def steps(self, count: int) -> Any:
         """Make so many optimizer steps; the loss of the last one in nats per token, a scalar, which may still be on
@@ -58,6 +63,23 @@ class Subject(Protocol):
 
     def close(self) -> None:
         """End what goes on beside: threads, files."""
+
+
+def over_ranks(module: Any, setting: Setting, **options: Any) -> Any:
+    """Wrapped in DDP where there are several ranks."""
+    if setting.ranks.world_size == 1:
+        return module
+    wrapped = DistributedDataParallel(
+        module, device_ids=[setting.device] if setting.device.type == "cuda" else None, **options
+    )
+    keep_with_gloo(wrapped, setting)
+    return wrapped
+
+
+def keep_with_gloo(wrapped: Any, setting: Setting) -> None:
+    """Without a GPU a DDP is never destroyed, see `keep_until_the_end`; with one, its memory is needed."""
+    if setting.device.type == "cpu":
+        keep_until_the_end(wrapped)
 
 
 def synthetic_tokens(vocabulary: int, count: int, seed: int) -> np.ndarray:

@@ -9,25 +9,26 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from training.bench.compare import Progress
 from training.bench.options import Bench
 from training.bench.report import spread
 
 
-def measure_start(name: str, bench: Bench, device: str, within: float) -> dict[str, Any]:
+def measure_start(name: str, bench: Bench, device: str, progress: Progress) -> dict[str, Any]:
     """Seconds of the first step in pairs of new processes, each an ordinary bench of this subject alone.
 
     Args:
         name: the subject.
         bench: how it is built; of the batch sizes the first one counts.
         device: as --device.
-        within: seconds for each process.
+        progress: knows the time that is left, which no process outlives.
     """
     cold: list[float] = []
     warm: list[float] = []
     for _ in range(bench.start):
         with tempfile.TemporaryDirectory() as caches:
             for seconds in (cold, warm):
-                answer = _first_step(name, bench, device, Path(caches), within)
+                answer = _first_step(name, bench, device, Path(caches), max(1.0, progress.left()))
                 if isinstance(answer, str):
                     return {"subject": name, "cold_seconds": None, "warm_seconds": None, "failed": answer}
                 seconds.append(answer)
@@ -45,7 +46,7 @@ def _first_step(name: str, bench: Bench, device: str, caches: Path, within: floa
     try:
         done = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=within)
     except subprocess.TimeoutExpired:
-        return f"not done within {within:.0f} s"
+        return f"not done within the {within:.0f} s that were left of --seconds-limit {bench.seconds_limit:g}"
     if done.returncode or not figures.exists():
         return (done.stderr.strip().splitlines() or [f"status {done.returncode}"])[-1]
     [row] = json.loads(figures.read_text(encoding="utf-8"))["rows"]

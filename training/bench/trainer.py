@@ -5,17 +5,16 @@ subjects share (batch, clipping, weight decay, learning rate).
 the bench wants it to wait for the other subjects' turns; only one of the two threads ever runs.
 """
 
-import logging
 import queue
 import tempfile
 import threading
 from typing import Any
 
 import torch
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from training.bench.chapter import Sequences, plain_model
-from training.bench.setting import ENDLESS, MAX_GRAD_NORM, PEAK_LR, WARMUP_STEPS, WEIGHT_DECAY, Setting
+from training.bench.setting import ENDLESS, MAX_GRAD_NORM, PEAK_LR, WARMUP_STEPS, WEIGHT_DECAY, Setting, keep_with_gloo
 
 
 class TrainerStep:
@@ -23,7 +22,6 @@ class TrainerStep:
 
     def __init__(self, setting: Setting) -> None:
         torch.manual_seed(setting.seed)
-        self._device = setting.device
         self._folder = tempfile.TemporaryDirectory()
         self.model = plain_model(setting)
         arguments = TrainingArguments(
@@ -46,16 +44,17 @@ class TrainerStep:
         if setting.device.type == "cuda":
             # One process that sees several GPUs would split its batch over all of them.
             arguments._n_gpu = 1
+        self._setting = setting
         self._turns = _Turns()
         self._trainer = _KeepsLoss(self.model, arguments, train_dataset=Sequences(setting), callbacks=[self._turns])
-        logging.getLogger("accelerate").setLevel(logging.ERROR)
+        self._trainer.remove_callback(PrinterCallback)
         self._thread = threading.Thread(target=self._train, name="trainer", daemon=True)
 
     def _train(self) -> None:
         try:
             self._turns.wait_for_turn()
-            if self._device.type == "cuda":
-                torch.cuda.set_device(self._device)
+            if self._setting.device.type == "cuda":
+                torch.cuda.set_device(self._setting.device)
             if not self._turns.over:
                 self._trainer.train()
         except BaseException as error:
@@ -79,6 +78,7 @@ class TrainerStep:
         if self._thread.is_alive():
             self._turns.end()
             self._thread.join()
+        keep_with_gloo(self._trainer.model_wrapped, self._setting)
         self._trainer.accelerator.free_memory()
         self._folder.cleanup()
 
