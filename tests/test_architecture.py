@@ -28,15 +28,17 @@ def test_cluster_imports_neither_training_nor_anything_heavy(module: Path) -> No
     assert not imported_packages(module) & {"training", *HEAVY}
 
 
-@pytest.mark.parametrize("module", sorted((ROOT / "training").glob("*.py")), ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "module", sorted((ROOT / "training").rglob("*.py")), ids=lambda path: str(path.relative_to(ROOT))
+)
 def test_training_knows_no_launcher(module: Path) -> None:
     assert not imported_packages(module) & {"cluster", "submitit"}
 
 
 @pytest.mark.parametrize(
     "module",
-    [path for path in sorted((ROOT / "training").glob("*.py")) if path.name != "ranks.py"],
-    ids=lambda path: path.name,
+    [path for path in sorted((ROOT / "training").rglob("*.py")) if path.name != "ranks.py"],
+    ids=lambda path: str(path.relative_to(ROOT)),
 )
 def test_only_the_table_of_launchers_reads_a_rank_variable(module: Path) -> None:
     text = module.read_text()

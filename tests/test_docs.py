@@ -8,14 +8,14 @@ from conftest import ROOT
 from training.config import TrainConfig
 
 
-@pytest.mark.parametrize("package", ["cluster", "training"])
+@pytest.mark.parametrize("package", ["cluster", "training", "training.bench"])
 def test_every_module_has_its_line_in_the_walk(package: str) -> None:
     walk = (ROOT / "docs/walk.md").read_text()
     rooms = walk[walk.index(f"## Rooms of `{package}`") :].split("\n## ")[0]
 
     listed = {line.split("`")[1] for line in rooms.splitlines() if line.startswith("| `")}
 
-    assert listed == {path.stem for path in (ROOT / package).glob("*.py")} - {"__init__"}
+    assert listed == {path.stem for path in (ROOT / package.replace(".", "/")).glob("*.py")} - {"__init__"}
 
 
 @pytest.mark.parametrize("field", dataclasses.fields(TrainConfig), ids=lambda field: field.name)

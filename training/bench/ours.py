@@ -1,0 +1,74 @@
+"""Our own step: the loop, loss, optimizer and loader of `training.train_llm`, on tokens in memory."""
+
+import tempfile
+from typing import Any, Literal
+
+import torch
+
+from training.attention import use_packed_causal_attention
+from training.bench.setting import ENDLESS, MAX_GRAD_NORM, PEAK_LR, WARMUP_STEPS, WEIGHT_DECAY, Setting, keep_with_gloo
+from training.config import TrainConfig
+from training.heartbeat import Heartbeat
+from training.loop import LoopPlan, dropout_seed, make_loader, train_steps
+from training.model import build_model
+from training.optimizer import make_optimizer
+from training.random_state import seed_all
+from training.sampler import RankBatches, SampleOrder
+from training.stop import StopRequest
+from training.strategy import replicate
+from training.token_loss import token_loss
+from training.tokens import Blocks
+
+BUCKET_CAP_MB = TrainConfig.ddp_bucket_cap_mb
+
+
+class Ours:
+    """`train_steps` as the trainer calls it, its heartbeat written to a file as under the launcher."""
+
+    def __init__(self, setting: Setting, kernels: Literal["auto", "torch"], compiled: bool) -> None:
+        """`kernels` and `compiled` are the trainer's options."""
+        torch.manual_seed(setting.seed)
+        model = build_model(setting.size.architecture(setting.dropout), None).to(setting.device)
+        if compiled:
+            use_packed_causal_attention(model)
+            model.compile()
+        self.model = model
+        loss_of = token_loss(model, kernels, setting.bfloat16, compiled, False, setting.device)
+        if setting.ranks.world_size > 1:
+            loss_of = replicate(loss_of, setting.device, BUCKET_CAP_MB, reduce_bfloat16=False)
+            keep_with_gloo(loss_of, setting)
+        self.optimizer = make_optimizer(model, WEIGHT_DECAY)
+        seed_all(dropout_seed(setting.seed, setting.ranks.rank, 0))
+        blocks = Blocks(setting.tokens, setting.length)
+        batches = RankBatches(
+            order=SampleOrder(len(blocks), setting.seed),
+            rank=setting.ranks.rank,
+            world_size=setting.ranks.world_size,
+            batch_size=setting.batch_size,
+            accumulation=1,
+            first_sample=0,
+            steps=ENDLESS,
+        )
+        plan = LoopPlan(
+            done=0,
+            total=ENDLESS,
+            accumulation=1,
+            peak_lr=PEAK_LR,
+            lr_scheduler="constant",
+            warmup=WARMUP_STEPS,
+            max_grad_norm=MAX_GRAD_NORM,
+        )
+        self._beats = tempfile.NamedTemporaryFile()  # noqa: SIM115
+        heartbeat = Heartbeat(self._beats.name)
+        heartbeat.enter("train")
+        loader = make_loader(blocks, batches, 0, setting.device)
+        self._results = train_steps(loss_of, self.optimizer, loader, plan, StopRequest(), setting.device, heartbeat)
+
+    def steps(self, count: int) -> Any:
+        """See `Subject`."""
+        return [next(self._results).loss for _ in range(count)][-1]
+
+    def close(self) -> None:
+        """See `Subject`."""
+        self._results.close()  # type: ignore[attr-defined]
+        self._beats.close()
