@@ -42,7 +42,7 @@ class TokenFile:
 
     def write(self, tokens: np.ndarray) -> None:
         """Append these."""
-        content = memoryview(np.ascontiguousarray(tokens, self.kind)).cast("B")
+        content = tokens.astype(self.kind).tobytes()
         self._file.write(content)
         self.count += len(tokens)
         while content:
