@@ -112,6 +112,7 @@ def test_no_more_tokens_are_taken_than_are_asked(tokenizer, tmp_path: Path):
     made = Corpus(Columns({"text": words}), Columns({"text": ["b"]}), TextRule("text"), "f", most_tokens=100)
     tokens = tokenise_into(tmp_path / "b", made, tokenizer)
     assert tokens.train.tolist() == whole.train[:100].tolist()
+    assert tokens.documents == np.count_nonzero(tokens.train[:-1] == tokenizer.eos_token_id) + 1
     assert len(tokens.held_out) == 2
 
 

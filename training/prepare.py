@@ -19,7 +19,6 @@ from training.config import TrainConfig, config_from_argv
 from training.errors import COMPLETE, INPUT_ERROR, InputError
 
 if TYPE_CHECKING:
-    from training.documents import Corpus, StreamedCorpus
     from training.tokens import TokenisedCorpus
 
 PROG = "python -m training.prepare"
@@ -37,6 +36,7 @@ class DataTokens:
     is_new: bool
     """They lie aside until they are published."""
     publish: Callable[[], None]
+    """Put them in place, and let later starts find them at once."""
 
 
 @contextmanager
@@ -71,33 +71,36 @@ def data_tokens(
         token_folder,
     )
 
-    def load() -> "Corpus | StreamedCorpus":
-        return load_corpus(
-            config.dataset_name,
-            config.dataset_subset,
-            config.text_column,
-            config.validation_split_percentage,
-            config.streaming,
-            config.max_train_tokens,
-        )
-
     cache = config.output_dir / CACHE
     state = source_state(config.dataset_name)
     fingerprint = remembered_fingerprint(cache, config, state)
-    corpus = None
-    if fingerprint is None or not token_folder(fingerprint, tokenizer, config.output_dir).exists():
-        corpus = load()
-        fingerprint = corpus.fingerprint
-    check_content(fingerprint)
-    folder = token_folder(fingerprint, tokenizer, config.output_dir)
-    cached = read_tokens(folder, say, whole)
-    if cached is not None:
-        if corpus is not None:
-            remember_fingerprint(cache, config, state, fingerprint)
-        yield DataTokens(folder, fingerprint, cached, False, lambda: None)
+    looked, found = None, None
+    if fingerprint is not None:
+        check_content(fingerprint)
+        looked = token_folder(fingerprint, tokenizer, config.output_dir)
+        found = read_tokens(looked, say, whole)
+    if found is not None and fingerprint is not None and looked is not None:
+        yield DataTokens(looked, fingerprint, found, False, lambda: None)
         return
-    if corpus is None:
-        corpus = load()
+
+    corpus = load_corpus(
+        config.dataset_name,
+        config.dataset_subset,
+        config.text_column,
+        config.validation_split_percentage,
+        config.streaming,
+        config.max_train_tokens,
+    )
+    check_content(corpus.fingerprint)
+    folder = token_folder(corpus.fingerprint, tokenizer, config.output_dir)
+    found = read_tokens(folder, say, whole) if folder != looked else None
+
+    def remember() -> None:
+        remember_fingerprint(cache, config, state, corpus.fingerprint)
+
+    if found is not None:
+        yield DataTokens(folder, corpus.fingerprint, found, False, remember)
+        return
     aside = stage_tokens(folder, corpus, tokenizer)
     try:
         if not is_hub_name(config.dataset_name) and source_state(config.dataset_name) != state:
@@ -107,9 +110,9 @@ def data_tokens(
 
         def publish() -> None:
             publish_tokens(aside, folder)
-            remember_fingerprint(cache, config, state, fingerprint)
+            remember()
 
-        yield DataTokens(folder, fingerprint, open_tokens(aside), True, publish)
+        yield DataTokens(folder, corpus.fingerprint, open_tokens(aside), True, publish)
     finally:
         discard_tokens(aside)
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from training.config import TrainConfig
+from training.demo import demo_rows
 from training.documents import data_files, hub_revision, is_demo, is_hub_name, is_saved_dataset
 from training.errors import InputError
 from training.proof import identity
@@ -35,7 +36,7 @@ def source_state(name: str) -> list[Any] | None:
         revision = hub_revision(name)
         return None if revision is None else [revision]
     if is_demo(name):
-        return []
+        return [hashlib.sha256(json.dumps(demo_rows()).encode()).hexdigest()]
     path = Path(name)
     files = sorted(path.rglob("*")) if is_saved_dataset(path) else data_files(name)
     try:

@@ -142,10 +142,11 @@ def write_tokens(corpus: Corpus | StreamedCorpus, tokenizer: Any, train: Path, h
     train_file, held_out_file = TokenFile(train, kind), HeldOutFile(held_out, kind)
     documents = 0
     for batch in tokenised(corpus.batches(), tokenizer):
-        trained = [document for document in batch if document.place == TRAIN]
         held_out_file.write([document for document in batch if document.place != TRAIN])
-        left = None if corpus.most_tokens is None else corpus.most_tokens - train_file.count
-        train_file.write(packed(trained)[:left])
+        trained = [document for document in batch if document.place == TRAIN]
+        if corpus.most_tokens is not None:
+            trained = _up_to(trained, corpus.most_tokens - train_file.count)
+        train_file.write(packed(trained))
         documents += len(trained)
         if train_file.count == corpus.most_tokens:
             break
@@ -156,6 +157,17 @@ def write_tokens(corpus: Corpus | StreamedCorpus, tokenizer: Any, train: Path, h
     questions = held_out_file.questions()
     hashes = {train.name: train_file.close(), held_out.name: held_out_file.close()}
     return Written(kind.name, documents, questions, hashes)
+
+
+def _up_to(documents: Sequence[Tokenised], tokens: int) -> list[Tokenised]:
+    """The first documents, of which the last may be cut, of so many tokens."""
+    kept: list[Tokenised] = []
+    for document in documents:
+        if tokens <= 0:
+            break
+        kept.append(document._replace(ids=document.ids[:tokens]))
+        tokens -= len(document.ids)
+    return kept
 
 
 def count_tokens(corpus: Corpus | StreamedCorpus, tokenizer: Any, enough: int) -> tuple[int, int]:
