@@ -7,8 +7,8 @@ The first tokenises and packs the same documents: by the tokenizer alone, which 
 and called through transformers; by `training.tokenise`, from the file on disk to the tokens on disk; and in the way of
 Hugging Face's example run_clm, a map that tokenises and a map that concatenates and cuts. Then it reads batches of 64 ×
 1024 tokens by `training.loader` and by nanoGPT's `get_batch`. What is compared runs in turns, after one round that only
-warms up. Printed are the median with the smallest and largest of the rounds. The documents are those of ../shared/data with the
-tokenizer of GPT-2 where that is there, else the built-in demo's.
+warms up. Printed are the median with the smallest and largest of the rounds. The documents are those of ../shared/data
+with the tokenizer of GPT-2 where that is there, else the built-in demo's.
 
 The second makes caches of so many random tokens, and measures how long a start takes to find them.
 """

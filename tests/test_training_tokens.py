@@ -14,11 +14,11 @@ from conftest import ROOT
 from tiny_training import flip_a_bit
 from training import proof, tokenise
 from training.demo import demo_tokenizer
-from training.documents import Corpus, load_corpus
+from training.documents import TRAIN, Batch, Corpus, load_corpus
 from training.errors import InputError
 from training.prompt import TextRule
 from training.tables import Columns
-from training.tokenise import count_tokens
+from training.tokenise import count_tokens, tokenised
 from training.tokens import (
     Blocks,
     TokenisedCorpus,
@@ -104,6 +104,20 @@ def test_batches_that_are_cut_for_memory_change_nothing(tokenizer, tmp_path: Pat
     whole = tokenise_into(tmp_path / "a", corpus(*words), tokenizer)
     monkeypatch.setattr(tokenise, "MOST_CHARACTERS", 3)
     assert tokenise_into(tmp_path / "b", corpus(*words), tokenizer).train.tolist() == whole.train.tolist()
+
+
+def test_data_is_read_only_a_few_batches_ahead_of_what_is_written(tokenizer):
+    taken: list[int] = []
+
+    def batches():
+        for number in range(50):
+            taken.append(number)
+            yield Batch(["ab"], np.array([TRAIN]))
+
+    written = tokenised(batches(), tokenizer)
+    next(written)
+    assert len(taken) == tokenise.BATCHES_AT_ONCE + 1
+    assert len(list(written)) == 49
 
 
 def test_no_more_tokens_are_taken_than_are_asked(tokenizer, tmp_path: Path):
