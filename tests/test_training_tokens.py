@@ -151,6 +151,11 @@ def test_blocks_cut_the_tokens_and_leave_the_rest():
     assert len(blocks) == 2
     assert blocks[1].tolist() == [4, 5, 6, 7]
     assert blocks[1].dtype == np.int64
+    into = np.zeros((2, 4), np.uint16)
+    assert blocks.take([1, 0], into) is into
+    assert into.tolist() == blocks.take([1, 0]).tolist() == [[4, 5, 6, 7], [0, 1, 2, 3]]
+    with pytest.raises(IndexError):
+        blocks.take([2])
 
 
 TEXTS = ("ab", "c", "what follows the opening of a text")

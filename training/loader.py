@@ -47,7 +47,7 @@ class Loader:
         return ahead(self._gather, self.batches, self.workers)
 
     def _gather(self, indices: list[int]) -> torch.Tensor:
-        return torch.from_numpy(self.blocks.rows.take(indices, 0).astype(np.int64))
+        return torch.from_numpy(self.blocks.take(indices).astype(np.int64))
 
 
 class _Slot(NamedTuple):
@@ -63,7 +63,7 @@ class PinnedRing:
 
     def __init__(self, blocks: Blocks, batch_size: int, slots: int) -> None:
         """`slots`: batches that can be on their way, and one more."""
-        self._rows = blocks.rows
+        self._blocks = blocks
         kind = torch.from_numpy(np.zeros(0, blocks.tokens.dtype)).dtype
         self._free: SimpleQueue[_Slot] = SimpleQueue()
         for _ in range(slots):
@@ -74,8 +74,7 @@ class PinnedRing:
         """Fill a slot with these blocks."""
         slot = self._free.get()
         slot.copied.synchronize()
-        # With mode "raise" numpy would gather into a buffer of its own first.
-        self._rows.take(indices, 0, out=slot.array, mode="clip")
+        self._blocks.take(indices, slot.array)
         return slot
 
     def to_device(self, slot: _Slot, device: torch.device) -> torch.Tensor:

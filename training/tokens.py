@@ -11,7 +11,7 @@ import re
 import shutil
 import socket
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,10 +52,11 @@ class Blocks:
     def __getitem__(self, index: int) -> np.ndarray:
         return self.tokens[index * self.length : (index + 1) * self.length].astype(np.int64)
 
-    @property
-    def rows(self) -> np.ndarray:
-        """All blocks, without a copy: shape [blocks, length]."""
-        return np.asarray(self.tokens)[: len(self) * self.length].reshape(len(self), self.length)
+    def take(self, indices: Sequence[int], out: np.ndarray | None = None) -> np.ndarray:
+        """These blocks in one copy: shape [indices, length], of the tokens' type; into `out` where it is given."""
+        whole = np.asarray(self.tokens)[: len(self) * self.length].reshape(len(self), self.length)
+        # With the default mode numpy would gather into a buffer of its own first.
+        return whole.take(indices, 0, out, "raise" if out is None else "clip")
 
 
 @dataclass(frozen=True)
