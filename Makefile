@@ -1,7 +1,7 @@
 # make demo    train a small model on this machine, 2 simulated nodes x 2 ranks (no root, no Slurm)
 # make test    everything that is checked; as root on Debian or Ubuntu it installs Slurm for the tests as well
 # make lint    ruff, mypy and shellcheck        make docs    the HTML pages        make clean    undo the above
-# make bench   how long a start takes, how long a checkpoint keeps the training waiting, and whether memory grows
+# make bench   how long a start and a checkpoint take, how fast data is read and a step made, whether memory grows
 # make faults  throw faults at real jobs, again and again (hours; FAULTS="--rows SIGKILL --times 3", FAULTS="--soak 30")
 #
 # PYTHON=python3.12         another interpreter than python3
@@ -61,6 +61,7 @@ bench: .venv/.test
 	.venv/bin/python tests/benchmark_checkpoint.py
 	.venv/bin/python tests/benchmark_memory.py
 	.venv/bin/python -m training.bench
+	.venv/bin/python tests/benchmark_input.py
 
 .PHONY: faults
 faults: slurm-packages $(MPIS:%=.mpi/%/.made) .venv/.test

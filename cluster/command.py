@@ -27,9 +27,7 @@ def launch_command(
     if ssh and mpirun.dialect is HYDRA:
         ssh, *rest = shlex.split(ssh)
         environ["HYDRA_LAUNCHER_EXTRA_ARGS"] = shlex.join(rest)
-    home = str(Path(__file__).parent.parent)
-    if os.path.basename(home) not in ("site-packages", "dist-packages"):
-        environ["PYTHONPATH"] = os.pathsep.join(filter(None, [home, environ.get("PYTHONPATH")]))
+    add_project(environ)
     return mpirun_command(
         mpirun,
         allocation,
@@ -42,3 +40,10 @@ def launch_command(
         ssh=ssh,
         extra=options.mpirun_arg,
     )
+
+
+def add_project(environ: dict[str, str]) -> None:
+    """Let Python find the project from whatever working directory, where it is not installed."""
+    home = str(Path(__file__).parent.parent)
+    if os.path.basename(home) not in ("site-packages", "dist-packages"):
+        environ["PYTHONPATH"] = os.pathsep.join(filter(None, [home, environ.get("PYTHONPATH")]))

@@ -20,6 +20,9 @@ DEFAULT_TIME = "04:00:00"
 WARNING_SIGNAL = "B:USR1@120"
 """USR1 to the batch body 120 s before the end: without ``B:`` it would kill Open MPI 5's daemons instead."""
 
+PREPARATION_SHARES = ("partition", "account", "qos", "reservation", "exclude", "mail-type", "mail-user")
+"""What the job that prepares the data takes over from the training job's options."""
+
 _OPTION_NAME = re.compile(r"[a-z][a-z0-9-]*")
 
 
@@ -67,6 +70,27 @@ class ResourcePlan(NamedTuple):
             options["no-kill"] = ""  # the job outlives a lost node, and goes on with a spare one
         return {**options, **self.options}
 
+    def preparation_options(self, name: str, log: str, own: Mapping[str, str]) -> dict[str, str]:
+        """Options of the job that goes before: one task on one node, without GPUs, with as many CPUs as the training
+        asks for on a node. `own` are those that the user gave for it; they come last and win."""
+        cpus = self.ranks_on_each_node * int(self.options.get("cpus-per-task") or 1)
+        shared = {option: self.options[option] for option in PREPARATION_SHARES if option in self.options}
+        options = {
+            "job-name": name,
+            "nodes": "1",
+            "ntasks": "1",
+            "cpus-per-task": str(cpus),
+            "time": DEFAULT_TIME,
+            "output": log,
+        }
+        return {**options, **shared, **own}
+
+
+def after(job_id: str, options: Mapping[str, str]) -> dict[str, str]:
+    """These options of a job, which then waits for another to succeed, and is dropped where that one does not."""
+    dependency = ",".join(filter(None, [options.get("dependency"), f"afterok:{job_id}"]))
+    return {**options, "dependency": dependency, "kill-on-invalid-dep": "yes"}
+
 
 def check_sbatch_options(options: Mapping[str, str]) -> Mapping[str, str]:
     """The options themselves; `RequestError` where a name or value would break out of the script's header."""
@@ -78,11 +102,17 @@ def check_sbatch_options(options: Mapping[str, str]) -> Mapping[str, str]:
     return options
 
 
-def batch_script(options: Mapping[str, str], setup: Path | None, command: str) -> str:
+def batch_script(
+    options: Mapping[str, str],
+    setup: Path | None,
+    command: str,
+    variables: Mapping[str, str] = MappingProxyType({"SUBMITIT_EXECUTOR": "slurm"}),
+) -> str:
     """The batch script: header, the site's set-up file where there is one, and one command that replaces bash.
 
     With ``exec`` the warning signal reaches the launcher itself and its exit status is the job's.
     """
     header = [f"#SBATCH --{name}" + (f"={shlex.quote(value)}" if value else "") for name, value in options.items()]
     site = [f"source {shlex.quote(str(setup))}"] if setup else []
-    return "\n".join(["#!/bin/bash", *header, "", *site, "export SUBMITIT_EXECUTOR=slurm", f"exec {command}", ""])
+    exports = [f"export {name}={shlex.quote(value)}" for name, value in variables.items()]
+    return "\n".join(["#!/bin/bash", *header, "", *site, *exports, f"exec {command}", ""])

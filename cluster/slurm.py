@@ -98,6 +98,24 @@ def refusal(script: str) -> str | None:
     return None if answer.returncode == 0 else " ".join(answer.stderr.split())
 
 
+def submit(script: str, environ: Mapping[str, str]) -> tuple[str, str | None]:
+    """Queue a batch script in that environment: the job's id, and what sbatch says where it refuses."""
+    import subprocess
+
+    try:
+        answer = subprocess.run(
+            ["sbatch", "--parsable"], input=script, env=environ, capture_output=True, text=True, timeout=SECONDS
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return "", f"sbatch did not answer ({error})"
+    return answer.stdout.strip().partition(";")[0], None if answer.returncode == 0 else " ".join(answer.stderr.split())
+
+
+def cancel(job_id: str) -> None:
+    """Take a job out of the queue, as far as that can be."""
+    _ask(["scancel", job_id])
+
+
 def nodes_out_of_service() -> bool:
     """Whether some node is down or drained: then ``--test-only`` also refuses what could start once it is back."""
     return bool(_ask(["sinfo", "--noheader", "--states=down,drain,fail,maint,unk", "--format=%n"]))

@@ -10,12 +10,13 @@ import shutil
 import sys
 import time
 from argparse import Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from cluster import slurm
 from cluster.allocation import Allocation
-from cluster.command import launch_command
+from cluster.command import add_project, launch_command
 from cluster.environment import mpirun_environment
 from cluster.errors import LauncherError, RequestError
 from cluster.granted import named_hosts, this_machine
@@ -23,7 +24,14 @@ from cluster.hostfile import hostfile_text
 from cluster.machine import visible_gpus
 from cluster.mpirun import OPEN_MPI_5, Mpirun, find_mpirun
 from cluster.options import OptionParser, add_place_options, at_least, run, split_program
-from cluster.plan import DEFAULT_GPUS_PER_NODE, DEFAULT_NODES, ResourcePlan, batch_script, check_sbatch_options
+from cluster.plan import (
+    DEFAULT_GPUS_PER_NODE,
+    DEFAULT_NODES,
+    ResourcePlan,
+    after,
+    batch_script,
+    check_sbatch_options,
+)
 from cluster.program import resolve_program
 from cluster.rundir import is_training, name_run_directory, next_attempt, option_value, run_directory
 
@@ -33,11 +41,14 @@ examples:
   python -m cluster.submit --nodes 2 --gpus 8                        GPT-2 on alpaca, 16 ranks
   python -m cluster.submit --nodes 2 --gpus 8 --dry-run -- --lr 1e-4 show everything, submit nothing
   python -m cluster.submit --nodes 4 --program -- python my_script.py
+  python -m cluster.submit --prepare-first --prepare-sbatch partition=cpu -- --dataset-name data.jsonl
   python -m cluster.submit --cluster local --nodes 2 --ranks-per-node 2 -- --preset demo
 
 exit status: 0 submitted (with --wait: the job's own), 64 the request is wrong, 70 this place cannot do it"""
 
 DEFAULT_EXPERIMENT = "gpt2_mpi"
+TRAINER = "training.train_llm"
+PREPARATION = "training.prepare"
 SITE_SETUP = Path("sbatch/env.sh")
 SLURM_OPTIONS = {
     "partition": "NAME",
@@ -64,13 +75,18 @@ OWNED_OPTIONS = {
     "error": "--output-dir",
     "array": "a template, such as sbatch --array=0-3 sbatch/gpt2_mpi.sh",
 }
+PREPARATION_FIXED = ("nodes", "ntasks", "ntasks-per-node", "output", "error", "array")
 
 
 def main(arguments: list[str]) -> int:
-    before, after = split_program(arguments)
+    before, rest = split_program(arguments)
     options = parser().parse_options(before)
-    program = [sys.executable, "-m", "training.train_llm", *after] if not options.program else after
+    program = [sys.executable, "-m", TRAINER, *rest] if not options.program else rest
     program = resolve_program(program, options.wdir or ".")
+    if options.prepare_first and not is_trainer(program):
+        raise RequestError(f"--prepare-first makes the tokens of {TRAINER}: leave it out for another program")
+    if options.prepare_sbatch and not options.prepare_first:
+        raise RequestError("--prepare-sbatch is for the job of --prepare-first: give that too")
     if goes_to_slurm(options):
         return submit_to_slurm(options, program)
     return run_here(options, program)
@@ -91,6 +107,11 @@ def parser() -> OptionParser:
     options.add_argument("--wait", action="store_true", help="wait for the end, return the job's exit status")
     options.add_argument("--follow", action="store_true", help="like --wait, and show the log")
     options.add_argument("--no-check", action="store_true", help="submit without checking the trainer's arguments here")
+    options.add_argument(
+        "--prepare-first",
+        action="store_true",
+        help="make the data's tokens in a job of its own, on one node without GPUs, for which the training waits",
+    )
     add_place_options(options)
     sbatch = options.add_argument_group("Slurm (sbatch's own options)")
     for name, metavar in SLURM_OPTIONS.items():
@@ -101,6 +122,13 @@ def parser() -> OptionParser:
         default=[],
         metavar="NAME[=VALUE]",
         help="any other sbatch option, such as --sbatch reservation=x (repeat it)",
+    )
+    sbatch.add_argument(
+        "--prepare-sbatch",
+        action="append",
+        default=[],
+        metavar="NAME[=VALUE]",
+        help="an sbatch option of the job of --prepare-first alone, such as --prepare-sbatch partition=cpu (repeat it)",
     )
     return options
 
@@ -124,9 +152,13 @@ def run_here(options: Namespace, program: list[str]) -> int:
     allocation = here(options)
     run_dir = experiment_directory(options, program)
     if options.dry_run:
+        if options.prepare_first:
+            print(f"# first, here\n{preparation_command(program, run_dir)}\n")
         show_plan(options, allocation, program, run_dir)
         return 0
     if status := check_training(options, name_run_directory(program, run_dir), allocation.world_size):
+        return status
+    if options.prepare_first and (status := prepare_here(options, program, run_dir)):
         return status
     from cluster.launch import main as launch
 
@@ -138,7 +170,7 @@ def run_here(options: Namespace, program: list[str]) -> int:
 def without_meaning_here(options: Namespace) -> list[str]:
     """The options given that only sbatch could follow."""
     given = [f"--{name}" for name in SLURM_OPTIONS if getattr(options, name.replace("-", "_"))]
-    return [*given, *(["--sbatch"] if options.sbatch else [])]
+    return [*given, *(f"--{name}" for name in ("sbatch", "prepare-sbatch") if getattr(options, name.replace("-", "_")))]
 
 
 def here(options: Namespace) -> Allocation:
@@ -162,19 +194,30 @@ def submit_to_slurm(options: Namespace, program: list[str]) -> int:
     log = run_dir / "%x-%j.log"
     sbatch_options = {"job-name": run_dir.name, **plan.sbatch_options(str(log))}
     setup = SITE_SETUP.absolute() if SITE_SETUP.exists() else None
-    script = batch_script(sbatch_options, setup, submitit_command(run_dir))
+    before = preparation_script(options, plan, program, run_dir, setup) if options.prepare_first else None
+
+    def script(waits_for: str | None) -> str:
+        waiting = sbatch_options if waits_for is None else after(waits_for, sbatch_options)
+        return batch_script(waiting, setup, submitit_command(run_dir))
+
     if options.dry_run:
-        print(script)
+        if before is not None:
+            print(before)
+        print(script(None if before is None else "JOB_ID_OF_THE_FIRST"))
         show_plan(options, plan.expected_allocation(), program, run_dir)
         return 0
     ranks = plan.expected_allocation().world_size
     if status := check_training(options, name_run_directory(program, run_dir), ranks):
         return status
-    check_with_slurm(script)
+    for each in filter(None, [before, script(None)]):
+        check_with_slurm(each)
     arguments = [*launch_arguments(options, options.ranks_per_node, run_dir), "--", *program]
-    job_id = sbatch_by_submitit(script, run_dir, arguments)
+    with made(run_dir), queued(before, forwarded_environment(options)) as preparation_id:
+        job_id = sbatch_by_submitit(script(preparation_id), run_dir, arguments)
     log = run_dir / f"{sbatch_options['job-name']}-{job_id}.log"
     print(f"plan           {plan.expected_allocation().summary()}")
+    if preparation_id:
+        print(f"prepare        {preparation_id}")
     print(f"job            {job_id}")
     print(f"run directory  {run_dir}")
     print(f"next           tail -F {shlex.quote(str(log))}", flush=True)
@@ -185,11 +228,91 @@ def submit_to_slurm(options: Namespace, program: list[str]) -> int:
     return wait_for_job(job_id, log, options.follow)
 
 
+@contextmanager
+def made(run_dir: Path) -> Iterator[None]:
+    """The run directory is there; after an error, what was made and holds nothing is taken away again."""
+    new = [directory for directory in (run_dir, *run_dir.parents) if not directory.exists()]
+    run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    try:
+        yield
+    except BaseException:
+        for directory in new:
+            if not any(directory.iterdir()):
+                directory.rmdir()
+        raise
+
+
+@contextmanager
+def queued(script: str | None, environ: dict[str, str]) -> Iterator[str | None]:
+    """The id of the job that goes before, where there is one; after an error it is taken out of the queue again."""
+    if script is None:
+        yield None
+        return
+    job_id = ""
+
+    def submit() -> str | None:
+        nonlocal job_id
+        job_id, words = slurm.submit(script, environ)
+        return words
+
+    if words := patiently(submit):
+        raise RequestError(f"sbatch refused: {words}")
+    try:
+        yield job_id
+    except BaseException:
+        slurm.cancel(job_id)
+        raise
+
+
+def preparation_command(program: list[str], run_dir: Path) -> str:
+    """The trainer's own arguments, for the program that makes the tokens ahead."""
+    python, _, _, *arguments = name_run_directory(program, run_dir)
+    return shlex.join([python, "-m", PREPARATION, *arguments])
+
+
+def preparation_script(
+    options: Namespace, plan: ResourcePlan, program: list[str], run_dir: Path, setup: Path | None
+) -> str:
+    """The batch script of the job that makes the tokens."""
+    name = f"{plan.options.get('job-name') or run_dir.name}-prepare"
+    own = dict(sbatch_option(text) for text in options.prepare_sbatch)
+    if fixed := [option for option in own if option in PREPARATION_FIXED]:
+        raise RequestError(
+            f"--prepare-sbatch {fixed[0]}: that job is one task on one node, its log in the run directory"
+        )
+    if options.wdir:
+        own = {"chdir": os.path.abspath(options.wdir), **own}
+    header = plan.preparation_options(name, str(run_dir / "%x-%j.log"), check_sbatch_options(own))
+    return batch_script(header, setup, preparation_command(program, run_dir), variables={})
+
+
+def prepare_here(options: Namespace, program: list[str], run_dir: Path) -> int:
+    """Make the tokens on this machine; the exit status."""
+    import subprocess
+
+    sys.stdout.flush()
+    command = shlex.split(preparation_command(program, run_dir))
+    return subprocess.run(command, cwd=options.wdir, env=forwarded_environment(options)).returncode
+
+
+def forwarded_environment(options: Namespace) -> dict[str, str]:
+    """This environment with the values of ``-x NAME=VALUE``: what the ranks are given counts for the data too."""
+    environ = {**os.environ, **{name: value for name, value in options.forward if value is not None}}
+    add_project(environ)
+    return environ
+
+
+def sbatch_option(text: str) -> tuple[str, str]:
+    """``NAME=VALUE`` of ``--sbatch`` and ``--prepare-sbatch``."""
+    name, _, value = text.removeprefix("--").partition("=")
+    return name, value
+
+
 def request(options: Namespace) -> ResourcePlan:
     """The request in the user's words. Ranks without GPUs are asked for by --ranks-per-node alone."""
     given = {name: str(value) for name in SLURM_OPTIONS if (value := getattr(options, name.replace("-", "_")))}
     for option in options.sbatch:
-        name, _, value = option.removeprefix("--").partition("=")
+        name, value = sbatch_option(option)
         if name in OWNED_OPTIONS:
             raise RequestError(f"--sbatch {name}: use {OWNED_OPTIONS[name]}, the plan is made from it")
         given[name] = value
@@ -241,12 +364,17 @@ def launch_arguments(options: Namespace, ranks_per_node: int | None, run_dir: Pa
     return arguments
 
 
+def is_trainer(program: list[str]) -> bool:
+    """Whether the program is ``python -m training.train_llm``."""
+    return is_training(program) and program[2] == TRAINER
+
+
 def check_training(options: Namespace, program: list[str], ranks: int) -> int:
     """Let the trainer check its own arguments before anything is queued; its exit status, 0 if they are right.
 
     In a process of its own, because this one must not import torch, transformers or datasets.
     """
-    if options.no_check or not is_training(program) or program[2] != "training.train_llm":
+    if options.no_check or not is_trainer(program):
         return 0
     import subprocess
 
@@ -297,8 +425,6 @@ def sbatch_by_submitit(script: str, run_dir: Path, arguments: list[str]) -> str:
         def _make_submission_file_text(self, command: str, uid: str) -> str:
             return script
 
-    new = [directory for directory in (run_dir, *run_dir.parents) if not directory.exists()]
-    run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     folder = run_dir / "submitit"
     before = set(folder.glob("*")) | set(folder.glob(".*"))
     job_id = ""
@@ -315,9 +441,8 @@ def sbatch_by_submitit(script: str, run_dir: Path, arguments: list[str]) -> str:
 
     words = patiently(submit)
     if words is not None:
-        for directory in [folder, *new]:
-            if not any(directory.iterdir()):
-                directory.rmdir()
+        if not any(folder.iterdir()):
+            folder.rmdir()
         raise RequestError(f"sbatch refused: {words}")
     return job_id
 

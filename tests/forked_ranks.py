@@ -74,7 +74,7 @@ def serve() -> None:
     import transformers.models.gpt2.modeling_gpt2  # noqa: F401
     from torch.distributed.elastic.multiprocessing import errors  # noqa: F401
 
-    from training import checkpoint, evaluate, loop, prepare, sample, summary, train_llm  # noqa: F401
+    from training import checkpoint, evaluate, loop, sample, start, summary, train_llm  # noqa: F401
 
     for line in sys.stdin:
         order = json.loads(line)

@@ -39,6 +39,122 @@ def login_node(tmp_path: Path) -> str:
     return f"{sbatch.parent}:/usr/bin:/bin"
 
 
+SBATCH = """\
+#!/bin/sh
+# As sbatch answers: --test-only says nothing, --parsable takes the script from its input, submitit gives a file.
+cd {folder}
+[ "$1" = --test-only ] && exit 0
+ls called.* 2>/dev/null | wc -l > last; job=$((11 + $(cat last)))
+case $1 in
+    --parsable) cat > called.$job; printenv > environ.$job; echo $job ;;
+    *) cp "$1" called.$job; echo "Submitted batch job $job" ;;
+esac
+"""
+
+
+@pytest.fixture
+def queue(tmp_path: Path) -> Path:
+    """The folder of a stand-in for Slurm: `called.<job id>` is the script of a job, `cancelled` the ids of scancel."""
+    folder = tmp_path / "slurm"
+    folder.mkdir()
+    scripts = {"sbatch": SBATCH.format(folder=folder), "scancel": f"#!/bin/sh\necho $1 >> {folder}/cancelled\n"}
+    for name, text in scripts.items():
+        (folder / name).write_text(text)
+        (folder / name).chmod(0o755)
+    return folder
+
+
+PREPARED = ["--nodes", "2", "--gpus", "4", "--partition", "a100", "--account", "lab", "--no-check", "--prepare-first"]
+
+
+def test_the_job_that_prepares_goes_first_without_gpus_and_the_training_waits_for_it(
+    queue: Path, tmp_path: Path
+) -> None:
+    done = submit(
+        *[*PREPARED, "--prepare-sbatch", "partition=cpu", "--sbatch", "dependency=singleton", "-x", "HF_HOME=/hf"],
+        *["--", "-e", "a", "--dataset-name", "d.jsonl"],
+        cwd=tmp_path,
+        PATH=f"{queue}:/usr/bin:/bin",
+    )
+
+    assert done.returncode == 0, done.stderr
+    assert (queue / "called.11").read_text() == (
+        "#!/bin/bash\n#SBATCH --job-name=a-prepare\n#SBATCH --nodes=1\n#SBATCH --ntasks=1\n"
+        "#SBATCH --cpus-per-task=4\n#SBATCH --time=04:00:00\n"
+        f"#SBATCH --output={tmp_path}/outputs/a/%x-%j.log\n#SBATCH --partition=cpu\n#SBATCH --account=lab\n\n"
+        f"exec {sys.executable} -m training.prepare -e a --dataset-name d.jsonl --output-dir {tmp_path}/outputs\n"
+    )
+    assert "HF_HOME=/hf\n" in (queue / "environ.11").read_text()
+    training = (queue / "called.12").read_text()
+    assert "#SBATCH --gpus-per-node=4\n#SBATCH --partition=a100\n#SBATCH --account=lab\n" in training
+    assert "#SBATCH --dependency=singleton,afterok:11\n#SBATCH --kill-on-invalid-dep=yes\n" in training
+    assert "prepare        11\njob            12\n" in done.stdout
+
+
+def test_a_dry_run_shows_both_scripts_as_they_are_then_submitted(queue: Path, tmp_path: Path) -> None:
+    run = [*PREPARED, "--sbatch", "reservation=r1"]
+    dry = submit(*run, "--dry-run", "--", "-e", "a", cwd=tmp_path, PATH=f"{queue}:/usr/bin:/bin")
+    assert not (tmp_path / "outputs").exists()
+    submit(*run, "--", "-e", "a", cwd=tmp_path, PATH=f"{queue}:/usr/bin:/bin")
+
+    both = [(queue / f"called.{job}").read_text() for job in (11, 12)]
+    assert dry.stdout.replace("JOB_ID_OF_THE_FIRST", "11").startswith("\n".join(both)), dry.stderr
+
+
+def test_a_training_that_sbatch_refuses_takes_the_job_before_it_out_of_the_queue(queue: Path, tmp_path: Path) -> None:
+    wrapper = (queue / "sbatch").read_text().replace("*) cp", "*) echo 'sbatch: error: no' >&2; exit 1; cp")
+    (queue / "sbatch").write_text(wrapper)
+
+    done = submit(*PREPARED, "--", "-e", "a", cwd=tmp_path, PATH=f"{queue}:/usr/bin:/bin")
+
+    assert done.returncode == 64
+    assert done.stderr.startswith("error: sbatch refused: ")
+    assert (queue / "cancelled").read_text() == "11\n"
+    assert not (tmp_path / "outputs").exists()
+
+
+def test_without_slurm_the_tokens_are_made_here_before_the_ranks_start(no_slurm: str, tmp_path: Path) -> None:
+    run = ["--preset", "smoke", "--max-steps", "1", "--device", "cpu"]
+    local = ["--cluster", "local", "--prepare-first", "--experiment-name", "p"]
+    dry = submit(*local, "--dry-run", "--", *run, cwd=tmp_path)
+    done = submit(*local, "--no-check", "--", *run, cwd=tmp_path)
+
+    assert f"# first, here\n{sys.executable} -m training.prepare --preset smoke" in dry.stdout
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.index("  made, in ") < done.stdout.index("1 node × 1 rank = 1 rank")
+
+
+def test_where_the_tokens_cannot_be_made_no_rank_is_started(tmp_path: Path) -> None:
+    done = submit("--cluster", "local", "--prepare-first", "--no-check", "--", "--dataset-name", "no.csv", cwd=tmp_path)
+
+    assert done.returncode == 64
+    assert done.stderr.startswith("error: --")
+    assert "attempt" not in done.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--prepare-first", "--program", "--", "true"], "--prepare-first makes the tokens of training.train_llm"),
+        (["--prepare-sbatch", "mem=9G"], "--prepare-sbatch is for the job of --prepare-first: give that too"),
+        (
+            ["--prepare-first", "--prepare-sbatch", "nodes=2"],
+            "--prepare-sbatch nodes: that job is one task on one node",
+        ),
+        (["--prepare-first", "--prepare-sbatch", "mem=9\nx"], "has a line break or control character"),
+    ],
+)
+def test_a_preparation_that_cannot_be_is_one_line(
+    arguments: list[str], message: str, login_node: str, tmp_path: Path
+) -> None:
+    done = submit(*arguments, cwd=tmp_path, PATH=login_node)
+
+    assert (done.returncode, len(done.stderr.splitlines())) == (64, 1)
+    assert message in done.stderr
+    assert not (tmp_path / "called").exists()
+
+
 def test_a_dry_run_shows_script_hostfile_command_and_rank_table(login_node: str, tmp_path: Path) -> None:
     done = submit(
         *["--nodes", "2", "--gpus", "8", "--partition", "a100", "--sbatch", "reservation=r1", "--dry-run"],

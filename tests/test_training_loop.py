@@ -10,7 +10,8 @@ import torch
 from training import loop
 from training.evaluate import evaluate, evaluation_batches, perplexity
 from training.heartbeat import Heartbeat
-from training.loop import LoopPlan, dropout_seed, make_loader, settle_buckets, train_steps
+from training.loader import Loader
+from training.loop import LoopPlan, dropout_seed, settle_buckets, train_steps
 from training.optimizer import make_optimizer
 from training.sampler import RankBatches, SampleOrder
 from training.tokens import Blocks
@@ -39,7 +40,7 @@ def run(plan=PLAN, batch=4, workers=0, model=None, stop=False):
     steps = train_steps(
         model,
         make_optimizer(model, 0.0),
-        make_loader(BLOCKS, batches, workers, CPU),
+        Loader(BLOCKS, batches, workers, CPU),
         plan,
         SimpleNamespace(requested=stop),
         CPU,
@@ -61,7 +62,7 @@ def test_accumulated_batches_give_the_step_of_one_large_batch():
     assert torch.allclose(one.table.weight, two.table.weight, atol=1e-6)
 
 
-def test_processes_that_read_ahead_change_nothing():
+def test_threads_that_read_ahead_change_nothing():
     assert [r.loss for r in run(workers=1)[0]] == [r.loss for r in run()[0]]
 
 

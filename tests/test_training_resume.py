@@ -95,13 +95,13 @@ def test_a_stopped_run_goes_on_to_the_same_bits(ranks: ForkedRanks, output: Path
 COUNT_READS = """
 import json, os
 from training.tokens import Blocks
-read = Blocks.__getitem__
-def counted(self, index):
+read = Blocks.take
+def counted(self, indices, out=None):
     if self.length == 32 and len(self) > 5:
         with open(os.environ["READS"], "a") as file:
-            print(index, file=file)
-    return read(self, index)
-Blocks.__getitem__ = counted
+            print(*indices, sep="\\n", file=file)
+    return read(self, indices, out)
+Blocks.take = counted
 """
 
 

@@ -58,25 +58,32 @@ def check(config: TrainConfig, ranks: int | None) -> None:
 
         warmup_steps(config.warmup_steps, config.max_steps)
 
-    from training.documents import check_hub_dataset, is_hub_name, load_corpus
+    from training.documents import hub_revision, is_hub_name, load_corpus
     from training.model import find_model, load_tokenizer, quiet_libraries
 
     quiet_libraries()
     source = find_model(config, weights=False)
     check_same_run(run, config, source.architecture)
-    if is_hub_name(config.dataset_name) and check_hub_dataset(config.dataset_name):
+    if is_hub_name(config.dataset_name) and hub_revision(config.dataset_name) is not None:
         # It is there; to know more would be to download it, which is the job's work.
         return
     corpus = load_corpus(
-        config.dataset_name, config.dataset_subset, config.text_column, config.validation_split_percentage
+        config.dataset_name,
+        config.dataset_subset,
+        config.text_column,
+        config.validation_split_percentage,
+        config.streaming,
+        config.max_train_tokens,
     )
     check_same_run(run, config, source.architecture, corpus.fingerprint)
     if ranks is not None:
-        from training.tokens import check_enough, tokenise_corpus
+        from training.tokenise import count_tokens
+        from training.tokens import check_enough
 
-        tokens = tokenise_corpus(corpus, load_tokenizer(source))
         batch, accumulation = config.batch_size, config.gradient_accumulation_steps
-        check_enough(len(tokens.train), tokens.documents, config.seq_length, ranks, batch, accumulation)
+        enough = config.seq_length * ranks * batch * accumulation
+        tokens, documents = count_tokens(corpus, load_tokenizer(source), enough)
+        check_enough(tokens, documents, config.seq_length, ranks, batch, accumulation)
 
 
 if __name__ == "__main__":

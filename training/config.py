@@ -47,6 +47,12 @@ class TrainConfig:
     """The column to train on. Without it: `text`, else `instruction`, `input` and `output` in the alpaca
     prompt."""
 
+    streaming: bool = False
+    """Read a hub dataset that is too large to download as a stream, until there are --max-train-tokens of it."""
+
+    max_train_tokens: Annotated[int | None, arg(metavar="N")] = None
+    """Train on the first N tokens of the training documents. Without it: on all."""
+
     validation_split_percentage: Annotated[float, arg(metavar="PERCENT")] = 5.0
     """Share of the documents held out for evaluation where the dataset has no validation or test split of
     its own."""
@@ -157,9 +163,8 @@ class TrainConfig:
     in proportion to their number."""
 
     num_workers: Annotated[int, arg(metavar="N")] = 0
-    """Processes per rank that read batches ahead. 0 reads in the training process, which costs well under 1
-    ms a batch
-    from the memory map."""
+    """Threads per rank that read batches ahead. 0 reads in the training thread, which costs well under 1 ms a batch
+    where the file system is fast or the tokens are in memory."""
 
     preset: PresetName | None = None
     """Defaults for a purpose: `demo` visibly trains a small GPT-2 on the built-in data in minutes on two CPU
@@ -305,6 +310,7 @@ MINIMUM: Mapping[str, float] = {
     "seed": 0, "max_steps": 1, "warmup_steps": 0, "weight_decay": 0, "max_grad_norm": 0, "batch_size": 1,
     "gradient_accumulation_steps": 1, "seq_length": 2, "log_freq": 1, "eval_freq": 0, "max_eval_samples": 1,
     "keep_checkpoints": 1, "num_workers": 0, "max_skipped_steps": 0, "ddp_bucket_cap_mb": 1,
+    "max_train_tokens": 1,
 }  # fmt: skip
 
 
@@ -331,6 +337,11 @@ def check_values(config: TrainConfig) -> None:
     if not 0 <= config.validation_split_percentage < 100:
         raise InputError(
             f"--validation-split-percentage {config.validation_split_percentage}: at least 0 and below 100 is wanted"
+        )
+    if config.streaming and config.max_train_tokens is None:
+        raise InputError(
+            "--streaming reads a dataset that is too large to download: give --max-train-tokens N, how many tokens of "
+            "it to train on"
         )
     if config.seed >= 2**63:
         raise InputError(f"--seed {config.seed}: below 2**63 is wanted")

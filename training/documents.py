@@ -1,116 +1,183 @@
 """Where the text comes from: a dataset's name or path becomes training and held-out documents.
 
-Only rank 0 calls this. `datasets` is imported where a hub name or a saved dataset needs it and nowhere else.
+Only rank 0 calls this. `datasets` is imported where a hub name, a saved dataset or --streaming needs it and nowhere
+else.
 """
 
-import csv
 import hashlib
 import json
 import os
 import random
 import re
+from array import array
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
+
+import numpy as np
 
 from training.demo import DEMO, demo_rows
 from training.errors import InputError
+from training.manifest import file_sha256
 from training.prompt import TextRule, text_rule
+from training.tables import BATCH, OTHERWISE, SUFFIXES, ArrowTable, Chain, Columns, Rows, Table, file_table
 
-SUFFIXES = (".json", ".jsonl", ".csv", ".parquet", ".txt")
 HELD_OUT_SPLITS = ("validation", "valid", "val", "dev", "eval", "test")
 SPLIT_SEED = 0  # Not the run's seed: evaluations of runs with different seeds stay comparable.
-BATCH = 1000
-LONGEST_CSV_FIELD = 2**31 - 1  # csv's own limit of 131072 characters is shorter than many a document.
-OTHERWISE = "give a local json, jsonl, csv, parquet or txt file or folder, or --dataset-name demo, which is built in"
-
-
-class Table(Protocol):
-    """Rows with named columns; `datasets.Dataset` is one."""
-
-    @property
-    def column_names(self) -> list[str]: ...
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, rows: list[int]) -> Mapping[str, Sequence[Any]]: ...
+TRAIN = -1
+"""The place of a document that is not held out."""
 
 
 @dataclass(frozen=True)
-class Columns:
-    """A table held in memory, by column."""
+class Batch:
+    """Some documents, in the data's order."""
 
-    columns: dict[str, list[Any]]
-
-    @property
-    def column_names(self) -> list[str]:
-        return list(self.columns)
-
-    def __len__(self) -> int:
-        return len(next(iter(self.columns.values()), []))
-
-    def __getitem__(self, rows: list[int]) -> dict[str, list[Any]]:
-        return {name: [values[row] for row in rows] for name, values in self.columns.items()}
-
-
-@dataclass(frozen=True)
-class Documents:
-    """Some rows of a table, as texts."""
-
-    table: Table
-    rows: Sequence[int]
-    rule: TextRule
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def batches(self) -> Iterator[list[str]]:
-        """All texts that are not blank, of 1000 rows at a time."""
-        for start in range(0, len(self.rows), BATCH):
-            texts = self.rule.texts(self.table[list(self.rows[start : start + BATCH])])
-            yield [text for text in texts if text.strip()]
-
-    def questions(self, count: int) -> list[tuple[str, str]]:
-        """The prompts of the first `count` rows that are not blank, with the answers that the data gives to them."""
-        questions = self.rule.questions(self.table[list(self.rows[:count])])
-        return [(prompt, answer) for prompt, answer in questions if (prompt + answer).strip()]
+    texts: Sequence[str]
+    """Blank ones too."""
+    places: np.ndarray
+    """Shape [texts], int64: the place among the held-out documents, or `TRAIN`."""
 
 
 @dataclass(frozen=True)
 class Corpus:
     """Training and held-out documents, with a fingerprint of everything they depend on."""
 
-    train: Documents
-    held_out: Documents
+    train: Table
+    held_out: Table | None
+    """The dataset's own."""
+    rule: TextRule
     fingerprint: str
+    held_out_percentage: float = 0.0
+    """Share of `train` that is held out, where the dataset has nothing of its own."""
+    most_tokens: int | None = None
+    """Training tokens at most, all where None."""
+
+    @property
+    def most_held_out(self) -> int | None:
+        """Tokens of the dataset's own held-out documents at most, all where None."""
+        return None
+
+    def batches(self) -> Iterator[Batch]:
+        """Every document of `train` once."""
+        share = self.held_out_percentage if self.held_out is None else 0.0
+        return self._texts(self.train, split_places(len(self.train), share))
+
+    def own_held_out(self) -> Iterator[Batch]:
+        """Every document of `held_out` once."""
+        held_out = self.held_out if self.held_out is not None else Columns({})
+        return self._texts(held_out, np.arange(len(held_out)))
+
+    def _texts(self, table: Table, places: np.ndarray) -> Iterator[Batch]:
+        start = 0
+        for rows in table.batches(self.rule.columns):
+            texts = self.rule.texts(rows)
+            start += len(texts)
+            if start > len(places):
+                break
+            yield Batch(texts, places[start - len(texts) : start])
+        if start != len(places):
+            raise InputError("the dataset was changed while it was read; run the same command again")
 
 
-def load_corpus(name: str, subset: str | None, text_column: str | None, held_out_percentage: float) -> Corpus:
+@dataclass(frozen=True)
+class StreamedCorpus:
+    """Documents of a dataset that comes piece by piece, and whose length nobody knows."""
+
+    name: str
+    train: Any
+    """An iterable dataset of the library `datasets`, as is `held_out`."""
+    held_out: Any | None
+    rule: TextRule
+    fingerprint: str
+    held_out_percentage: float
+    most_tokens: int
+
+    @property
+    def most_held_out(self) -> int:
+        """Tokens of the dataset's own held-out documents at most: the share of the training tokens."""
+        return int(self.most_tokens * self.held_out_percentage / 100)
+
+    def batches(self) -> Iterator[Batch]:
+        """The documents of `train`, a share of each thousand held out where the dataset has nothing of its own."""
+        share = self.held_out_percentage if self.held_out is None else 0.0
+        seen = held = 0
+        for number, rows in enumerate(self._read(self.train)):
+            texts = self.rule.texts(rows)
+            places = np.full(len(texts), TRAIN)
+            count = held_out_count(seen + len(texts), share) - held
+            chosen = np.random.default_rng((SPLIT_SEED, number)).choice(len(texts), count, replace=False)
+            places[np.sort(chosen)] = held + np.arange(count)
+            seen, held = seen + len(texts), held + count
+            yield Batch(texts, places)
+
+    def own_held_out(self) -> Iterator[Batch]:
+        """The documents of `held_out`."""
+        start = 0
+        for rows in self._read(self.held_out) if self.held_out is not None and self.most_held_out else ():
+            texts = self.rule.texts(rows)
+            yield Batch(texts, start + np.arange(len(texts)))
+            start += len(texts)
+
+    def _read(self, dataset: Any) -> Iterator[Rows]:
+        with _streaming(self.name):
+            yield from dataset.select_columns(list(self.rule.columns)).iter(batch_size=BATCH)
+
+
+def split_places(rows: int, percentage: float) -> np.ndarray:
+    """A seeded share of so many rows as held out, in a random order: shape [rows], int64, as `Batch.places`."""
+    order = array("q", range(rows))  # Eight bytes a row, where a list takes 36.
+    if count := held_out_count(rows, percentage):
+        random.Random(SPLIT_SEED).shuffle(order)
+    places = np.full(rows, TRAIN)
+    places[np.frombuffer(order, np.int64)[:count]] = np.arange(count)
+    return places
+
+
+def held_out_count(rows: int, percentage: float) -> int:
+    """How many of so many rows are held out: at least one where any share is asked, and never all."""
+    return min(rows - 1, max(1, round(rows * percentage / 100))) if percentage else 0
+
+
+def load_corpus(
+    name: str,
+    subset: str | None,
+    text_column: str | None,
+    held_out_percentage: float,
+    streaming: bool = False,
+    most_tokens: int | None = None,
+) -> Corpus | StreamedCorpus:
     """The documents of a dataset.
 
     Held out is the dataset's own validation or test split; where it has none, a seeded share of the
     documents, and at least one document where any share is asked.
 
+    Args:
+        name: of the dataset, or its path.
+        subset: the configuration of a hub dataset.
+        text_column: None finds it.
+        held_out_percentage: the share.
+        streaming: take what is needed of it, and download nothing.
+        most_tokens: training tokens at most; becomes a part of the fingerprint. A stream needs it.
+
     Raises:
         InputError: no such dataset, it cannot be read, or it has no column of text.
     """
-    train, held_out, source = _load(name, subset)
-    if len(train) == 0:
+    train, held_out, source = _stream(name, subset) if streaming else _load(name, subset)
+    if not streaming and len(train) == 0:
         raise InputError(f"--dataset-name {name}: there are no rows in it; {OTHERWISE}")
-    rule = text_rule(train.column_names, text_column)
+    columns = _column_names(train, name) if streaming else train.column_names
+    rule = text_rule(columns, text_column)
     key = [source, rule.column, rule.has_input, held_out_percentage, SPLIT_SEED]
+    key += [most_tokens] if most_tokens is not None else []
     fingerprint = hashlib.sha256(json.dumps(key).encode()).hexdigest()
-    if held_out is not None and len(held_out) > 0 and set(train.column_names) <= set(held_out.column_names):
-        return Corpus(
-            Documents(train, range(len(train)), rule),
-            Documents(held_out, range(len(held_out)), rule),
-            fingerprint,
-        )
-    rows = list(range(len(train)))
-    random.Random(SPLIT_SEED).shuffle(rows)
-    cut = min(len(rows) - 1, max(1, round(len(rows) * held_out_percentage / 100))) if held_out_percentage else 0
-    return Corpus(Documents(train, sorted(rows[cut:]), rule), Documents(train, rows[:cut], rule), fingerprint)
+    if streaming:
+        assert most_tokens is not None
+        return StreamedCorpus(name, train, held_out, rule, fingerprint, held_out_percentage, most_tokens)
+    own = held_out is not None and len(held_out) > 0 and set(train.column_names) <= set(held_out.column_names)
+    return Corpus(train, held_out if own else None, rule, fingerprint, held_out_percentage, most_tokens)
 
 
 def _load(name: str, subset: str | None) -> tuple[Table, Table | None, str]:
@@ -118,16 +185,22 @@ def _load(name: str, subset: str | None) -> tuple[Table, Table | None, str]:
     path = Path(name)
     if is_hub_name(name):
         return _hub_dataset(name, subset)
-    if name == DEMO and not path.exists():
+    if is_demo(name):
         rows = demo_rows()
-        return Columns(dict(rows)), None, _digest(json.dumps(rows).encode())
-    if path.is_dir():
-        if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
-            return _saved_dataset(path)
-        return _data_files(sorted(file for file in path.iterdir() if file.suffix in SUFFIXES), name)
-    if path.is_file():
-        return _data_files([path], name)
-    raise InputError(f"--dataset-name {name}: no such file or folder; {OTHERWISE}")
+        return Columns(dict(rows)), None, hashlib.sha256(json.dumps(rows).encode()).hexdigest()
+    if is_saved_dataset(path):
+        return _saved_dataset(path)
+    return _data_files(data_files(name))
+
+
+def is_demo(name: str) -> bool:
+    """Whether the built-in data is meant."""
+    return name == DEMO and not Path(name).exists()
+
+
+def is_saved_dataset(path: Path) -> bool:
+    """Whether a folder was written by `save_to_disk`."""
+    return (path / "dataset_dict.json").exists() or (path / "state.json").exists()
 
 
 def is_hub_name(name: str) -> bool:
@@ -137,16 +210,49 @@ def is_hub_name(name: str) -> bool:
     return not (name == DEMO or looks_like_a_path or Path(name).exists())
 
 
-def _data_files(files: list[Path], name: str) -> tuple[Table, Table | None, str]:
+def data_files(name: str) -> list[Path]:
+    """The files of a path: itself, or those in the folder that can be read.
+
+    Raises:
+        InputError: there are none.
+    """
+    path = Path(name)
+    if path.is_file():
+        return [path]
+    if not path.is_dir():
+        raise InputError(f"--dataset-name {name}: no such file or folder; {OTHERWISE}")
+    files = sorted(file for file in path.iterdir() if file.suffix in SUFFIXES)
     if not files:
         raise InputError(f"--dataset-name {name}: no {', '.join(SUFFIXES)} file in that folder; {OTHERWISE}")
-    held_out_files = [file for file in files if is_held_out_file(file.stem)]
-    train_files = [file for file in files if file not in held_out_files] if len(files) > 1 else files
-    if not train_files:
-        raise InputError(f"--dataset-name {name}: only validation and test files are there; add one to train on")
-    held_out = _concatenate(held_out_files) if len(files) > 1 and held_out_files else None
-    digests = [f"{file.name} {_digest(file.read_bytes())}" for file in files]
-    return _concatenate(train_files), held_out, " ".join(digests)
+    return files
+
+
+def _data_files(files: list[Path]) -> tuple[Table, Table | None, str]:
+    train_files, held_out_files = _by_split(files)
+    # The threads hash while this one reads.
+    with ThreadPoolExecutor() as pool:
+        digests = pool.map(_named_digest, files)
+        train = Chain([file_table(file) for file in train_files])
+        held_out = Chain([file_table(file) for file in held_out_files]) if held_out_files else None
+        return train, held_out, " ".join(digests)
+
+
+def _by_split(files: list[Path]) -> tuple[list[Path], list[Path]]:
+    if len(files) == 1:
+        return files, []
+    held_out = [file for file in files if is_held_out_file(file.stem)]
+    train = [file for file in files if file not in held_out]
+    if not train:
+        folder = files[0].parent
+        raise InputError(f"--dataset-name {folder}: only validation and test files are there; add one to train on")
+    return train, held_out
+
+
+def _named_digest(file: Path) -> str:
+    try:
+        return f"{file.name} {file_sha256(file)}"
+    except OSError as error:
+        raise InputError(f"--dataset-name {file}: {error.strerror}; {OTHERWISE}") from error
 
 
 def is_held_out_file(stem: str) -> bool:
@@ -155,71 +261,18 @@ def is_held_out_file(stem: str) -> bool:
     return "train" not in words and not words.isdisjoint(HELD_OUT_SPLITS)
 
 
-def _concatenate(files: list[Path]) -> Columns:
-    tables = [_read_file(file) for file in files]
-    shared = [column for column in tables[0] if all(column in table for table in tables)]
-    return Columns({column: [value for table in tables for value in table[column]] for column in shared})
-
-
-def _read_file(path: Path) -> dict[str, list[Any]]:
-    try:
-        if path.suffix == ".parquet":
-            return _read_parquet(path)
-        # Spreadsheets put a byte order mark in front.
-        if path.suffix == ".csv":
-            csv.field_size_limit(LONGEST_CSV_FIELD)
-            with path.open(encoding="utf-8-sig", newline="") as file:
-                return _by_column(list(csv.DictReader(file)), path)
-        text = path.read_text(encoding="utf-8-sig")
-        if path.suffix in (".json", ".jsonl"):
-            return _by_column(_json_rows(text), path)
-        # A blank line ends a document: lines alone are too short, and the whole file leaves nothing to hold
-        # out.
-        return {"text": [part.strip("\n") for part in text.split("\n\n") if part.strip()]}
-    except OSError as error:
-        raise InputError(f"--dataset-name {path}: {error.strerror}; {OTHERWISE}") from error
-    except (ValueError, csv.Error) as error:
-        raise InputError(
-            f"--dataset-name {path}: cannot be read as {path.suffix or 'text'} ({error}); {OTHERWISE}"
-        ) from error
-
-
-def _json_rows(text: str) -> list[Any]:
-    if text.lstrip().startswith("["):
-        rows = json.loads(text)
-        return rows if isinstance(rows, list) else [rows]
-    # Not splitlines, which also splits at characters that JSON allows within a string, such as U+2028.
-    return [json.loads(line) for line in text.split("\n") if line.strip()]
-
-
-def _by_column(rows: list[Any], path: Path) -> dict[str, list[Any]]:
-    if not all(isinstance(row, dict) for row in rows):
-        raise InputError(f"--dataset-name {path}: every row must be an object with named columns; {OTHERWISE}")
-    columns = {name: None for row in rows for name in row}
-    return {name: [row.get(name) for row in rows] for name in columns}
-
-
-def _read_parquet(path: Path) -> dict[str, list[Any]]:
-    try:
-        from pyarrow import ArrowInvalid, parquet
-    except ImportError as error:
-        raise InputError(f"--dataset-name {path}: reading parquet needs pyarrow: pip install datasets") from error
-    try:
-        return parquet.read_table(path).to_pydict()
-    except ArrowInvalid as error:
-        raise ValueError(str(error).splitlines()[0]) from error
-
-
 def _saved_dataset(path: Path) -> tuple[Table, Table | None, str]:
     datasets = _import_datasets(str(path))
     try:
-        return _splits(datasets.load_from_disk(str(path)), str(path))
+        return _tables(datasets.load_from_disk(str(path)), str(path))
     except (OSError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
         raise InputError(f"--dataset-name {path}: not a saved dataset ({_first_line(error)}); {OTHERWISE}") from error
 
 
 def _hub_dataset(name: str, subset: str | None) -> tuple[Table, Table | None, str]:
-    reachable = check_hub_dataset(name)
+    reachable = hub_revision(name) is not None
     if not reachable:
         # Without this `datasets` tries again for 23 seconds before it looks into its cache.
         os.environ["HF_HUB_OFFLINE"] = os.environ["HF_DATASETS_OFFLINE"] = "1"
@@ -228,14 +281,71 @@ def _hub_dataset(name: str, subset: str | None) -> tuple[Table, Table | None, st
         huggingface_hub.constants.HF_HUB_OFFLINE = True
     datasets = _import_datasets(name)
     try:
-        return _splits(datasets.load_dataset(name, subset), name)
+        return _tables(datasets.load_dataset(name, subset), name)
     except (OSError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
         problem = "cannot be loaded" if reachable else "the hub cannot be reached, and it is not in the local cache"
         raise InputError(f"--dataset-name {name}: {problem} ({_first_line(error)}); {OTHERWISE}") from error
 
 
-def check_hub_dataset(name: str) -> bool:
-    """Whether the hub can be reached and has this dataset; asks once, without waiting long.
+def _stream(name: str, subset: str | None) -> tuple[Any, Any | None, str]:
+    """The same as `_load`, as iterable datasets."""
+    if is_demo(name) or (not is_hub_name(name) and is_saved_dataset(Path(name))):
+        raise InputError(f"--dataset-name {name} is on this machine as it is: leave out --streaming")
+    datasets = _import_datasets(name)
+    try:
+        if is_hub_name(name):
+            revision = hub_revision(name)
+            if revision is None:
+                raise InputError(
+                    f"--dataset-name {name}: the hub cannot be reached, and --streaming reads from there; run "
+                    f"`python -m training.prepare` with the same options where it can, or {OTHERWISE}"
+                )
+            loaded = datasets.load_dataset(name, subset, revision=revision, streaming=True)
+            source = f"stream {name} {subset} {revision}"
+        else:
+            files = data_files(name)
+            train_files, held_out_files = _by_split(files)
+            splits = {"train": train_files, **({"validation": held_out_files} if held_out_files else {})}
+            builder = {".jsonl": "json", ".txt": "text"}.get(files[0].suffix, files[0].suffix[1:])
+            paths = {split: [str(file) for file in part] for split, part in splits.items()}
+            loaded = datasets.load_dataset(builder, data_files=paths, streaming=True)
+            with ThreadPoolExecutor() as pool:
+                source = "stream " + " ".join(pool.map(_named_digest, files))
+    except (OSError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"--dataset-name {name}: cannot be streamed ({_first_line(error)}); {OTHERWISE}") from error
+    train, held_out = _splits(loaded, name)
+    return train, held_out, source
+
+
+@contextmanager
+def _streaming(name: str) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"the stream of --dataset-name {name} broke off ({_first_line(error)}); run the same command again, or "
+            f"give another dataset"
+        ) from error
+
+
+def _column_names(dataset: Any, name: str) -> list[str]:
+    if dataset.column_names is not None:
+        return list(dataset.column_names)
+    # A stream without a description knows them only once it has begun.
+    with _streaming(name):
+        first = next(iter(dataset), None)
+    if first is None:
+        raise InputError(f"--dataset-name {name}: there are no rows in it; {OTHERWISE}")
+    return list(first)
+
+
+def hub_revision(name: str) -> str | None:
+    """The newest commit of a dataset on the hub, None where the hub cannot be reached; asks once, without waiting
+    long.
 
     Raises:
         InputError: the hub answers, and has no such dataset or keeps it from this user.
@@ -244,7 +354,7 @@ def check_hub_dataset(name: str) -> bool:
     from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
 
     try:
-        HfApi().dataset_info(name, timeout=10)
+        return HfApi().dataset_info(name, timeout=10).sha or "main"
     except HFValidationError as error:
         raise InputError(f"--dataset-name {name}: no such file, and no name of a hub dataset; {OTHERWISE}") from error
     except RepositoryNotFoundError as error:
@@ -254,18 +364,22 @@ def check_hub_dataset(name: str) -> bool:
         ) from error
     except Exception:
         # Offline mode, no route, a proxy's refusal, a time-out: as many classes as there are HTTP libraries.
-        return False
-    return True
+        return None
 
 
-def _splits(loaded: Any, name: str) -> tuple[Table, Table | None, str]:
-    if not isinstance(loaded, dict):
-        return loaded, None, loaded._fingerprint
+def _tables(loaded: Any, name: str) -> tuple[Table, Table | None, str]:
+    train, held_out = _splits(loaded, name)
+    source = train._fingerprint + (held_out._fingerprint if held_out is not None else "")
+    return ArrowTable(train), ArrowTable(held_out) if held_out is not None else None, source
+
+
+def _splits(loaded: Any, name: str) -> tuple[Any, Any | None]:
+    if not isinstance(loaded, Mapping):
+        return loaded, None
     train = loaded.get("train")
     if train is None:
         raise InputError(f"--dataset-name {name}: it has the splits {', '.join(loaded)} and no `train`; {OTHERWISE}")
-    held_out = next((loaded[split] for split in HELD_OUT_SPLITS if split in loaded), None)
-    return train, held_out, train._fingerprint + (held_out._fingerprint if held_out is not None else "")
+    return train, next((loaded[split] for split in HELD_OUT_SPLITS if split in loaded), None)
 
 
 def _import_datasets(name: str) -> Any:
@@ -278,10 +392,6 @@ def _import_datasets(name: str) -> Any:
         ) from error
     datasets.disable_progress_bars()
     return datasets
-
-
-def _digest(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
 
 
 def _first_line(error: Exception) -> str:

@@ -11,17 +11,15 @@ import numpy as np
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.data import DataLoader
 
 from training.divergence import NotFinite
 from training.heartbeat import Heartbeat
+from training.loader import Loader
 from training.optimizer import step_if
 from training.process_group import gather, my_rank, sum_over_ranks
-from training.sampler import RankBatches
 from training.schedule import learning_rate
 from training.stop import StopRequest
 from training.strategy import clip_gradients, own_gradients_are_finite, without_reduction
-from training.tokens import Blocks
 
 PHASES = ("data", "forward", "backward", "agree", "update")
 # What a rank does without waiting for any other: by this a slow rank can be told from those that wait for it.
@@ -74,27 +72,10 @@ def dropout_seed(seed: int, rank: int, step: int) -> int:
     return int(np.random.SeedSequence((seed, rank, step)).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
-def make_loader(blocks: Blocks, batches: RankBatches, workers: int, device: torch.device) -> DataLoader:
-    """Batches of this rank: int64 tensors of shape [batch, tokens]."""
-    return DataLoader(
-        blocks,  # type: ignore[arg-type]
-        batch_sampler=batches,
-        num_workers=workers,
-        collate_fn=_stack,
-        pin_memory=device.type == "cuda",
-        # A generator of its own: the loader draws a seed, and must not draw it from what dropout draws from.
-        generator=torch.Generator().manual_seed(0),
-    )
-
-
-def _stack(rows: list[Any]) -> torch.Tensor:
-    return torch.stack([torch.from_numpy(row) for row in rows])
-
-
 def train_steps(
     loss_of: nn.Module,
     optimizer: torch.optim.Optimizer,
-    loader: DataLoader,
+    loader: Loader,
     plan: LoopPlan,
     stop: StopRequest,
     device: torch.device,
@@ -107,10 +88,10 @@ def train_steps(
         loss_of: a batch's loss, from `TokenLoss`; where there are several ranks, wrapped in DDP or over a model that
             FSDP has sharded.
         optimizer: its learning rate is set here.
-        loader: exactly the batches of the remaining steps, from `make_loader`.
+        loader: exactly the batches of the remaining steps, on the device.
         plan: the numbers.
         stop: read at each step, so that the ranks agree on it.
-        device: where batches go.
+        device: where the batches are.
         heartbeat: told what this rank does.
         save_is_due: whether a checkpoint is to be made after the step of this number; asked on every rank, and
             what one rank wants all do: clocks differ.
@@ -132,7 +113,7 @@ def train_steps(
         parts: list[torch.Tensor] = []
         for part in range(plan.accumulation):
             with clock.phase("data"):
-                parts.append(next(batches).to(device, non_blocking=True))
+                parts.append(next(batches))
             synchronise = part + 1 == plan.accumulation
             with nullcontext() if synchronise else without_reduction(loss_of):
                 with clock.phase("forward"):
@@ -161,7 +142,7 @@ def train_steps(
             def gradient_is_finite(seen: Sequence[torch.Tensor] = parts, before: Any = random_state) -> bool:
                 return _own_gradient_is_finite(loss_of, optimizer, seen, before, plan.accumulation, device)
 
-            sequences = loader.batch_sampler.of_step(step - plan.done)  # type: ignore[union-attr]
+            sequences = loader.batches.of_step(step - plan.done)
             not_finite = _who_is_not_finite(step + 1, own_loss, grad_norm, sequences, gradient_is_finite)
             if skipped >= plan.max_skipped:
                 raise not_finite.error(my_rank(), skipped)

@@ -1,202 +1,163 @@
-"""What rank 0 finds before the training starts: the model, the data as tokens, and the checkpoint to go on
-from.
+"""Make a dataset's tokens ahead, so that no GPU waits for it: the same options as `training.train_llm`.
 
-Everything that can be wrong with the request is found here before anything is written.
+    python -m training.prepare --dataset-name data.jsonl --model-name openai-community/gpt2
+
+Runs on a machine without GPUs, alone. The model is fetched into the hub's cache too. Training on the same output
+directory then finds both. Exit status: 0 the tokens are there and every byte of them is proved, 64 the request is
+wrong.
 """
 
-from collections.abc import Callable
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from training.checkpoint import Newest, Progress, newest_checkpoint
-from training.config import TrainConfig
-from training.documents import load_corpus
-from training.errors import InputError
-from training.incarnation import claim_incarnation, withdraw_claim
-from training.model import ModelSource, find_model, load_tokenizer
-from training.publish import drop_unfinished
-from training.run_directory import (
-    RunDirectory,
-    changed_options,
-    check_same_run,
-    check_writable,
-    make_run_directory,
-    write_config,
-)
-from training.sampler import remaining_steps
-from training.schedule import warmup_steps
-from training.summary import read_summary
-from training.tokens import check_enough, read_tokens, store_tokens, token_folder, tokenise_corpus
+from training.config import TrainConfig, config_from_argv
+from training.errors import COMPLETE, INPUT_ERROR, InputError
+
+if TYPE_CHECKING:
+    from training.tokens import TokenisedCorpus
+
+PROG = "python -m training.prepare"
 
 
 @dataclass(frozen=True)
-class Prepared:
-    """What all ranks need to know to start; small enough to be sent to each."""
+class DataTokens:
+    """The tokens of a request's data."""
 
-    source: ModelSource
-    token_folder: Path
-    documents: int
-    """Training documents."""
-    done: Progress
-    total: int
-    """Optimizer steps of the whole run."""
-    warmup: int
-    """Optimizer steps of the warm-up."""
-    resume_from: Path | None
-    """The newest whole checkpoint."""
-    passed_over: tuple[str, ...]
-    """Names of newer ones that are broken or were overtaken."""
-    incarnation: int
-    """The number of this start of training; 0 where there is nothing left to train."""
-    finished: dict[str, Any] | None
-    """The summary, where there is nothing left to train."""
-
-    @property
-    def weights(self) -> Path | None:
-        """The folder whose weights training starts from; None for random initialisation."""
-        return self.resume_from or (self.source.folder if self.source.pretrained else None)
+    folder: Path
+    """Where every rank finds them, once they are published."""
+    fingerprint: str
+    """Of the corpus."""
+    corpus: "TokenisedCorpus"
+    is_new: bool
+    """They lie aside until they are published."""
+    publish: Callable[[], None]
+    """Put them in place, and let later starts find them at once."""
 
 
-def prepare(config: TrainConfig, run: RunDirectory, world_size: int, say: Callable[[str], None]) -> Prepared:
-    """Find or make everything a run needs. Called by rank 0 alone.
+@contextmanager
+def data_tokens(
+    config: TrainConfig,
+    tokenizer: Any,
+    say: Callable[[str], None],
+    check_content: Callable[[str], None] = lambda fingerprint: None,
+    whole: bool = False,
+) -> Iterator[DataTokens]:
+    """The tokens of a request's data: found, or made aside; those that are not published by the end are discarded.
+
+    Args:
+        config: the request.
+        tokenizer: the model's.
+        say: told what is wrong with a cache.
+        check_content: given the corpus's fingerprint before anything is tokenised; raises where it does not fit.
+        whole: compare every byte of tokens that are found.
 
     Raises:
-        InputError: the request cannot be carried out; nothing was written then.
-        StorageError: the checkpoints cannot be read now.
+        InputError: the data cannot be read, or the tokens not be written.
     """
-    check_writable(run)
-    source = find_model(config)
-    check_same_run(run, config, source.architecture)
-    tokenizer = load_tokenizer(source)
+    from training.documents import is_hub_name, load_corpus
+    from training.source import remember_fingerprint, remembered_fingerprint, source_state
+    from training.tokens import (
+        CACHE,
+        discard_tokens,
+        open_tokens,
+        publish_tokens,
+        read_tokens,
+        stage_tokens,
+        token_folder,
+    )
+
+    cache = config.output_dir / CACHE
+    state = source_state(config.dataset_name)
+    fingerprint = remembered_fingerprint(cache, config, state)
+    looked, found = None, None
+    if fingerprint is not None:
+        check_content(fingerprint)
+        looked = token_folder(fingerprint, tokenizer, config.output_dir)
+        found = read_tokens(looked, say, whole)
+    if found is not None and fingerprint is not None and looked is not None:
+        yield DataTokens(looked, fingerprint, found, False, lambda: None)
+        return
+
     corpus = load_corpus(
-        config.dataset_name, config.dataset_subset, config.text_column, config.validation_split_percentage
+        config.dataset_name,
+        config.dataset_subset,
+        config.text_column,
+        config.validation_split_percentage,
+        config.streaming,
+        config.max_train_tokens,
     )
-    check_same_run(run, config, source.architecture, corpus.fingerprint)
-    folder = token_folder(corpus, tokenizer, config.output_dir)
-    cached = read_tokens(folder, say)
-    tokens = cached or tokenise_corpus(corpus, tokenizer)
-    sequences = len(tokens.train) // config.seq_length
-    batch, accumulation = config.batch_size, config.gradient_accumulation_steps
-    check_enough(len(tokens.train), tokens.documents, config.seq_length, world_size, batch, accumulation)
-    newest = newest_checkpoint(run.checkpoints, say)
-    per_step = world_size * batch * accumulation
-    total, warmup = plan_steps(config, sequences, per_step, newest.done)
+    check_content(corpus.fingerprint)
+    folder = token_folder(corpus.fingerprint, tokenizer, config.output_dir)
+    found = read_tokens(folder, say, whole) if folder != looked else None
 
-    summary = read_summary(run)
-    finished = summary if summary is not None and summary["steps"] == newest.done.step == total else None
-    changes = changed_options(run, config, world_size)
-    if newest.folder is not None and finished is None and changes is not None:
-        say(f"changed since the attempt before: {changes}")
+    def remember() -> None:
+        remember_fingerprint(cache, config, state, corpus.fingerprint)
 
-    make_run_directory(run)
-    if cached is None:
-        store_tokens(folder, tokens)
-    write_config(run, config, source.architecture, corpus.fingerprint, world_size)
-    incarnation = 0
-    if finished is None:
-        newest, incarnation = claim_newest(run.checkpoints, newest, say)
-        total, warmup = plan_steps(config, sequences, per_step, newest.done)
-    return Prepared(
-        source=source,
-        token_folder=folder,
-        documents=tokens.documents,
-        done=newest.done,
-        total=total,
-        warmup=warmup,
-        resume_from=newest.folder,
-        passed_over=newest.passed_over,
-        incarnation=incarnation,
-        finished=finished,
-    )
+    if found is not None:
+        yield DataTokens(folder, corpus.fingerprint, found, False, remember)
+        return
+    aside = stage_tokens(folder, corpus, tokenizer)
+    try:
+        if not is_hub_name(config.dataset_name) and source_state(config.dataset_name) != state:
+            raise InputError(
+                f"--dataset-name {config.dataset_name} was changed while it was read; run the same command again"
+            )
+
+        def publish() -> None:
+            publish_tokens(aside, folder)
+            remember()
+
+        yield DataTokens(folder, corpus.fingerprint, open_tokens(aside), True, publish)
+    finally:
+        discard_tokens(aside)
 
 
-def claim_newest(checkpoints: Path, newest: Newest, say: Callable[[str], None]) -> tuple[Newest, int]:
-    """Claim the next incarnation, to go on from this checkpoint; from here on no earlier start may save, and what it
-    still saves after this step does not count.
-
-    Until then an earlier start that is still alive may have saved a newer one and removed this one: then look again,
-    and claim that one. Returns what to go on from, and the incarnation.
-    """
-    incarnation = claim_incarnation(checkpoints, newest.done.step)
-    # First, so that what an earlier start has just put aside is missing below.
-    drop_unfinished(checkpoints, incarnation)
-    while not newest.is_still_there():
-        earlier = incarnation
-        try:
-            newest = newest_checkpoint(checkpoints, say, own=earlier)
-            incarnation = claim_incarnation(checkpoints, newest.done.step)
-        finally:
-            # Not before: nothing may be saved between the two.
-            withdraw_claim(checkpoints, earlier)
-    return newest, incarnation
+def main(argv: Sequence[str]) -> int:
+    """Find or make the tokens of this request; the process's exit status."""
+    try:
+        print(prepare(config_from_argv(argv, PROG)), flush=True)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return INPUT_ERROR
+    except KeyboardInterrupt:
+        print("interrupted: nothing was kept", file=sys.stderr)
+        return 130
+    return COMPLETE
 
 
-def plan_steps(config: TrainConfig, sequences: int, per_step: int, done: Progress) -> tuple[int, int]:
-    """Optimizer steps of the whole run, and of its warm-up.
-
-    Args:
-        config: asks for steps, or for epochs.
-        sequences: in the training data.
-        per_step: sequences of one step, over all ranks.
-        done: what the checkpoint has.
+def prepare(config: TrainConfig) -> str:
+    """Find or make the tokens; a line that says which, where, and how many.
 
     Raises:
-        InputError: fewer than are done, or a warm-up that is longer.
+        InputError: the request cannot be carried out.
     """
-    check_not_fewer(config, sequences, done)
-    total = done.step + remaining_steps(
-        sequences, config.num_epochs, config.max_steps, done.step, done.samples, per_step
-    )
-    return total, warmup_steps(config.warmup_steps, total)
+    from training.model import find_model, load_tokenizer, quiet_libraries
 
-
-def check_not_fewer(config: TrainConfig, sequences: int, done: Progress) -> None:
-    """Refuse a run that asks for less than is already done.
-
-    Args:
-        config: asks for steps, or for epochs.
-        sequences: in the training data.
-        done: what the checkpoint has.
-
-    Raises:
-        InputError: names both numbers.
-    """
-    way_out = "give at least that to go on from there, or choose another --experiment-name"
-    if config.max_steps is not None:
-        if config.max_steps < done.step:
-            raise InputError(f"--max-steps {config.max_steps}, but {done.step} are done: {way_out}")
-    # One step is made however few epochs are asked, so one step done is never too many.
-    elif done.step > 1 and int(sequences * config.num_epochs) < done.samples:
-        raise InputError(
-            f"--num-epochs {config.num_epochs:g}, but {done.samples / sequences:.4g} are done "
-            f"({done.step} steps): {way_out}"
+    quiet_libraries()
+    tokenizer = load_tokenizer(find_model(config))
+    begun = time.perf_counter()
+    with data_tokens(config, tokenizer, say_to_error, whole=True) as found:
+        found.publish()
+        tokens = found.corpus
+        what = "made" if found.is_new else "found, every byte of it proved"
+        size = (tokens.train.nbytes + tokens.held_out.nbytes) / 1e6
+        return (
+            f"{found.folder}\n"
+            f"  {tokens.documents:,} documents, {len(tokens.train):,} tokens, {len(tokens.held_out):,} held out, "
+            f"{size:,.1f} MB\n"
+            f"  {what}, in {time.perf_counter() - begun:.2f} s"
         )
 
 
-def start_text(
-    config: TrainConfig, run: RunDirectory, found: Prepared, ranks: str, parameters: int, sequences: int, held_out: int
-) -> str:
-    """The lines that say what is about to be trained, from where, on what.
+def say_to_error(text: str) -> None:
+    """A line beside the result."""
+    print(text, file=sys.stderr, flush=True)
 
-    Args:
-        config, run, found: the run.
-        ranks: how many, on what, started by whom.
-        parameters: of the model.
-        sequences: training sequences.
-        held_out: sequences held out.
-    """
-    if found.resume_from is not None:
-        start = f"resumed from {found.resume_from}"
-    elif found.source.pretrained:
-        start = "starting from its weights"
-    else:
-        start = "starting from random initialisation" + ("" if config.from_scratch else " (it has no weights)")
-    tokens = config.batch_size * config.gradient_accumulation_steps * config.seq_length
-    return (
-        f"training {config.model_name} ({parameters / 1e6:.1f}M parameters), {start}\n"
-        f"  data  {config.dataset_name}: {found.documents:,} documents, {sequences:,} sequences of {config.seq_length} "
-        f"tokens, {held_out:,} held out\n"
-        f"  plan  {ranks}, {found.total} steps, {tokens:,} tokens per rank and step\n"
-        f"  in    {run.root}"
-    )
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -31,6 +31,13 @@ class TextRule:
     has_input: bool = False
     """Whether the alpaca column `input` is there; it may be empty in any row."""
 
+    @property
+    def columns(self) -> Sequence[str]:
+        """The columns that are read."""
+        if self.column is not None:
+            return [self.column]
+        return ["instruction", *(["input"] if self.has_input else []), "output"]
+
     def texts(self, rows: Mapping[str, Sequence[Any]]) -> list[str]:
         """The text of every row of a batch; a missing value counts as empty text, a number as its digits."""
         if self.column is not None:
@@ -40,7 +47,7 @@ class TextRule:
     def questions(self, rows: Mapping[str, Sequence[Any]]) -> list[tuple[str, str]]:
         """The prompt and the expected answer of every row; for a plain text, its opening and what follows."""
         if self.column is not None:
-            return [_opening(text) for text in self.texts(rows)]
+            return [question_of(text) for text in self.texts(rows)]
         inputs = rows["input"] if self.has_input else [None] * len(rows["instruction"])
         return [
             (alpaca_prompt(_text(instruction), _text(context)), _text(answer))
@@ -77,7 +84,8 @@ def _text(value: Any) -> str:
     return "" if value is None else str(value)
 
 
-def _opening(text: str) -> tuple[str, str]:
+def question_of(text: str) -> tuple[str, str]:
+    """A document as a prompt and what follows it: the response, else all but the opening."""
     question, response, answer = text.partition(RESPONSE)
     if response:
         return question + response, answer

@@ -23,9 +23,11 @@ class SampleOrder:
 
     def at(self, start: int, count: int) -> list[int]:
         """The indices of samples `start` to `start + count` of the run, counted over all epochs."""
-        return [
-            int(_permutation(self.size, self.seed, i // self.size)[i % self.size]) for i in range(start, start + count)
-        ]
+        indices: list[int] = []
+        while count > len(indices):
+            epoch, at = divmod(start + len(indices), self.size)
+            indices += _permutation(self.size, self.seed, epoch)[at : at + count - len(indices)].tolist()
+        return indices
 
 
 @lru_cache(maxsize=2)
@@ -35,8 +37,7 @@ def _permutation(size: int, seed: int, epoch: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class RankBatches:
-    """The batches of one rank, in order: an iterable of lists of indices, as `DataLoader(batch_sampler=…)`
-    takes it.
+    """The batches of one rank, in order: an iterable of lists of indices.
 
     Each optimizer step is `accumulation` batches of `batch_size`.
     """

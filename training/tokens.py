@@ -1,17 +1,17 @@
-"""Documents as one long row of tokens, made once, cached on disk and memory-mapped by every rank.
+"""The tokens of a corpus, made once, cached on disk and memory-mapped by every rank.
 
-An end-of-text token stands after every document. Blocks of the sequence length are cut when they are read,
-so the cache does not depend on it.
+Blocks of the sequence length are cut when they are read, so the cache does not depend on it.
 """
 
 import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,15 +19,17 @@ from typing import Any
 
 import numpy as np
 
-from training.documents import Corpus, Documents
+from training.documents import Corpus, StreamedCorpus
 from training.errors import InputError
 from training.incarnation import force_to_disk
-from training.manifest import file_sha256
+from training.proof import identity, wrong_file
+from training.tokenise import read_array, write_tokens
 
 CACHE = ".cache"
-QUESTIONS = 64
-FORMAT = 3
+FORMAT = 4
 PARTS = ("train", "held_out")
+META = "meta.json"
+PROVED = "proved.json"
 # A network file system may show a new folder late to the hosts that did not make it.
 VISIBLE_WITHIN_SECONDS = 30.0
 
@@ -50,114 +52,172 @@ class Blocks:
     def __getitem__(self, index: int) -> np.ndarray:
         return self.tokens[index * self.length : (index + 1) * self.length].astype(np.int64)
 
+    def take(self, indices: Sequence[int], out: np.ndarray | None = None) -> np.ndarray:
+        """These blocks in one copy: shape [indices, length], of the tokens' type; into `out` where it is given."""
+        whole = np.asarray(self.tokens)[: len(self) * self.length].reshape(len(self), self.length)
+        # With the default mode numpy would gather into a buffer of its own first.
+        return whole.take(indices, 0, out, "raise" if out is None else "clip")
+
 
 @dataclass(frozen=True)
 class TokenisedCorpus:
-    """A corpus as tokens, in memory or memory-mapped."""
+    """A corpus as tokens, memory-mapped."""
 
     train: np.ndarray
     """Shape [tokens], as is `held_out`."""
     held_out: np.ndarray
     documents: int
     """Training documents that are not blank."""
-    questions: list[tuple[str, str]]
-    """Held-out prompts with the answers that the data gives to them."""
 
 
-def token_folder(corpus: Corpus, tokenizer: Any, output_dir: Path) -> Path:
-    """Where the tokens of this corpus by this tokenizer are cached."""
+def token_folder(fingerprint: str, tokenizer: Any, output_dir: Path) -> Path:
+    """Where the tokens of a corpus of this fingerprint, by this tokenizer, are cached."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     text = backend.to_str() if backend is not None else json.dumps(sorted(tokenizer.get_vocab().items()))
-    parts = [FORMAT, corpus.fingerprint, type(tokenizer).__name__, text, tokenizer.eos_token_id]
+    parts = [FORMAT, fingerprint, type(tokenizer).__name__, text, len(tokenizer), tokenizer.eos_token_id]
     key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:24]
     return output_dir / CACHE / f"tokens-{key}"
 
 
-def tokenise_corpus(corpus: Corpus, tokenizer: Any) -> TokenisedCorpus:
-    """Both parts of a corpus as tokens.
-
-    Raises:
-        InputError: the tokenizer has no end-of-text token.
-    """
-    end = tokenizer.eos_token_id
-    if end is None:
-        raise InputError(
-            "the model's tokenizer has no end-of-text token to put between documents; choose another model"
-        )
-    train, documents = tokenise(corpus.train, tokenizer, end)
-    held_out, _ = tokenise(corpus.held_out, tokenizer, end)
-    return TokenisedCorpus(train, held_out, documents, corpus.held_out.questions(QUESTIONS))
-
-
-def read_tokens(folder: Path, say: Callable[[str], None] = print) -> TokenisedCorpus | None:
-    """The cached tokens, memory-mapped; None where there are none, or where they are not as they were written.
-
-    Every byte is read, which also brings the file into memory for what follows.
+def read_tokens(folder: Path, say: Callable[[str], None] = print, whole: bool = False) -> TokenisedCorpus | None:
+    """The cached tokens; None where there are none, or where they are not as they were written.
 
     Args:
         folder: the cache.
         say: told what is wrong with it.
+        whole: compare every byte, also where nothing has written to the files since that was done.
     """
     if not folder.exists():
         return None
-    fault = find_fault(folder)
+    fault = find_fault(folder, whole)
     if fault is not None:
         say(f"the cache {folder} is damaged ({fault}): the data is read anew")
         return None
-    meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
-    train, held_out = (np.load(folder / f"{part}.npy", mmap_mode="r") for part in PARTS)
-    return TokenisedCorpus(train, held_out, meta["documents"], read_questions(folder))
+    return open_tokens(folder)
 
 
-def find_fault(folder: Path) -> str | None:
-    """What is wrong with a cache; None where every byte is as it was written."""
+def open_tokens(folder: Path) -> TokenisedCorpus:
+    """The tokens of a folder, as they are."""
+    meta = read_meta(folder)
+    train, held_out = (read_array(folder / f"{part}.bin", np.dtype(meta["kind"])) for part in PARTS)
+    return TokenisedCorpus(train, held_out, meta["documents"])
+
+
+def find_fault(folder: Path, whole: bool = True) -> str | None:
+    """What is wrong with a cache; None where it is as it was written, as far as `training.proof` looks."""
     try:
-        meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+        meta = read_meta(folder)
         if meta.pop("sha256") != _meta_sha256(meta):
-            return "meta.json has another hash than when it was written"
-        for part in PARTS:
-            path, proof = folder / f"{part}.npy", meta["files"][f"{part}.npy"]
-            if path.stat().st_size != proof["size"]:
-                return f"{path.name} has {path.stat().st_size} bytes instead of {proof['size']}"
-            if file_sha256(path) != proof["sha256"]:
-                return f"{path.name} has another hash than when it was written"
+            return f"{META} has another hash than when it was written"
+        files = meta["files"]
+        for name, proof in files.items():
+            size = (folder / name).stat().st_size
+            if size != proof["size"]:
+                return f"{name} has {size} bytes instead of {proof['size']}"
+        now = {name: identity(folder / name) for name in files}
+        known = now == _proved(folder)
+        hashes = {name: proof["chunks"] for name, proof in files.items()}
+        if name := wrong_file(folder, hashes, whole=whole or not known):
+            return f"{name} has another hash than when it was written"
+        if not known and now == {name: identity(folder / name) for name in files}:
+            # In a cache of somebody else it cannot be written, and the next start compares every byte again.
+            with suppress(OSError):
+                _write_proved(folder, now)
     except OSError as error:
         return f"{Path(error.filename or folder).name}: {error.strerror}"
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        return f"meta.json: {error}"
+        return f"{META}: {error}"
     return None
+
+
+def _proved(folder: Path) -> dict[str, list[int]] | None:
+    """The identity of each file when it was last proved; None where that is not known."""
+    try:
+        return json.loads((folder / PROVED).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def _write_proved(folder: Path, files: Mapping[str, list[int]]) -> None:
+    aside = folder / f"{PROVED}.{socket.gethostname()}.{os.getpid()}"
+    aside.write_text(json.dumps(files), encoding="utf-8")
+    os.replace(aside, folder / PROVED)
 
 
 def _meta_sha256(meta: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()
 
 
+def read_meta(folder: Path) -> dict[str, Any]:
+    """What a cache says about itself."""
+    return json.loads((folder / META).read_text(encoding="utf-8"))
+
+
 def read_questions(folder: Path) -> list[tuple[str, str]]:
     """Held-out prompts and answers of cached tokens."""
-    meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
-    return [(prompt, answer) for prompt, answer in meta["questions"]]
+    return [(prompt, answer) for prompt, answer in read_meta(folder)["questions"]]
 
 
-def store_tokens(folder: Path, corpus: TokenisedCorpus) -> None:
-    """Cache the tokens: written aside and renamed, so that the folder is whole or not there.
+def stage_tokens(folder: Path, corpus: Corpus | StreamedCorpus, tokenizer: Any) -> Path:
+    """Tokenise a corpus into a folder aside; `publish_tokens` puts it in place, `discard_tokens` takes it away.
 
     Raises:
-        InputError: the folder cannot be written.
+        InputError: the tokenizer has no end-of-text token, or the folder cannot be written.
     """
     # Process numbers repeat from host to host.
     aside = folder.with_name(f"{folder.name}.{socket.gethostname()}.{os.getpid()}")
     try:
+        _drop_abandoned(folder)
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir(parents=True)
-        meta: dict[str, Any] = {"documents": corpus.documents, "questions": corpus.questions, "files": {}}
-        for part, tokens in zip(PARTS, (corpus.train, corpus.held_out), strict=True):
-            path = aside / f"{part}.npy"
-            np.save(path, tokens)
-            force_to_disk(path)
-            meta["files"][path.name] = {"size": path.stat().st_size, "sha256": file_sha256(path)}
+        train, held_out = (aside / f"{part}.bin" for part in PARTS)
+        written = write_tokens(corpus, tokenizer, train, held_out)
+        proofs = {
+            name: {"size": (aside / name).stat().st_size, "chunks": chunks} for name, chunks in written.hashes.items()
+        }
+        meta = {
+            "kind": written.kind,
+            "documents": written.documents,
+            "questions": written.questions,
+            "files": proofs,
+        }
         meta["sha256"] = _meta_sha256(meta)
-        (aside / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
-        force_to_disk(aside / "meta.json")
+        (aside / META).write_text(json.dumps(meta), encoding="utf-8")
+        force_to_disk(aside / META)
+        _write_proved(aside, {name: identity(aside / name) for name in written.hashes})
+    except OSError as error:
+        discard_tokens(aside)
+        raise InputError(f"{folder} cannot be written: {error.strerror}; choose another --output-dir") from error
+    except BaseException:
+        discard_tokens(aside)
+        raise
+    return aside
+
+
+def discard_tokens(aside: Path) -> None:
+    """Take away what was made aside, and the folders above it where nothing else is in them."""
+    shutil.rmtree(aside, ignore_errors=True)
+    with suppress(OSError):
+        aside.parent.rmdir()
+        aside.parent.parent.rmdir()
+
+
+def _drop_abandoned(folder: Path) -> None:
+    """Remove what processes of this host left aside when they were killed."""
+    for aside in folder.parent.glob(f"{folder.name}.*"):
+        left = re.fullmatch(re.escape(f"{folder.name}.{socket.gethostname()}.") + r"(\d+)(\.damaged)?", aside.name)
+        if left and not Path("/proc", left[1]).exists():
+            shutil.rmtree(aside, ignore_errors=True)
+
+
+def publish_tokens(aside: Path, folder: Path) -> None:
+    """Rename, so that the folder is whole or not there; unless another run on the same data was faster: its tokens are
+    the same.
+
+    Raises:
+        InputError: the folder cannot be written.
+    """
+    try:
         _put_in_place(aside, folder)
     except OSError as error:
         raise InputError(f"{folder} cannot be written: {error.strerror}; choose another --output-dir") from error
@@ -166,7 +226,6 @@ def store_tokens(folder: Path, corpus: TokenisedCorpus) -> None:
 
 
 def _put_in_place(aside: Path, folder: Path) -> None:
-    """Rename, unless another run on the same data was faster: its tokens are the same."""
     gone = aside.with_name(f"{aside.name}.damaged")
     while True:
         try:
@@ -186,41 +245,30 @@ def _put_in_place(aside: Path, folder: Path) -> None:
             shutil.rmtree(gone, ignore_errors=True)
 
 
-def tokenise(documents: Documents, tokenizer: Any, end: int) -> tuple[np.ndarray, int]:
-    """All documents as one array, each followed by `end`, and how many they are; 16 bits a token where the
-    vocabulary allows."""
-    kind = np.uint16 if max(len(tokenizer), end + 1) <= 2**16 else np.uint32
-    parts: list[np.ndarray] = []
-    for texts in documents.batches():
-        # A thousand at a time is what keeps the tokenizer's threads busy.
-        encoded = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"] if texts else []
-        parts += [np.asarray([*ids, end], dtype=kind) for ids in encoded]
-    return (np.concatenate(parts) if parts else np.zeros(0, dtype=kind)), len(parts)
-
-
 def open_blocks(folder: Path, name: str, length: int) -> Blocks:
     """The memory-mapped tokens of `train` or `held_out`.
 
     Raises:
         InputError: this host cannot see the folder that rank 0 wrote.
     """
-    path, meta = folder / f"{name}.npy", folder / "meta.json"
+    path, meta_path = folder / f"{name}.bin", folder / META
     deadline = time.monotonic() + VISIBLE_WITHIN_SECONDS
-    while not (path.exists() and meta.exists()):
+    while not (path.exists() and meta_path.exists()):
         if time.monotonic() > deadline:
             raise InputError(
                 f"{path} was written by rank 0 and is not there: every host must see the same --output-dir; put it on "
                 f"a shared file system"
             )
         time.sleep(0.5)
-    # Rank 0 has proved every byte; what another host sees of it is told by the size alone.
-    size, wanted = path.stat().st_size, json.loads(meta.read_text(encoding="utf-8"))["files"][path.name]["size"]
+    # Rank 0 has proved it; what another host sees of it is told by the size alone.
+    meta = read_meta(folder)
+    size, wanted = path.stat().st_size, meta["files"][path.name]["size"]
     if size != wanted:
         raise InputError(
             f"{path} has {size} bytes here and {wanted} where rank 0 read it: this host sees another state of that "
             f"file system; try again, or delete {folder}"
         )
-    return Blocks(np.load(path, mmap_mode="r"), length)
+    return Blocks(read_array(path, np.dtype(meta["kind"])), length)
 
 
 def check_enough(tokens: int, documents: int, length: int, ranks: int, batch_size: int, accumulation: int) -> None:

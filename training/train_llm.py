@@ -75,15 +75,16 @@ def train(config: TrainConfig, run: RunDirectory, ranks: RankInfo, stop: StopReq
     from training.device import choose_device, device_name, make_deterministic, threads_per_rank
     from training.divergence import NormWatch
     from training.interval import mtbf_seconds, parse_interval
+    from training.loader import Loader
     from training.model import build_model, load_tokenizer, quiet_libraries
     from training.optimizer import make_optimizer
     from training.preflight import preflight
-    from training.prepare import prepare, start_text
     from training.publish import step_folder
     from training.run_log import RunLog
     from training.sample import Sample, alone, sample_answer
     from training.sampler import RankBatches, SampleOrder
     from training.saver import Saver, SaveReport
+    from training.start import prepare, start_text
     from training.summary import summarise, summary_text
     from training.token_loss import TokenLoss, token_loss
     from training.tokens import open_blocks, read_questions
@@ -173,7 +174,7 @@ def train(config: TrainConfig, run: RunDirectory, ranks: RankInfo, stop: StopReq
         first_sample=done.samples,
         steps=total - done.step,
     )
-    loader = loop.make_loader(blocks, batches, config.num_workers, device)
+    loader = Loader(blocks, batches, config.num_workers, device)
     my_held_out = evaluate.evaluation_batches(
         len(held_out), config.batch_size, ranks.rank, ranks.world_size, config.max_eval_samples
     )

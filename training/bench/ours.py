@@ -9,7 +9,8 @@ from training.attention import use_packed_causal_attention
 from training.bench.setting import ENDLESS, MAX_GRAD_NORM, PEAK_LR, WARMUP_STEPS, WEIGHT_DECAY, Setting, keep_with_gloo
 from training.config import TrainConfig
 from training.heartbeat import Heartbeat
-from training.loop import LoopPlan, dropout_seed, make_loader, train_steps
+from training.loader import Loader
+from training.loop import LoopPlan, dropout_seed, train_steps
 from training.model import build_model
 from training.optimizer import make_optimizer
 from training.random_state import seed_all
@@ -61,7 +62,7 @@ class Ours:
         self._beats = tempfile.NamedTemporaryFile()  # noqa: SIM115
         heartbeat = Heartbeat(self._beats.name)
         heartbeat.enter("train")
-        loader = make_loader(blocks, batches, 0, setting.device)
+        loader = Loader(blocks, batches, 0, setting.device)
         self._results = train_steps(loss_of, self.optimizer, loader, plan, StopRequest(), setting.device, heartbeat)
 
     def steps(self, count: int) -> Any:
