@@ -242,6 +242,14 @@ def test_a_wrong_option_is_refused_in_one_line(argv: list[str], message: str) ->
     assert "\n" not in str(met.value)
 
 
+@pytest.mark.parametrize("option", list(vars(options_from_argv([]))))
+def test_every_option_of_the_bench_is_listed(option: str) -> None:
+    page = (ROOT / "docs/training.md").read_text()
+    table = page[page.index("| `--subjects` | all but") :].split("\n\n")[0]
+
+    assert f"| `--{option.replace('_', '-')}`" in table
+
+
 def test_a_sequence_longer_than_the_model_takes_is_refused() -> None:
     options = options_from_argv(["--model", "gpt2", "--seq-length", "2048"])
 
