@@ -27,7 +27,7 @@ from typing import IO, Any, NamedTuple
 from cluster.errors import ClusterError, LauncherError, RequestError
 
 DEFAULT_OUTPUT_DIR = "outputs"
-TRAINING_MODULE = "training."
+TRAINING_MODULES = ("training.train_llm", "training.prepare")
 TRAINER_FLAGS = {
     "experiment_name": ("--experiment-name", "-e"),
     "output_dir": ("--output-dir", "--save-dir"),
@@ -75,8 +75,8 @@ def name_run_directory(program: Sequence[str], run_dir: Path) -> list[str]:
 
 
 def is_training(program: Sequence[str]) -> bool:
-    """Whether the program is a module of our own `training` package: ``python -m training.train_llm …``."""
-    return len(program) > 2 and program[1] == "-m" and program[2].startswith(TRAINING_MODULE)
+    """Whether the program is our own trainer, or takes its options: ``python -m training.train_llm …``."""
+    return len(program) > 2 and program[1] == "-m" and program[2] in TRAINING_MODULES
 
 
 class Attempt(NamedTuple):

@@ -120,6 +120,8 @@ def test_the_trainer_is_told_the_launchers_run_directory_in_full() -> None:
     assert told == [*TRAIN, "--lr", "1", "--experiment-name", "a", "--output-dir", "/out"]
     assert name_run_directory([*TRAIN, "-e", "a"], Path("/out/a")) == [*TRAIN, "-e", "a", "--output-dir", "/out"]
     assert name_run_directory(["python", "x.py"], Path("/out/a")) == ["python", "x.py"]
+    bench = ["python", "-m", "training.bench"]
+    assert name_run_directory(bench, Path("/out/a")) == bench
 
 
 def test_run_json_keeps_every_attempt_and_its_verdict(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from training.bench.options import SIZES, SUBJECTS, ModelSize, options_from_argv
 from training.bench.rounds import Turns, rotated, seconds_of_rounds
 from training.bench.rounds import build as build_turns
 from training.bench.setting import Setting, synthetic_tokens
+from training.bench.start import arguments
 from training.errors import InputError
 from training.ranks import RankInfo
 
@@ -240,6 +241,23 @@ def test_a_wrong_option_is_refused_in_one_line(argv: list[str], message: str) ->
         options_from_argv(argv)
 
     assert "\n" not in str(met.value)
+
+
+@pytest.mark.parametrize("option", list(vars(options_from_argv([]))))
+def test_every_option_of_the_bench_is_listed(option: str) -> None:
+    page = (ROOT / "docs/training.md").read_text()
+    table = page[page.index("| `--subjects` | all but") :].split("\n\n")[0]
+
+    assert f"| `--{option.replace('_', '-')}`" in table
+
+
+def test_a_new_process_for_the_first_step_is_a_bench_of_that_subject_alone() -> None:
+    asked = options_from_argv(["--model", "tiny", "--batch-sizes", "8", "4", "--seq-length", "16", "--dropout", "0.1"])
+
+    child = options_from_argv(arguments("nanogpt", asked.resolved(gpu=False), "cpu")).resolved(gpu=True)
+
+    assert (child.subjects, child.batch_sizes, child.rounds, child.start) == (["nanogpt"], [8], 1, 0)
+    assert (child.model, child.seq_length, child.dropout, child.compile) == ("tiny", 16, 0.1, False)
 
 
 def test_a_sequence_longer_than_the_model_takes_is_refused() -> None:

@@ -17,11 +17,11 @@ LIMITS = "limits"
 SUBJECTS = {
     OURS: "the step of training.train_llm",
     "ours-torch": "the same with --kernels torch --compile",
+    "ours-eager": "the same with --kernels torch alone",
     "nanogpt": "nanoGPT's step, with biases",
     "nanogpt-nobias": "nanoGPT's step without biases, which is its default",
     "trainer": "Hugging Face Trainer",
     "chapter": "a plain loop over a Hugging Face model, in bfloat16 weights on a GPU",
-    "ours-eager": "the same with --kernels torch alone",
     LIMITS: "what the machine can do",
 }
 DEFAULT_SUBJECTS = [name for name in SUBJECTS if not name.startswith("ours-")]
@@ -169,7 +169,7 @@ def parser() -> argparse.ArgumentParser:
     add(
         "--compile",
         action=argparse.BooleanOptionalAction,
-        help="whether the subjects compile their model (gpu: they do, cpu: not)",
+        help="whether the others, and ours-torch, compile their model (gpu: on, cpu: off)",
     )
     add("--rounds", type=int, default=5, metavar="N", help="rounds; in each, every subject has its turn (%(default)s)")
     add("--dropout", type=float, default=0.0, metavar="P", help="of every subject (%(default)s)")
