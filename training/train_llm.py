@@ -18,6 +18,7 @@ from typing import Any
 from training.config import TrainConfig, config_from_argv
 from training.errors import COMPLETE, INPUT_ERROR, NODE_UNFIT, SAVED_FOR_REQUEUE, InputError, NodeError
 from training.heartbeat import Heartbeat
+from training.imports import collector_at_rest, import_model_code
 from training.ranks import RankInfo, check_rendezvous
 from training.run_directory import RUN_DIRECTORY_VARIABLE, RunDirectory, run_directory, write_json
 from training.stop import StopRequest, takes_interrupts
@@ -44,7 +45,8 @@ def main(argv: Sequence[str]) -> int:
         stop.also_on_interrupt(says=ranks.rank == 0)
 
     # Imported here and in `train`, because a wrong option should not have to wait seconds for torch.
-    from torch.distributed.elastic.multiprocessing.errors import record
+    with collector_at_rest():
+        from torch.distributed.elastic.multiprocessing.errors import record
 
     def train_or_refuse() -> int:
         try:
@@ -67,37 +69,44 @@ def refuse(error: InputError | NodeError, ranks: RankInfo) -> int:
 
 def train(config: TrainConfig, run: RunDirectory, ranks: RankInfo, stop: StopRequest, heartbeat: Heartbeat) -> int:
     """Join the other ranks, prepare, train, evaluate, save."""
-    import torch
-    from torch.nn.parallel import DistributedDataParallel
+    with collector_at_rest():
+        import torch
+        from torch.nn.parallel import DistributedDataParallel
 
-    from training import checkpoint, evaluate, flops, loop, metrics, process_group, random_state
-    from training.attention import use_packed_causal_attention
-    from training.device import choose_device, device_name, make_deterministic, threads_per_rank
-    from training.divergence import NormWatch
-    from training.interval import mtbf_seconds, parse_interval
-    from training.model import build_model, load_tokenizer, quiet_libraries
-    from training.optimizer import make_optimizer
-    from training.preflight import preflight
-    from training.prepare import prepare, start_text
-    from training.publish import step_folder
-    from training.run_log import RunLog
-    from training.sample import sample_answer
-    from training.sampler import RankBatches, SampleOrder
-    from training.saver import Saver, SaveReport
-    from training.summary import summarise, summary_text
-    from training.tokens import open_blocks, read_questions
+        from training import process_group
+        from training.device import choose_device, device_name, make_deterministic, threads_per_rank
+
+        # The ranks, each on its device: they meet while the rest is imported.
+        if config.deterministic:
+            make_deterministic()
+        process_group.set_threads(threads_per_rank(len(os.sched_getaffinity(0)), ranks))
+        joining = process_group.Joining(
+            ranks, lambda: choose_device(config.device, ranks, torch.cuda.device_count(), os.environ)
+        )
+
+        from training import checkpoint, evaluate, flops, loop, metrics, random_state
+        from training.attention import use_packed_causal_attention
+        from training.divergence import NormWatch
+        from training.interval import mtbf_seconds, parse_interval
+        from training.model import build_model, load_tokenizer, quiet_libraries
+        from training.optimizer import make_optimizer
+        from training.preflight import preflight
+        from training.prepare import prepare, start_text
+        from training.publish import step_folder
+        from training.run_log import RunLog
+        from training.sample import sample_answer
+        from training.sampler import RankBatches, SampleOrder
+        from training.saver import Saver, SaveReport
+        from training.summary import summarise, summary_text
+        from training.tokens import open_blocks, read_questions
+
+        import_model_code()
 
     def say(text: str) -> None:
         if ranks.rank == 0:
             print(text, flush=True)
 
-    # The ranks, each on its device.
-    if config.deterministic:
-        make_deterministic()
-    process_group.set_threads(threads_per_rank(len(os.sched_getaffinity(0)), ranks))
-    device, store = process_group.join(
-        ranks, lambda: choose_device(config.device, ranks, torch.cuda.device_count(), os.environ)
-    )
+    device, store = joining.finish()
     bfloat16 = config.dtype == "bfloat16" or (config.dtype == "auto" and device.type == "cuda")
     quiet_libraries()
 
