@@ -17,10 +17,11 @@ from typing import Any
 
 from training.config import TrainConfig, config_from_argv
 from training.errors import COMPLETE, INPUT_ERROR, NODE_UNFIT, SAVED_FOR_REQUEUE, InputError, NodeError
-from training.heartbeat import Heartbeat
+from training.heartbeat import Heartbeat, process_age
 from training.imports import collector_at_rest, import_model_code
 from training.ranks import RankInfo, check_rendezvous
 from training.run_directory import RUN_DIRECTORY_VARIABLE, RunDirectory, run_directory, write_json
+from training.start_clock import StartClock
 from training.stop import StopRequest, takes_interrupts
 from training.teardown import exit_with, keep_until_the_end
 
@@ -69,6 +70,7 @@ def refuse(error: InputError | NodeError, ranks: RankInfo) -> int:
 
 def train(config: TrainConfig, run: RunDirectory, ranks: RankInfo, stop: StopRequest, heartbeat: Heartbeat) -> int:
     """Join the other ranks, prepare, train, evaluate, save."""
+    start = StartClock(process_age())
     with collector_at_rest():
         import torch
         from torch.nn.parallel import DistributedDataParallel
@@ -106,16 +108,20 @@ def train(config: TrainConfig, run: RunDirectory, ranks: RankInfo, stop: StopReq
         if ranks.rank == 0:
             print(text, flush=True)
 
+    start.ended("imports")
     device, store = joining.finish()
+    start.ended("group")
     bfloat16 = config.dtype == "bfloat16" or (config.dtype == "auto" and device.type == "cuda")
     quiet_libraries()
 
     for line in preflight(ranks, device, store, run.root):
         say(line)
+    start.ended("preflight")
     heartbeat.enter("prepare")
 
     # Rank 0 alone looks for model, data and checkpoint, and tells the others where they are.
     found = process_group.rank_zero_first(lambda: prepare(config, run, ranks.world_size, say))
+    start.ended("prepare")
     done, total = found.done, found.total
     heartbeat.resumed(done.step, saved=found.resume_from is not None)
     if found.finished is not None:
@@ -261,8 +267,10 @@ def train(config: TrainConfig, run: RunDirectory, ranks: RankInfo, stop: StopReq
         if done.step and is_evaluated(done.step) and not evaluated_before:
             # The attempt before was asked to stop in the middle of it.
             evaluate_held_out(done.step, None)
+        start.ended("model")
         heartbeat.enter("compile" if config.compile else "train")
         for result in loop.train_steps(trained, optimizer, loader, plan, stop, device, heartbeat, save_is_due):
+            start.ended("first step")
             heartbeat.enter("train")
             now = checkpoint.Progress(result.step, done.samples + (result.step - done.step) * per_step)
             mfu = flops.utilisation(step_tokens / result.seconds, token_flops, hardware, ranks.world_size)
@@ -299,7 +307,7 @@ def train(config: TrainConfig, run: RunDirectory, ranks: RankInfo, stop: StopReq
         saved = step_folder(run.checkpoints, total)
         spent = heartbeat.seconds()
         age = sum(spent.values())
-        summary = summarise(run, saved, epochs, ranks.world_size, hardware, spent["train"], age, samples)
+        summary = summarise(run, saved, epochs, ranks.world_size, hardware, spent["train"], age, start.seconds, samples)
         write_json(run.summary, summary)
         print(summary_text(summary), flush=True)
 
