@@ -3,8 +3,6 @@
 import time
 from collections.abc import Callable
 
-PHASES = ("imports", "group", "preflight", "prepare", "model", "first step")
-
 
 class StartClock:
     """Seconds by phase, told as each one ends."""
