@@ -7,7 +7,6 @@ a dead node only after minutes, and a shared file system says nothing about a no
 
 import json
 import os
-import secrets
 import selectors
 import socket
 import threading
@@ -97,7 +96,7 @@ class Listener:
         self._server = socket.create_server((address, 0), family=family, backlog=4096)
         self._server.setblocking(False)
         self.address, self.port = address, int(self._server.getsockname()[1])
-        self.token = secrets.token_hex(16)
+        self.token = os.urandom(16).hex()
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._server, selectors.EVENT_READ, None)
         self._strangers: dict[Wire, float] = {}

@@ -6,7 +6,6 @@
 Allocation -> hostfile -> mpirun -> ranks, then the verdict. It runs once, on the first node.
 """
 
-import logging
 import os
 import shlex
 import sys
@@ -55,6 +54,7 @@ from cluster.runfile import (
 )
 from cluster.sequel import DEFAULT_RESTARTS, REQUEUE, RESTART, Sequel, Situation, sequel
 from cluster.signals import Requests
+from cluster.stage_env import staged
 from cluster.supervise import End, Supervision
 from cluster.verdict import (
     CANCELLED,
@@ -101,7 +101,8 @@ def main(arguments: list[str]) -> int:
     with only_launcher_of(run_dir):
         put_damaged_aside(run_dir)
         close_unfinished_attempts(run_dir, os.environ.get("SLURM_JOB_ID"))
-        then, excluded = launch_to_the_end(options, program, granted, mpirun, run_dir, requests)
+        with staged(options.stage_env, program, granted, lambda: requests.stopped_by is not None) as program:
+            then, excluded = launch_to_the_end(options, program, granted, mpirun, run_dir, requests)
     if then.kind == REQUEUE:
         job_id, restart_count = slurm.own_job_id(os.environ), slurm.restart_count(os.environ)
         lost = [*lost_by(os.environ["SLURM_JOB_ID"], read_run(run_dir)["attempts"]), *excluded]
@@ -239,6 +240,8 @@ def launch(
 
 def submitit_job(arguments: list[str]) -> None:
     """What submitit calls in the batch body. SystemExit passes through it: the job's status is the true one."""
+    import logging
+
     logging.getLogger("submitit").setLevel(logging.WARNING)  # the verdict stays the end of the log
     if status := run(main, arguments):
         sys.exit(status)

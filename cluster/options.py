@@ -116,6 +116,12 @@ def add_place_options(parser: argparse.ArgumentParser) -> None:
         metavar="ARG",
         help="one more argument for mpirun itself: --mpirun-arg=--display-map",
     )
+    ranks.add_argument(
+        "--stage-env",
+        metavar="DIR",
+        help="in a Slurm job: copy the program's Python environment into this folder of each node's own disk "
+        "first, such as /tmp, and run it from there",
+    )
     faults = parser.add_argument_group("faults")
     faults.add_argument(
         "--restarts",

@@ -18,11 +18,12 @@ from typing import Any
 from cluster.allocation import Allocation, RankPlace
 from cluster.blame import is_victim
 from cluster.channel import Wire, connect
+from cluster.compile_cache import compile_cache_variables
 from cluster.environment import default_omp_threads, rank_environment, simulated_gpus
 from cluster.errors import LAUNCHER
 from cluster.machine import die_with_parent, is_this_host, visible_gpus
 from cluster.preflight import node_facts
-from cluster.watch import WARNINGS, Ending, watch
+from cluster.watch import WARNINGS, Ending, Watched, watch
 
 GRACE_FOR_THE_GUILTY = 1.0
 """Seconds that a rank whose peer has gone stays, so that mpirun does not kill that peer before its own record."""
@@ -69,6 +70,7 @@ def main(arguments: Sequence[str]) -> int:
     if allocation.source == "local" and host.gpus:
         visible = simulated_gpus(visible_gpus(os.environ) or [], place, host)
         os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(visible)
+    os.environ.update(compile_cache_variables(program, Path(plan["run_dir"]), os.environ))
     facts["gpu"] = gpu_name(place, visible_gpus(os.environ))
     try:
         _redirect_output(plan["log_dir"], rank)
@@ -76,14 +78,15 @@ def main(arguments: Sequence[str]) -> int:
         words = f"OSError: {error}"
         say_end(wire, facts, Ending("exception", 1, words, "builtins.OSError", error.errno))
         return 1
-    if local_rank == 0:
-        wire.send({"node": node_facts(Path(plan["run_dir"]), os.environ)})
     wire.send({"record": {**facts, "state": "started", "time_ns": time.time_ns()}})
 
     def say_exception(ending: Ending) -> None:
         say_end(wire, facts, ending, wait=False)
 
-    ending = watch(program, wire, say_exception)
+    watched = Watched(program)
+    if local_rank == 0:  # looked up while the program imports
+        wire.send({"node": node_facts(Path(plan["run_dir"]), os.environ)})
+    ending = watch(watched, wire, say_exception)
     if is_victim(ending._asdict()):
         time.sleep(GRACE_FOR_THE_GUILTY)
     say_end(wire, facts, ending)

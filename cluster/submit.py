@@ -348,6 +348,7 @@ def launch_arguments(options: Namespace, ranks_per_node: int | None, run_dir: Pa
         ("--hostfile", options.hostfile),
         ("--mpirun", options.mpirun),
         ("--bind-to", options.bind_to),
+        ("--stage-env", options.stage_env),
         ("--wdir", options.wdir),
         ("--output-filename", options.output_filename),
         ("--nic", options.nic),

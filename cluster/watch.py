@@ -175,13 +175,12 @@ class Watched:
             pass
 
 
-def watch(program: Sequence[str], wire: Wire, on_exception: Callable[[Ending], None]) -> Ending:
-    """Run the program to its end, telling the launcher how it fares and doing what the launcher says.
+def watch(watched: Watched, wire: Wire, on_exception: Callable[[Ending], None]) -> Ending:
+    """Await the program's end, telling the launcher how it fares and doing what the launcher says.
 
     `on_exception` is called as soon as the program raises, which may be long before its threads let it end. Without
     a launcher there is no attempt: the program is stopped.
     """
-    watched = Watched(program)
     stopping: list[int] = []
 
     def warn(number: int, _frame: object) -> None:

@@ -6,7 +6,6 @@ never judged by them.
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from statistics import median
 from typing import Any, NamedTuple
 
 SILENCE = 8.0
@@ -135,6 +134,8 @@ def stragglers(views: Sequence[RankView]) -> dict[int, float]:
     work = {view.rank: _work_of_windows(view) for view in views}
     if len(work) < 3 or any(len(windows) < WINDOWS for windows in work.values()):
         return {}
+    from statistics import median  # seldom needed, and slow to import
+
     slow: dict[int, float] = {}
     usual = [max(1e-9, median(windows[-n] for windows in work.values())) for n in range(1, WINDOWS + 1)]
     for rank, mine in work.items():

@@ -8,6 +8,7 @@ awaited before the next round. Printed are the median with the smallest and larg
 """
 
 import logging
+import statistics
 import sys
 import tempfile
 import time
@@ -17,12 +18,15 @@ from typing import Any
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from benchmark_start import spread
 from training.optimizer import make_optimizer
 from training.random_state import capture
 from training.saver import Saver
 
 GOAL = 1.5
+
+
+def spread(values: list[float]) -> str:
+    return f"{statistics.median(values):.3f} ({min(values):.3f} to {max(values):.3f})"
 
 
 def trained(device: torch.device) -> tuple[Any, torch.optim.Optimizer]:

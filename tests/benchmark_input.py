@@ -25,8 +25,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from benchmark_checkpoint import spread
 
-from benchmark_start import ROOT, spread
 from training.config import TrainConfig
 from training.demo import demo_rows, demo_tokenizer
 from training.documents import load_corpus
@@ -38,6 +38,7 @@ from training.sampler import RankBatches, SampleOrder
 from training.source import SETTLED_SECONDS
 from training.tokens import Blocks, open_tokens, publish_tokens, stage_tokens
 
+ROOT = Path(__file__).resolve().parents[1]
 DATA = ROOT.parent / "shared/data"
 LENGTH, BATCH, BATCHES = 1024, 64, 200
 CLM_GOAL, BARE_GOAL, LOADER_GOAL = 3.0, 0.9, 5.0

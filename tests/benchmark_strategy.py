@@ -21,11 +21,11 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from benchmark_checkpoint import spread
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from benchmark_start import spread
 from training import process_group, strategy
 from training.device import choose_device, device_name, threads_per_rank
 from training.optimizer import make_optimizer
@@ -168,6 +168,7 @@ if __name__ == "__main__":
     count = int(sys.argv[1]) if len(sys.argv) > 1 else 7
     place = RankInfo.from_env(os.environ)
     process_group.set_threads(threads_per_rank(len(os.sched_getaffinity(0)), place))
-    chosen, _ = process_group.join(place, lambda: choose_device("auto", place, torch.cuda.device_count(), os.environ))
+    joining = process_group.Joining(place, lambda: choose_device("auto", place, torch.cuda.device_count(), os.environ))
+    chosen, _ = joining.finish()
     measure(place, chosen, count, int(sys.argv[2]) if len(sys.argv) > 2 else 16)
     process_group.leave()

@@ -2,6 +2,7 @@
 
 import json
 import os
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -346,3 +347,37 @@ def test_a_template_outside_the_project_says_where_to_submit_from(slurm: SlurmLa
 
     assert slurm.wait_job(job).exit_code == 64
     assert log_of(tmp_path, job) == f"error: no sbatch/env.sh in {tmp_path}: submit from the project's root\n"
+
+
+STAGES = """\
+#!/bin/bash
+exec {python} -m cluster.launch --stage-env /dev/shm --mpirun {mpirun} --restarts 1 \\
+    --experiment-name where -- {venv}/bin/python where.py
+"""
+WHICH_PYTHON = """
+import json, os, socket, sys
+json.dump([socket.gethostname(), sys.executable], sys.stdout)
+sys.exit(os.environ["CLUSTER_ATTEMPT"] == "1")
+"""
+
+
+@pytest.mark.parametrize("mpi", ["openmpi-5.0.11"], indirect=True)
+def test_a_staged_environment_lies_on_each_node_for_both_attempts_and_is_gone_at_the_end(
+    slurm: SlurmLab, mpi: Mpi, tmp_path: Path
+) -> None:
+    """/dev/shm of each host of these tests is its own."""
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(tmp_path / "venv")], check=True)
+    (tmp_path / "where.py").write_text(WHICH_PYTHON)
+    (tmp_path / "job.sh").write_text(STAGES.format(python=sys.executable, mpirun=mpi.mpirun, venv=tmp_path / "venv"))
+
+    job = batch(slurm, ["--wait", "--nodes=2", "--output=job-%j.log", "job.sh"], tmp_path, PYTHONPATH=str(ROOT))
+
+    log = log_of(tmp_path, job)
+    assert "2 of 2 ranks completed" in log
+    assert log.count(" staged to /dev/shm/") == 1
+    for attempt in ("attempt-0001", "attempt-0002"):
+        said = [json.loads(path.read_text()) for path in (tmp_path / "outputs/where" / attempt / "logs").iterdir()]
+        assert sorted(host for host, _ in said) == ["r1n1", "r1n2"]
+        assert all(python.startswith(f"/dev/shm/slurm-mpi-train-0/job-{job}/env-") for _, python in said)
+    left = [slurm.run(host, ["find", "/dev/shm/slurm-mpi-train-0"], check=False).stdout for host in ("r1n1", "r1n2")]
+    assert left == ["/dev/shm/slurm-mpi-train-0\n"] * 2

@@ -1,8 +1,8 @@
 """Before a run trains: is every host fit for it? All ranks look at once, in about a second.
 
 Each rank tells through the store what it found, rank 0 judges, and all read the verdict: a host that does not answer
-in 10 seconds is named, and nobody waits for it. First all say that they are ready, for which they have a minute: the
-libraries of the first matrix product may come from a slow file server. Then two rounds: what each rank sees on its own
+in 10 seconds is named, and nobody waits for it. First all say that they are ready, for which they have a minute: what
+they import may come from a slow file server. Then two rounds: what each rank sees on its own
 host, and how fast the hosts exchange data.
 """
 
@@ -65,7 +65,6 @@ def preflight(ranks: RankInfo, device: torch.device, store: dist.Store | None, r
     Raises:
         NodeError: a host is unfit; on every rank, with the same words.
     """
-    load_libraries(device)
     ready = _Round(ranks, store, "ready", READY_WITHIN)
     ready.exchange({"host": socket.gethostname()})
     ready.agree(Verdict)
@@ -87,7 +86,10 @@ def preflight(ranks: RankInfo, device: torch.device, store: dist.Store | None, r
 
 
 def load_libraries(device: torch.device) -> None:
-    """Multiply for the first time."""
+    """Multiply for the first time, which starts the device and loads its libraries; beside the imports.
+
+    What it takes is not measured: the imports would count as the device's slowness.
+    """
     # What is broken is for `look_at_host` to say.
     with suppress(Exception):
         multiply(device)

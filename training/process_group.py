@@ -5,6 +5,7 @@ Every function here is called by all ranks at the same place of the program.
 
 import os
 import socket
+import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -15,7 +16,7 @@ import torch
 import torch.distributed as dist
 
 from training.errors import InputError, PeerError
-from training.preflight import say_host
+from training.preflight import load_libraries, say_host
 from training.ranks import RankInfo
 
 # Long enough for rank 0 to download and tokenise while the others wait for it.
@@ -24,41 +25,72 @@ TIMEOUT = timedelta(minutes=30)
 T = TypeVar("T")
 
 
-def join(ranks: RankInfo, choose: Callable[[], str]) -> tuple[torch.device, dist.Store | None]:
-    """Join the process group on the device that `choose` names; a group of one rank is no group at all.
+class Joining:
+    """Joins the process group on the device that `choose` names, as far as that goes beside the imports.
+
+    A thread waits for the other ranks, chooses the device and starts its libraries, while the main thread imports
+    what the training needs later; then `finish` makes the group. (Not the thread: torch's function for it looks into
+    modules that the main thread may just be importing.) A group of one rank is no group at all.
 
     The ranks tell each other through the store whether each has its device before any of them waits in a
     collective, so that one host without its GPUs ends the run in seconds, with the host named.
-
-    Returns the device, and the store of the group where there is one.
-
-    Raises:
-        InputError: from `choose`, on whichever rank; every rank raises it.
     """
-    store: dist.Store | None = None
-    if ranks.world_size == 1:
-        device = torch.device(choose())
-    else:
-        if ranks.rank != 0:
-            wait_for_listener(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), TIMEOUT.total_seconds())
-        store, _, _ = next(dist.rendezvous("env://", ranks.rank, ranks.world_size, timeout=TIMEOUT))
-        say_host(ranks, store)
-        device = torch.device(_agreed_device(ranks, choose, store))
-        backend = "nccl" if device.type == "cuda" else "gloo"
-        bound = device if device.type == "cuda" else None
+
+    def __init__(self, ranks: RankInfo, choose: Callable[[], str]) -> None:
+        """Begin. `choose` is called by the thread, and may raise InputError."""
+        self._ranks, self._choose = ranks, choose
+        self._store: dist.Store | None = None
+        self._device: torch.device | None = None
+        self._error: BaseException | None = None
+        # A daemon, so that a rank that cannot import does not wait for the others before it says so.
+        self._thread = threading.Thread(target=self._meet, name="joining", daemon=True)
+        self._thread.start()
+
+    def finish(self) -> tuple[torch.device, dist.Store | None]:
+        """Make the group: this rank's device, and the store of the group where there is one.
+
+        Raises:
+            InputError: from `choose`, on whichever rank; every rank raises it.
+        """
+        self._thread.join()
+        if self._error is not None:
+            raise self._error
+        device = self._device
+        assert device is not None
         if device.type == "cuda":
-            torch.cuda.set_device(device)
-        dist.init_process_group(
-            backend,
-            rank=ranks.rank,
-            world_size=ranks.world_size,
-            store=dist.PrefixStore("training", store),
-            timeout=TIMEOUT,
-            device_id=bound,
-        )
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-    return device, store
+            torch.cuda.set_device(device)  # each thread has its own
+        if self._store is not None:
+            dist.init_process_group(
+                "nccl" if device.type == "cuda" else "gloo",
+                rank=self._ranks.rank,
+                world_size=self._ranks.world_size,
+                store=dist.PrefixStore("training", self._store),
+                timeout=TIMEOUT,
+                device_id=device if device.type == "cuda" else None,
+            )
+        return device, self._store
+
+    def _meet(self) -> None:
+        try:
+            if self._ranks.world_size == 1:
+                self._device = torch.device(self._choose())
+            else:
+                self._store = _store_of_all(self._ranks)
+                say_host(self._ranks, self._store)
+                self._device = torch.device(_agreed_device(self._ranks, self._choose, self._store))
+            if self._device.type == "cuda":
+                torch.cuda.set_device(self._device)
+            load_libraries(self._device)
+        except BaseException as error:
+            self._error = error
+
+
+def _store_of_all(ranks: RankInfo) -> dist.Store:
+    """Where the ranks leave each other messages, once rank 0 listens."""
+    if ranks.rank != 0:
+        wait_for_listener(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), TIMEOUT.total_seconds())
+    store, _, _ = next(dist.rendezvous("env://", ranks.rank, ranks.world_size, timeout=TIMEOUT))
+    return store
 
 
 def wait_for_listener(host: str, port: int, seconds: float) -> None:

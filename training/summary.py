@@ -31,6 +31,7 @@ def summarise(
     device: str,
     train_seconds: float,
     age: float,
+    start_seconds: Mapping[str, float],
     samples: Sequence[Sample],
 ) -> dict[str, Any]:
     """The summary of a complete run, its figures read from the metrics of all attempts; losses and speed are
@@ -44,6 +45,7 @@ def summarise(
         device: what they trained on.
         train_seconds: that this attempt spent on optimizer steps, without the compilation.
         age: seconds since this attempt's process began.
+        start_seconds: of them until its first step, by phase.
         samples: answers of the trained model.
     """
     rows = read_rows(run.metrics)
@@ -57,6 +59,7 @@ def summarise(
         "device": device,
         "seconds": round(train_seconds, 3),
         "attempt_seconds": round(age, 3),
+        "start_seconds": dict(start_seconds),
         "bit_exact": bit_exact(rows),
         "skipped_steps": skipped_steps(rows, step_of(checkpoint)),
         "tokens_per_second": median(row["tokens_per_second"] for row in steps) if steps else None,

@@ -17,9 +17,11 @@ from typing import Any
 
 from training.config import TrainConfig, config_from_argv
 from training.errors import COMPLETE, INPUT_ERROR, NODE_UNFIT, SAVED_FOR_REQUEUE, InputError, NodeError
-from training.heartbeat import Heartbeat
+from training.heartbeat import Heartbeat, process_age
+from training.imports import collector_at_rest, import_model_code
 from training.ranks import RankInfo, check_rendezvous
 from training.run_directory import RUN_DIRECTORY_VARIABLE, RunDirectory, run_directory, write_json
+from training.start_clock import StartClock
 from training.stop import StopRequest, takes_interrupts
 from training.teardown import exit_with, keep_until_the_end
 
@@ -44,7 +46,8 @@ def main(argv: Sequence[str]) -> int:
         stop.also_on_interrupt(says=ranks.rank == 0)
 
     # Imported here and in `train`, because a wrong option should not have to wait seconds for torch.
-    from torch.distributed.elastic.multiprocessing.errors import record
+    with collector_at_rest():
+        from torch.distributed.elastic.multiprocessing.errors import record
 
     def train_or_refuse() -> int:
         try:
@@ -67,48 +70,60 @@ def refuse(error: InputError | NodeError, ranks: RankInfo) -> int:
 
 def train(config: TrainConfig, run: RunDirectory, ranks: RankInfo, stop: StopRequest, heartbeat: Heartbeat) -> int:
     """Join the other ranks, prepare, train, evaluate, save."""
-    import torch
-    from torch import nn
+    start = StartClock(process_age())
+    with collector_at_rest():
+        import torch
+        from torch import nn
 
-    from training import checkpoint, evaluate, flops, loop, metrics, process_group, random_state, snapshot, strategy
-    from training.attention import use_packed_causal_attention
-    from training.device import choose_device, device_name, make_deterministic, threads_per_rank
-    from training.divergence import NormWatch
-    from training.interval import mtbf_seconds, parse_interval
-    from training.loader import Loader
-    from training.model import build_model, load_tokenizer, quiet_libraries
-    from training.optimizer import make_optimizer
-    from training.preflight import preflight
-    from training.publish import step_folder
-    from training.run_log import RunLog
-    from training.sample import Sample, alone, sample_answer
-    from training.sampler import RankBatches, SampleOrder
-    from training.saver import Saver, SaveReport
-    from training.start import prepare, start_text
-    from training.summary import summarise, summary_text
-    from training.token_loss import TokenLoss, token_loss
-    from training.tokens import open_blocks, read_questions
+        from training import process_group
+        from training.device import choose_device, device_name, make_deterministic, threads_per_rank
+
+        # The ranks, each on its device: they meet while the rest is imported.
+        if config.deterministic:
+            make_deterministic()
+        process_group.set_threads(threads_per_rank(len(os.sched_getaffinity(0)), ranks))
+        joining = process_group.Joining(
+            ranks, lambda: choose_device(config.device, ranks, torch.cuda.device_count(), os.environ)
+        )
+
+        from training import checkpoint, evaluate, flops, loop, metrics, random_state, snapshot, strategy
+        from training.attention import use_packed_causal_attention
+        from training.divergence import NormWatch
+        from training.interval import mtbf_seconds, parse_interval
+        from training.loader import Loader
+        from training.model import build_model, load_tokenizer, quiet_libraries
+        from training.optimizer import make_optimizer
+        from training.preflight import preflight
+        from training.publish import step_folder
+        from training.run_log import RunLog
+        from training.sample import Sample, alone, sample_answer
+        from training.sampler import RankBatches, SampleOrder
+        from training.saver import Saver, SaveReport
+        from training.start import prepare, start_text
+        from training.summary import summarise, summary_text
+        from training.token_loss import TokenLoss, token_loss
+        from training.tokens import open_blocks, read_questions
+
+        import_model_code()
 
     def say(text: str) -> None:
         if ranks.rank == 0:
             print(text, flush=True)
 
-    # The ranks, each on its device.
-    if config.deterministic:
-        make_deterministic()
-    process_group.set_threads(threads_per_rank(len(os.sched_getaffinity(0)), ranks))
-    device, store = process_group.join(
-        ranks, lambda: choose_device(config.device, ranks, torch.cuda.device_count(), os.environ)
-    )
+    start.ended("imports")
+    device, store = joining.finish()
+    start.ended("group")
     bfloat16 = config.dtype == "bfloat16" or (config.dtype == "auto" and device.type == "cuda")
     quiet_libraries()
 
     for line in preflight(ranks, device, store, run.root):
         say(line)
+    start.ended("preflight")
     heartbeat.enter("prepare")
 
     # Rank 0 alone looks for model, data and checkpoint, and tells the others where they are.
     found = process_group.rank_zero_first(lambda: prepare(config, run, ranks.world_size, say))
+    start.ended("prepare")
     done, total = found.done, found.total
     heartbeat.resumed(done.step, saved=found.resume_from is not None)
     if found.finished is not None:
@@ -270,8 +285,10 @@ def train(config: TrainConfig, run: RunDirectory, ranks: RankInfo, stop: StopReq
         if done.step and is_evaluated(done.step) and not evaluated_before:
             # The attempt before was asked to stop in the middle of it.
             evaluate_held_out(done.step, None)
+        start.ended("model")
         heartbeat.enter("compile" if config.compile else "train")
         for result in loop.train_steps(trained, optimizer, loader, plan, stop, device, heartbeat, save_is_due):
+            start.ended("first step")
             heartbeat.enter("train")
             now = checkpoint.Progress(result.step, done.samples + (result.step - done.step) * per_step)
             mfu = flops.utilisation(step_tokens / result.seconds, token_flops, hardware, ranks.world_size)
@@ -310,7 +327,7 @@ def train(config: TrainConfig, run: RunDirectory, ranks: RankInfo, stop: StopReq
         saved = step_folder(run.checkpoints, total)
         spent = heartbeat.seconds()
         age = sum(spent.values())
-        summary = summarise(run, saved, epochs, ranks.world_size, hardware, spent["train"], age, samples)
+        summary = summarise(run, saved, epochs, ranks.world_size, hardware, spent["train"], age, start.seconds, samples)
         write_json(run.summary, summary)
         print(summary_text(summary), flush=True)
 

@@ -58,9 +58,10 @@ def run(options: BenchOptions, ranks: RankInfo) -> dict[str, Any]:
 
     # The ranks, each on its device.
     process_group.set_threads(threads_per_rank(len(os.sched_getaffinity(0)), ranks))
-    device, _ = process_group.join(
+    joining = process_group.Joining(
         ranks, lambda: choose_device(options.device, ranks, torch.cuda.device_count(), os.environ)
     )
+    device, _ = joining.finish()
     gpu = device.type == "cuda"
     if gpu:
         # nanoGPT allows TF32, and so does the Trainer under compile, for the whole process. One rule for all: a change
