@@ -106,7 +106,10 @@ def test_gpus_are_named_as_the_driver_does(tmp_path: Path) -> None:
     assert gpu_models(tmp_path / "no driver") == []
 
 
-def test_a_rank_finds_the_variables(disk: Path, tmp_path: Path) -> None:
+def test_a_rank_finds_the_variables(disk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Inductor sets them itself in a process that has compiled something, as another test may have.
+    for name in ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR"):
+        monkeypatch.delenv(name, raising=False)
     script = tmp_path / "program.py"
     script.write_text("import os\nprint(os.environ['TORCHINDUCTOR_CACHE_DIR'], os.environ['TRITON_CACHE_DIR'])\n")
     assert run_rank(tmp_path, [sys.executable, str(script)], TMPDIR=str(disk)).returncode == 0
