@@ -127,11 +127,11 @@ def make(name: str, setting: Setting) -> Subject:
     Raises:
         InputError: it needs a library that is not installed.
     """
-    if name in (OURS, "ours-torch", "ours-eager"):
+    if name in (OURS, "ours-torch", "ours-eager", "ours-alone"):
         from training.bench.ours import Ours
 
-        if name == OURS:
-            return Ours(setting, "auto", compiled=False)
+        if name in (OURS, "ours-alone"):
+            return Ours(setting, "auto", compiled=False, alone=name != OURS)
         return Ours(setting, "torch", compiled=setting.compiled and name == "ours-torch")
     if name in ("nanogpt", "nanogpt-nobias"):
         from training.bench.nanogpt import NanoGPTStep

@@ -18,6 +18,7 @@ SUBJECTS = {
     OURS: "the step of training.train_llm",
     "ours-torch": "the same with --kernels torch --compile",
     "ours-eager": "the same with --kernels torch alone",
+    "ours-alone": "the same on each rank by itself: its gradients are not exchanged",
     "nanogpt": "nanoGPT's step, with biases",
     "nanogpt-nobias": "nanoGPT's step without biases, which is its default",
     "trainer": "Hugging Face Trainer",

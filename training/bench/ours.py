@@ -26,8 +26,11 @@ BUCKET_CAP_MB = TrainConfig.ddp_bucket_cap_mb
 class Ours:
     """`train_steps` as the trainer calls it, its heartbeat written to a file as under the launcher."""
 
-    def __init__(self, setting: Setting, kernels: Literal["auto", "torch"], compiled: bool) -> None:
-        """`kernels` and `compiled` are the trainer's options."""
+    def __init__(
+        self, setting: Setting, kernels: Literal["auto", "torch"], compiled: bool, alone: bool = False
+    ) -> None:
+        """`kernels` and `compiled` are the trainer's options; `alone` leaves out the exchange of gradients, which the
+        trainer never does."""
         torch.manual_seed(setting.seed)
         model = build_model(setting.size.architecture(setting.dropout), None).to(setting.device)
         if compiled:
@@ -35,7 +38,7 @@ class Ours:
             model.compile()
         self.model = model
         loss_of = token_loss(model, kernels, setting.bfloat16, compiled, False, setting.device)
-        if setting.ranks.world_size > 1:
+        if setting.ranks.world_size > 1 and not alone:
             loss_of = replicate(loss_of, setting.device, BUCKET_CAP_MB, reduce_bfloat16=False)
             keep_with_gloo(loss_of, setting)
         self.optimizer = make_optimizer(model, WEIGHT_DECAY)
