@@ -106,7 +106,7 @@ def main(arguments: list[str]) -> int:
     if then.kind == REQUEUE:
         job_id, restart_count = slurm.own_job_id(os.environ), slurm.restart_count(os.environ)
         lost = [*lost_by(os.environ["SLURM_JOB_ID"], read_run(run_dir)["attempts"]), *excluded]
-        if words := slurm.requeue(job_id, restart_count, lost):
+        if words := slurm.requeue(job_id, restart_count, len(granted.hosts), lost):
             say([f"not requeued: {words}; submit the same command again, it goes on"])
     return then.verdict.status
 

@@ -121,7 +121,7 @@ def nodes_out_of_service() -> bool:
     return bool(_ask(["sinfo", "--noheader", "--states=down,drain,fail,maint,unk", "--format=%n"]))
 
 
-def requeue(job_id: str, restart_count: int, lost: Sequence[str] = ()) -> str | None:
+def requeue(job_id: str, restart_count: int, nodes: int, lost: Sequence[str] = ()) -> str | None:
     """Queue this job (or array element) again, away from the hosts that it has lost; why not, where it cannot be.
 
     Slurm then ends the present run. Its SIGTERM reaches every process of the job, this one and the scontrol that has
@@ -131,6 +131,7 @@ def requeue(job_id: str, restart_count: int, lost: Sequence[str] = ()) -> str | 
 
     Args:
         job_id, restart_count: the job, and how often Slurm had queued it again when it started.
+        nodes: how many it needs. Slurm's word for that is wrong (NumNodes=1) as long as the job is COMPLETING.
         lost: hosts, the last one last.
     """
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -151,20 +152,20 @@ def requeue(job_id: str, restart_count: int, lost: Sequence[str] = ()) -> str | 
         if words:
             time.sleep(ASK_AGAIN_EVERY)
     if lost and not words:
-        return _exclude(job_id, lost)
+        return _exclude(job_id, nodes, lost)
     return words
 
 
-def _exclude(job_id: str, lost: Sequence[str]) -> str | None:
+def _exclude(job_id: str, nodes: int, lost: Sequence[str]) -> str | None:
     """Keep a queued job from the hosts that it has lost; why not, where it cannot be."""
-    facts = dict(re.findall(r"\b(ExcNodeList|NumNodes|Partition)=(\S+)", job_detail(job_id) or ""))
+    facts = dict(re.findall(r"\b(ExcNodeList|Partition)=(\S+)", job_detail(job_id) or ""))
     present = facts.get("ExcNodeList", "(null)")
-    nodes = _ask(["sinfo", "--noheader", "--Node", f"--partition={facts.get('Partition')}", "--format=%N %t"])
+    states = _ask(["sinfo", "--noheader", "--Node", f"--partition={facts.get('Partition')}", "--format=%N %t"])
     avoided = hosts_to_avoid(
         [] if present == "(null)" else expand_nodelist(present),
         lost,
-        [name for name, state in map(str.split, (nodes or "").splitlines()) if _may_be_used(state)],
-        int(facts.get("NumNodes", "1").partition("-")[0]),
+        [name for name, state in map(str.split, (states or "").splitlines()) if _may_be_used(state)],
+        nodes,
     )
     words = _refusal(["scontrol", "update", f"JobId={job_id}", f"ExcNodeList={','.join(avoided)}"])
     return words and f"it was queued again, but not kept from {','.join(avoided)}: {words}"

@@ -168,7 +168,9 @@ class Supervision:
             self._shown.copy_new()
             now = time.monotonic()
             self._judge(now)
-            self._check_directory(now)
+            if now - self._directory_seen_at > LOOK_AT_DIRECTORY_EVERY:
+                self._directory_seen_at = now
+                self._check_directory()
             if self._requests.warnings and len(self.records.of("started")) == self._world_size:
                 self._listener.tell({"do": "warn", "signal": self._requests.warnings.pop()})
                 if self._requests.by_keyboard:
@@ -180,6 +182,7 @@ class Supervision:
                 noticed.stop_at = now
             if noticed.stop_at is not None:
                 self._stop(now - noticed.stop_at)
+        self._check_directory()  # ranks that start late cannot read their plan: that is not what happened
         return noticed.stop_at is None and self._mpirun.returncode < 0
 
     def _hear(self, seconds: float) -> None:
@@ -264,12 +267,10 @@ class Supervision:
                 self._on_event("straggler", rank=rank, host=view.host, gpu=view.gpu, times_the_median=round(times, 2))
                 say([f"warning: rank {rank} on {view.host} takes {times:.1f} times as long as the others"])
 
-    def _check_directory(self, now: float) -> None:
+    def _check_directory(self) -> None:
         """Raise `LauncherError` where the attempt's directory was deleted under its ranks."""
-        if now - self._directory_seen_at > LOOK_AT_DIRECTORY_EVERY:
-            self._directory_seen_at = now
-            if not self._attempt.path.is_dir():
-                raise LauncherError(f"{self._attempt.path} has gone while its ranks ran: they were stopped")
+        if not self._attempt.path.is_dir():
+            raise LauncherError(f"{self._attempt.path} has gone while its ranks ran: they were stopped")
 
     def _running(self) -> list[RankView]:
         """Ranks that began, and neither said how they ended nor are gone."""

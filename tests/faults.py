@@ -182,6 +182,16 @@ def kill_the_daemon(play: Play, attempt: int = 1, step: int | None = None) -> Ex
     return Expected("node lost", at, second.rank, second.host, within=NODE_WITHIN, attempt=attempt, requeues=1)
 
 
+def lose_three_hosts(play: Play) -> Expected:
+    """One after another, of four: too few would be left if the job were kept from each for ever."""
+    problems: list[str] = []
+    for attempt in (1, 2):
+        expected = kill_the_daemon(play, attempt, play.workload.steps * attempt // 4)
+        problems += wrong_verdict(play.ended(attempt)["verdict"], expected)
+    third = kill_the_daemon(play, 3, play.workload.steps * 3 // 4)
+    return third._replace(requeues=3, problems=tuple(problems))
+
+
 def kill_mpirun(play: Play, attempt: int = 1, step: int | None = None) -> Expected:
     play.at_step(step or play.some_step(), attempt)
     mpirun = play.mpirun()
@@ -549,6 +559,7 @@ ROWS = [
     ),
     Row("USR1 before the process group exists", warn_before_the_group, each_commit=(IN_TRAINING_4,)),
     Row("SIGKILL of mpirun's daemon", kill_the_daemon, each_commit=("steps",)),
+    Row("SIGKILL of three daemons, one after another", lose_three_hosts, each_commit=("steps@openmpi-5.0.11",)),
     Row("SIGKILL of mpirun", kill_mpirun, each_commit=("steps",)),
     Row("SIGKILL of the launcher", kill_the_launcher, each_commit=("steps",)),
     Row("link down", unplug, times=5, each_commit=(IN_TRAINING_5,)),

@@ -49,7 +49,8 @@ class OneRank:
         )
 
     def listen(self, seconds: float = 0.05) -> None:
-        """What a launcher does: take in what comes, keep the records, let the rank leave."""
+        """What a launcher does: say that it lives, take in what comes, keep the records, let the rank leave."""
+        self.listener.tell({})
         for rank, message in self.listener.exchange(seconds):
             self.heard.append(message)
             if record := message.get("record"):

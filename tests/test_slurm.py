@@ -49,10 +49,10 @@ def fake_scontrol(folder: Path, monkeypatch: pytest.MonkeyPatch, detail: str) ->
 def test_a_job_is_queued_again_away_from_a_host_and_from_those_it_avoids_already(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    detail = RUNNING.replace("(null)", "n[7-8]") + " Partition=main NumNodes=2"
+    detail = RUNNING.replace("(null)", "n[7-8]") + " Partition=main NumNodes=1"
     asked = fake_scontrol(tmp_path, monkeypatch, detail)
 
-    assert slurm.requeue("5", 0, ["n2"]) is None
+    assert slurm.requeue("5", 0, 2, ["n2"]) is None
 
     assert asked.read_text() == "requeue 5\nupdate JobId=5 ExcNodeList=n7,n8,n2\n"
 
@@ -80,7 +80,7 @@ def test_a_job_is_kept_from_the_hosts_it_lost_but_never_from_so_many_that_it_can
 def test_a_cancelled_job_is_never_queued_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reason: str) -> None:
     asked = fake_scontrol(tmp_path, monkeypatch, f"{reason} Restarts=0")
 
-    assert slurm.requeue("5", 0) == "it was cancelled"
+    assert slurm.requeue("5", 0, 2) == "it was cancelled"
     assert asked.read_text() == ""
 
 
@@ -89,12 +89,12 @@ def test_a_job_that_slurm_has_queued_again_itself_is_left_alone(
 ) -> None:
     asked = fake_scontrol(tmp_path, monkeypatch, "JobState=RUNNING Reason=None Restarts=1")
 
-    assert slurm.requeue("5", 0) is None
+    assert slurm.requeue("5", 0, 2) is None
     assert asked.read_text() == ""
 
 
 def test_a_job_at_its_time_limit_may_still_be_queued_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = fake_scontrol(tmp_path, monkeypatch, "JobState=COMPLETING Reason=TimeLimit Restarts=0")
 
-    assert slurm.requeue("5", 0) is None
+    assert slurm.requeue("5", 0, 2) is None
     assert asked.read_text() == "requeue 5\n"

@@ -38,10 +38,10 @@ time.sleep(600)
 
 
 def started(tmp_path: Path, text: str, sign: str) -> OneRank:
-    """A rank whose program has left its sign in the folder."""
+    """A rank that has begun, and whose program has left its sign in the folder."""
     (tmp_path / "program.py").write_text(f"import os\nos.chdir({str(tmp_path)!r})\n{text}")
     rank = OneRank(tmp_path, [sys.executable, str(tmp_path / "program.py")])
-    rank.listen_until((tmp_path / sign).exists)
+    rank.listen_until(lambda: (tmp_path / sign).exists() and told(rank, "record"))
     return rank
 
 
