@@ -110,6 +110,10 @@ class TrainConfig:
     seq_length: Annotated[int, arg(aliases=["-s"], metavar="TOKENS")] = 1024
     """Tokens per sequence; at most what the model takes."""
 
+    packing: Literal["concatenated", "varlen"] = "concatenated"
+    """Documents that share a sequence: concatenated: each sees those before it, as GPT-2 was trained; varlen:
+    attention and positions stay within each document."""
+
     strategy: Literal["ddp", "fsdp"] = "ddp"
     """What several ranks hold: ddp: each the whole model, the faster way where it fits; fsdp: each a slice of
     weights, gradients and optimizer state."""

@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn import functional
 
 from training import gpt2_kernels as kernels
+from training.packing import causal_mask_within, document_starts, positions_from
 
 VOCABULARY_MULTIPLE = 128
 """The matrix product with the vocabulary is several times faster where its size is a multiple of this."""
@@ -21,10 +22,11 @@ VOCABULARY_MULTIPLE = 128
 class GPT2Loss(nn.Module):
     """As `TokenLoss` in bfloat16, for a GPT-2 on a GPU."""
 
-    def __init__(self, model: Any, precision: torch.dtype = torch.bfloat16) -> None:
+    def __init__(self, model: Any, precision: torch.dtype = torch.bfloat16, end_of_text: int | None = None) -> None:
         super().__init__()
         self.model = model
         self._precision = precision
+        self._end_of_text = end_of_text
         self._copies: dict[nn.Parameter, torch.Tensor] = {}
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
@@ -36,7 +38,12 @@ class GPT2Loss(nn.Module):
         p_residual, p_attention = (config.resid_pdrop, config.attn_pdrop) if self.training else (0.0, 0.0)
         seeds = torch.randint(2**31, (2 * len(core.h) + 1,), device=tokens.device)
 
-        embedded = Embed.apply(tokens, core.wte.weight, core.wpe.weight, copies[core.wte.weight])
+        places, mask = None, None
+        if self._end_of_text is not None:
+            starts = document_starts(tokens, self._end_of_text)
+            places, mask = positions_from(starts), causal_mask_within(starts)
+
+        embedded = Embed.apply(tokens, places, core.wte.weight, core.wpe.weight, copies[core.wte.weight])
         x = functional.dropout(embedded, config.embd_pdrop, self.training)
         delta, bias = None, None
         for number, block in enumerate(core.h):
@@ -48,7 +55,9 @@ class GPT2Loss(nn.Module):
             query, key, value = QueryKeyValue.apply(
                 normed, weight, attention.c_attn.bias, copies[weight], (batch, length, heads)
             )
-            attended = functional.scaled_dot_product_attention(query, key, value, dropout_p=p_attention, is_causal=True)
+            attended = functional.scaled_dot_product_attention(
+                query, key, value, attn_mask=mask, dropout_p=p_attention, is_causal=mask is None
+            )
             rows = attended.transpose(1, 2).reshape(batch * length, -1)
             weight = attention.c_proj.weight
             delta, bias = Product.apply(rows, weight, copies[weight]), attention.c_proj.bias
@@ -93,23 +102,28 @@ def weight_gradient(rows: torch.Tensor, grad: torch.Tensor) -> torch.Tensor:
 
 
 class Embed(torch.autograd.Function):
-    """Token and position embeddings, added; rows of shape [sequences · tokens, width]."""
+    """Token and position embeddings, added; rows of shape [sequences · tokens, width]. Positions count through each
+    sequence where `places`, of the tokens' shape, does not say otherwise."""
 
     @staticmethod
-    def forward(ctx: Any, tokens: Any, table: Any, positions: Any, copy: Any) -> Any:
-        ctx.save_for_backward(tokens)
+    def forward(ctx: Any, tokens: Any, places: Any, table: Any, positions: Any, copy: Any) -> Any:
+        ctx.save_for_backward(tokens, places)
         ctx.sizes = table.shape[0], positions.shape[0]
-        places = positions[: tokens.shape[1]].to(copy.dtype)
-        return (functional.embedding(tokens, copy) + places).flatten(0, 1)
+        of_places = positions[: tokens.shape[1]] if places is None else functional.embedding(places, positions)
+        return (functional.embedding(tokens, copy) + of_places.to(copy.dtype)).flatten(0, 1)
 
     @staticmethod
     def backward(ctx: Any, grad: Any) -> Any:
-        [tokens] = ctx.saved_tensors
+        tokens, places = ctx.saved_tensors
         vocabulary, longest = ctx.sizes
         grad = grad.float()
         table = torch.ops.aten.embedding_dense_backward(grad, tokens.flatten(), vocabulary, -1, False)
-        places = grad.view(*tokens.shape, -1).sum(0)
-        return None, table, functional.pad(places, (0, 0, 0, longest - len(places))), None
+        if places is None:
+            of_places = grad.view(*tokens.shape, -1).sum(0)
+            of_places = functional.pad(of_places, (0, 0, 0, longest - len(of_places)))
+        else:
+            of_places = torch.ops.aten.embedding_dense_backward(grad, places.flatten(), longest, -1, False)
+        return None, None, table, of_places, None
 
 
 class AddNorm(torch.autograd.Function):

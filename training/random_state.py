@@ -76,6 +76,7 @@ def conditions(
         "--gradient-accumulation-steps": config.gradient_accumulation_steps,
         "--dtype": dtype,
         "--kernels": kernels,
+        "--packing": config.packing,
         "--strategy": config.strategy,
         "--reduce-dtype": config.reduce_dtype,
         "--ddp-bucket-cap-mb": config.ddp_bucket_cap_mb,

@@ -38,6 +38,8 @@ class Prepared:
     token_folder: Path
     documents: int
     """Training documents."""
+    end_of_text: int
+    """The token that ends each."""
     done: Progress
     total: int
     """Optimizer steps of the whole run."""
@@ -72,8 +74,9 @@ def prepare(config: TrainConfig, run: RunDirectory, world_size: int, say: Callab
     def check_content(fingerprint: str) -> None:
         check_same_run(run, config, source.architecture, fingerprint)
 
-    with data_tokens(config, load_tokenizer(source), say, check_content) as tokens:
-        return _prepared(config, run, world_size, say, source, tokens)
+    tokenizer = load_tokenizer(source)
+    with data_tokens(config, tokenizer, say, check_content) as tokens:
+        return _prepared(config, run, world_size, say, source, tokens, tokenizer.eos_token_id)
 
 
 def _prepared(
@@ -83,6 +86,7 @@ def _prepared(
     say: Callable[[str], None],
     source: ModelSource,
     tokens: DataTokens,
+    end_of_text: int,
 ) -> Prepared:
     corpus = tokens.corpus
     sequences = len(corpus.train) // config.seq_length
@@ -109,6 +113,7 @@ def _prepared(
         source=source,
         token_folder=tokens.folder,
         documents=corpus.documents,
+        end_of_text=end_of_text,
         done=newest.done,
         total=total,
         warmup=warmup,

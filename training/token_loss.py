@@ -8,22 +8,28 @@ import torch
 from torch import nn
 
 from training.errors import InputError
+from training.packing import within_documents
 
 
 class TokenLoss(nn.Module):
     """A causal language model as a function from tokens to the mean loss of predicting each next one."""
 
-    def __init__(self, model: Any, bfloat16: bool) -> None:
+    def __init__(self, model: Any, bfloat16: bool, end_of_text: int | None = None) -> None:
         """The forward and backward pass run in bfloat16 for what gains from it, over weights that stay float32:
-        pure bfloat16 weights lose small updates."""
+        pure bfloat16 weights lose small updates.
+
+        With `end_of_text`, the token that ends a document, attention stays within documents.
+        """
         super().__init__()
         self.model = model
         self._bfloat16 = bfloat16
+        self._end_of_text = end_of_text
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         """The loss of int64 tokens of shape [sequences, tokens], in nats per token: a float32 scalar."""
+        within = {} if self._end_of_text is None else within_documents(tokens, self._end_of_text)
         with self._precision(tokens.device):
-            return self.model(input_ids=tokens, labels=tokens).loss.float()
+            return self.model(input_ids=tokens, labels=tokens, **within).loss.float()
 
     def _precision(self, device: torch.device) -> AbstractContextManager[Any]:
         return torch.autocast(device.type, torch.bfloat16) if self._bfloat16 else nullcontext()
@@ -36,6 +42,7 @@ def token_loss(
     compiled: bool,
     sharded: bool,
     device: torch.device,
+    end_of_text: int | None = None,
 ) -> nn.Module:
     """The model as such a function: by the fused kernels of `gpt2_loss` where it may be, else by its own forward.
 
@@ -45,6 +52,8 @@ def token_loss(
         bfloat16: whether to compute in bfloat16, else in float32.
         compiled: the model's forward has been compiled.
         sharded: FSDP shares the model out among the ranks; it casts the weights itself.
+        device: the model's.
+        end_of_text: the token that ends a document, where attention is to stay within documents.
 
     Raises:
         InputError: the fused kernels are insisted on, and do not fit.
@@ -54,10 +63,10 @@ def token_loss(
     if kernels == "fused" and why_not is not None:
         raise InputError(f"--kernels fused: {why_not}; leave the option out")
     if kernels == "torch" or why_not is not None:
-        return TokenLoss(model, bfloat16 and not sharded)
+        return TokenLoss(model, bfloat16 and not sharded, end_of_text)
     from training.gpt2_loss import GPT2Loss
 
-    return GPT2Loss(model)
+    return GPT2Loss(model, end_of_text=end_of_text)
 
 
 def fused_misfit(config: Any, device_type: str) -> str | None:

@@ -93,6 +93,7 @@ def train(config: TrainConfig, run: RunDirectory, ranks: RankInfo, stop: StopReq
         from training.loader import Loader
         from training.model import build_model, load_tokenizer, quiet_libraries
         from training.optimizer import make_optimizer
+        from training.packing import check_keeps_apart
         from training.preflight import preflight
         from training.publish import step_folder
         from training.run_log import RunLog
@@ -141,9 +142,17 @@ def train(config: TrainConfig, run: RunDirectory, ranks: RankInfo, stop: StopReq
     sharded = config.strategy == "fsdp" and ranks.world_size > 1
     reduce_bfloat16 = config.reduce_dtype == "bfloat16"
     weights = found.weights if ranks.rank == 0 else None
-    model: Any = process_group.on_every_rank(
-        lambda: None if sharded and ranks.rank > 0 else build_model(architecture, weights)
-    )
+    end_of_text = found.end_of_text if config.packing == "varlen" else None
+
+    def build() -> Any:
+        if sharded and ranks.rank > 0:
+            return None
+        built = build_model(architecture, weights)
+        if end_of_text is not None:
+            check_keeps_apart(built)
+        return built
+
+    model: Any = process_group.on_every_rank(build)
     if config.compile:
         heartbeat.enter("compile")
     if sharded:
@@ -154,9 +163,9 @@ def train(config: TrainConfig, run: RunDirectory, ranks: RankInfo, stop: StopReq
         model = model.to(device)
         if config.compile:
             model.compile()
-    if config.compile:
+    if config.compile and end_of_text is None:
         use_packed_causal_attention(model)
-    loss_of = token_loss(model, config.kernels, bfloat16, config.compile, sharded, device)
+    loss_of = token_loss(model, config.kernels, bfloat16, config.compile, sharded, device, end_of_text)
     trained: nn.Module = loss_of
     if ranks.world_size > 1 and not sharded:
         trained = strategy.replicate(loss_of, device, config.ddp_bucket_cap_mb, reduce_bfloat16)
