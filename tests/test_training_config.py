@@ -90,6 +90,7 @@ def test_the_names_of_the_guide_and_of_hugging_face_mean_the_same():
         (["--mtbf-hours", "0"], r"--mtbf-hours 0.0: a number above 0 is wanted"),
         (["--lr", "fast"], r"'fast' is not a number"),
         (["--seq-length", "1.5"], r"'1.5' is not a whole number"),
+        (["--batch-size", "many"], r"'many' is not a whole number, nor auto"),
         (["--batch-size"], r"Missing value for argument .*--batch-size"),
         (["--lr-scheduler", "step"], r"invalid choice 'step'.*'cosine', 'linear', 'constant'"),
         (["--preset", "huge"], r"invalid choice 'huge'"),

@@ -76,7 +76,7 @@ def check(config: TrainConfig, ranks: int | None) -> None:
         config.max_train_tokens,
     )
     check_same_run(run, config, source.architecture, corpus.fingerprint)
-    if ranks is not None:
+    if ranks is not None and config.batch_size != "auto":
         from training.tokenise import count_tokens
         from training.tokens import check_enough
 

@@ -101,8 +101,11 @@ class TrainConfig:
     """Steps of the whole run whose update is skipped where the loss or gradient is not finite; at the next one, or
     without this option at the first, the run stops before the update."""
 
-    batch_size: Annotated[int, arg(aliases=["-b", "--per-device-train-batch-size"], metavar="N")] = 8
-    """Sequences per rank in one forward pass."""
+    batch_size: Annotated[
+        int | Literal["auto"], arg(aliases=["-b", "--per-device-train-batch-size"], metavar="N|auto")
+    ] = 8
+    """Sequences per rank in one forward pass; auto: as many as fit the first rank's GPU;
+    a run that goes on keeps what it has."""
 
     gradient_accumulation_steps: Annotated[int, arg(metavar="N")] = 1
     """Forward passes per optimizer step."""
@@ -261,6 +264,11 @@ def _one_line(box: str) -> str:
             lines.append(text)
     sentence = " ".join(lines)
     sentence = re.sub(r"invalid literal for int\(\) with base 10: (.*)", r"\1 is not a whole number", sentence)
+    sentence = re.sub(
+        r"no type matching INT\|\{(\w+)\} could be instantiated from \[(.*?)\].*",
+        r"\2 is not a whole number, nor \1",
+        sentence,
+    )
     sentence = re.sub(r"could not convert string to float: (.*)", r"\1 is not a number", sentence)
     return sentence or "the command line cannot be read; see --help"
 
@@ -328,7 +336,7 @@ def check_values(config: TrainConfig) -> None:
         option = _spellings(name)[0]
         if isinstance(value, float) and not math.isfinite(value):
             raise InputError(f"{option} {value}: a finite number is wanted")
-        if name in MINIMUM and value is not None and value < MINIMUM[name]:
+        if name in MINIMUM and isinstance(value, int | float) and value < MINIMUM[name]:
             raise InputError(f"{option} {value}: at least {MINIMUM[name]} is wanted")
         if isinstance(value, str | Path) and not str(value).strip():
             raise InputError(f"{option} is empty: a value is wanted, or leave the option out")

@@ -187,6 +187,15 @@ def check_same_run(
             )
 
 
+def batch_size_before(run: RunDirectory) -> int | None:
+    """The latest attempt's --batch-size, so that one that goes on need not look for it again; None where none is."""
+    try:
+        found = json.loads(run.config.read_text(encoding="utf-8"))["config"]["batch_size"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return found if isinstance(found, int) else None
+
+
 def changed_options(run: RunDirectory, config: TrainConfig, world_size: int) -> str | None:
     """What the latest attempt was given otherwise, as `--lr 0.001 → 0.01`; None where nothing or no attempt."""
     try:

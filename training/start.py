@@ -5,7 +5,7 @@ Everything that can be wrong with the request is found here before anything is w
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from training.prepare import DataTokens, data_tokens
 from training.publish import drop_unfinished
 from training.run_directory import (
     RunDirectory,
+    batch_size_before,
     changed_options,
     check_same_run,
     check_writable,
@@ -36,6 +37,8 @@ class Prepared:
 
     source: ModelSource
     token_folder: Path
+    batch_size: int
+    """Sequences per rank in one forward pass."""
     documents: int
     """Training documents."""
     end_of_text: int
@@ -60,8 +63,20 @@ class Prepared:
         return self.resume_from or (self.source.folder if self.source.pretrained else None)
 
 
-def prepare(config: TrainConfig, run: RunDirectory, world_size: int, say: Callable[[str], None]) -> Prepared:
+def prepare(
+    config: TrainConfig,
+    run: RunDirectory,
+    world_size: int,
+    say: Callable[[str], None],
+    find_batch_size: Callable[[dict[str, Any]], int],
+) -> Prepared:
     """Find or make everything a run needs. Called by rank 0 alone.
+
+    Args:
+        config, run: the run.
+        world_size: ranks.
+        say: told what the user should know.
+        find_batch_size: for a model's architecture, where --batch-size is `auto` and no attempt before has found it.
 
     Raises:
         InputError: the request cannot be carried out; nothing was written then.
@@ -75,12 +90,17 @@ def prepare(config: TrainConfig, run: RunDirectory, world_size: int, say: Callab
         check_same_run(run, config, source.architecture, fingerprint)
 
     tokenizer = load_tokenizer(source)
+    batch_size = config.batch_size
+    if batch_size == "auto":
+        batch_size = batch_size_before(run) or find_batch_size(source.architecture)
+        config = replace(config, batch_size=batch_size)
     with data_tokens(config, tokenizer, say, check_content) as tokens:
-        return _prepared(config, run, world_size, say, source, tokens, tokenizer.eos_token_id)
+        return _prepared(config, batch_size, run, world_size, say, source, tokens, tokenizer.eos_token_id)
 
 
 def _prepared(
     config: TrainConfig,
+    batch_size: int,
     run: RunDirectory,
     world_size: int,
     say: Callable[[str], None],
@@ -90,10 +110,10 @@ def _prepared(
 ) -> Prepared:
     corpus = tokens.corpus
     sequences = len(corpus.train) // config.seq_length
-    batch, accumulation = config.batch_size, config.gradient_accumulation_steps
-    check_enough(len(corpus.train), corpus.documents, config.seq_length, world_size, batch, accumulation)
+    accumulation = config.gradient_accumulation_steps
+    check_enough(len(corpus.train), corpus.documents, config.seq_length, world_size, batch_size, accumulation)
     newest = newest_checkpoint(run.checkpoints, say)
-    per_step = world_size * batch * accumulation
+    per_step = world_size * batch_size * accumulation
     total, warmup = plan_steps(config, sequences, per_step, newest.done)
 
     summary = read_summary(run)
@@ -112,6 +132,7 @@ def _prepared(
     return Prepared(
         source=source,
         token_folder=tokens.folder,
+        batch_size=batch_size,
         documents=corpus.documents,
         end_of_text=end_of_text,
         done=newest.done,
@@ -205,7 +226,7 @@ def start_text(
         start = "starting from its weights"
     else:
         start = "starting from random initialisation" + ("" if config.from_scratch else " (it has no weights)")
-    tokens = config.batch_size * config.gradient_accumulation_steps * config.seq_length
+    tokens = found.batch_size * config.gradient_accumulation_steps * config.seq_length
     return (
         f"training {config.model_name} ({parameters / 1e6:.1f}M parameters), {start}\n"
         f"  data  {config.dataset_name}: {found.documents:,} documents, {sequences:,} sequences of {config.seq_length} "

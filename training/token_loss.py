@@ -7,6 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from training.attention import use_packed_causal_attention
 from training.errors import InputError
 from training.packing import within_documents
 
@@ -44,14 +45,15 @@ def token_loss(
     device: torch.device,
     end_of_text: int | None = None,
 ) -> nn.Module:
-    """The model as such a function: by the fused kernels of `gpt2_loss` where it may be, else by its own forward.
+    """The model as such a function: by the fused kernels of `gpt2_loss` where it may be, else by its own forward, which
+    it compiles where that is asked.
 
     Args:
         model: a causal language model of transformers, on `device`.
         kernels: the option --kernels.
         bfloat16: whether to compute in bfloat16, else in float32.
-        compiled: the model's forward has been compiled.
-        sharded: FSDP shares the model out among the ranks; it casts the weights itself.
+        compiled: the option --compile.
+        sharded: FSDP shares the model out among the ranks; it casts the weights itself, and compiles block by block.
         device: the model's.
         end_of_text: the token that ends a document, where attention is to stay within documents.
 
@@ -63,6 +65,10 @@ def token_loss(
     if kernels == "fused" and why_not is not None:
         raise InputError(f"--kernels fused: {why_not}; leave the option out")
     if kernels == "torch" or why_not is not None:
+        if compiled and end_of_text is None:
+            use_packed_causal_attention(model)
+        if compiled and not sharded:
+            model.compile()
         return TokenLoss(model, bfloat16 and not sharded, end_of_text)
     from training.gpt2_loss import GPT2Loss
 

@@ -13,6 +13,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from training.config import TrainConfig, config_from_argv
@@ -87,7 +88,7 @@ def train(config: TrainConfig, run: RunDirectory, ranks: RankInfo, stop: StopReq
         )
 
         from training import checkpoint, evaluate, flops, loop, metrics, random_state, snapshot, strategy
-        from training.attention import use_packed_causal_attention
+        from training.batch_size import find_batch_size
         from training.divergence import NormWatch
         from training.interval import mtbf_seconds, parse_interval
         from training.loader import Loader
@@ -123,7 +124,16 @@ def train(config: TrainConfig, run: RunDirectory, ranks: RankInfo, stop: StopReq
     heartbeat.enter("prepare")
 
     # Rank 0 alone looks for model, data and checkpoint, and tells the others where they are.
-    found = process_group.rank_zero_first(lambda: prepare(config, run, ranks.world_size, say))
+    found = process_group.rank_zero_first(
+        lambda: prepare(
+            config,
+            run,
+            ranks.world_size,
+            say,
+            lambda architecture: find_batch_size(config, architecture, bfloat16, device, say),
+        )
+    )
+    config = replace(config, batch_size=found.batch_size)
     start.ended("prepare")
     done, total = found.done, found.total
     heartbeat.resumed(done.step, saved=found.resume_from is not None)
@@ -161,10 +171,6 @@ def train(config: TrainConfig, run: RunDirectory, ranks: RankInfo, stop: StopReq
         )
     else:
         model = model.to(device)
-        if config.compile:
-            model.compile()
-    if config.compile and end_of_text is None:
-        use_packed_causal_attention(model)
     loss_of = token_loss(model, config.kernels, bfloat16, config.compile, sharded, device, end_of_text)
     trained: nn.Module = loss_of
     if ranks.world_size > 1 and not sharded:
@@ -178,7 +184,7 @@ def train(config: TrainConfig, run: RunDirectory, ranks: RankInfo, stop: StopReq
     conditions = random_state.conditions(config, hosts, total, found.warmup, precision, kernels, hardware)
     changes: list[str] = []
     if found.resume_from is not None:
-        loop.settle_buckets(trained, config.batch_size, config.seq_length, device)
+        loop.settle_buckets(trained, found.batch_size, config.seq_length, device)
         checkpoint.load_optimizer(found.resume_from, optimizer)
     random_state.seed_all(loop.dropout_seed(config.seed, ranks.rank, done.step))
     if found.resume_from is not None:
@@ -188,19 +194,19 @@ def train(config: TrainConfig, run: RunDirectory, ranks: RankInfo, stop: StopReq
             changes.append(random_state.NO_FIXED_ORDER)
 
     # The data: which sequences this rank reads follows from the step alone.
-    per_step = ranks.world_size * config.batch_size * config.gradient_accumulation_steps
+    per_step = ranks.world_size * found.batch_size * config.gradient_accumulation_steps
     batches = RankBatches(
         order=SampleOrder(len(blocks), config.seed),
         rank=ranks.rank,
         world_size=ranks.world_size,
-        batch_size=config.batch_size,
+        batch_size=found.batch_size,
         accumulation=config.gradient_accumulation_steps,
         first_sample=done.samples,
         steps=total - done.step,
     )
     loader = Loader(blocks, batches, config.num_workers, device)
     my_held_out = evaluate.evaluation_batches(
-        len(held_out), config.batch_size, ranks.rank, ranks.world_size, config.max_eval_samples
+        len(held_out), found.batch_size, ranks.rank, ranks.world_size, config.max_eval_samples
     )
     tokenizer = load_tokenizer(found.source) if ranks.rank == 0 else None
 

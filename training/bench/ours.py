@@ -5,7 +5,6 @@ from typing import Any, Literal
 
 import torch
 
-from training.attention import use_packed_causal_attention
 from training.bench.setting import ENDLESS, MAX_GRAD_NORM, PEAK_LR, WARMUP_STEPS, WEIGHT_DECAY, Setting, keep_with_gloo
 from training.config import TrainConfig
 from training.heartbeat import Heartbeat
@@ -33,9 +32,6 @@ class Ours:
         trainer never does."""
         torch.manual_seed(setting.seed)
         model = build_model(setting.size.architecture(setting.dropout), None).to(setting.device)
-        if compiled:
-            use_packed_causal_attention(model)
-            model.compile()
         self.model = model
         loss_of = token_loss(model, kernels, setting.bfloat16, compiled, False, setting.device)
         if setting.ranks.world_size > 1 and not alone:
