@@ -33,9 +33,10 @@ class Sequences(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
 
 def plain_model(setting: Setting) -> Any:
     """The Hugging Face model as `from_config` gives it, without what `build_model` mends."""
-    return AutoModelForCausalLM.from_config(
-        GPT2Config(**setting.size.architecture(setting.dropout), use_cache=False), dtype=torch.float32
-    )
+    with setting.device:
+        return AutoModelForCausalLM.from_config(
+            GPT2Config(**setting.size.architecture(setting.dropout), use_cache=False), dtype=torch.float32
+        )
 
 
 class Chapter:
@@ -43,10 +44,9 @@ class Chapter:
 
     def __init__(self, setting: Setting) -> None:
         self._setting = setting
-        device = setting.device
         torch.manual_seed(setting.seed)
         dtype = torch.bfloat16 if setting.bfloat16 else torch.float32
-        self.model = plain_model(setting).to(device=device, dtype=dtype)
+        self.model = plain_model(setting).to(dtype)
         self._trained: Any = over_ranks(torch.compile(self.model) if setting.compiled else self.model, setting)
         self._trained.train()
         self.optimizer = torch.optim.AdamW(self._trained.parameters(), lr=PEAK_LR)

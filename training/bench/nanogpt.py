@@ -137,7 +137,8 @@ class NanoGPTStep:
         device = setting.device
         torch.manual_seed(setting.seed)
         vocabulary = -(-setting.size.vocabulary // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
-        self.model: Any = NanoGPT(setting.size, vocabulary, bias, setting.dropout).to(device)
+        with device:
+            self.model: Any = NanoGPT(setting.size, vocabulary, bias, setting.dropout)
         parameters = list(self.model.parameters())
         self.optimizer = torch.optim.AdamW(
             [

@@ -31,7 +31,8 @@ class Ours:
         """`kernels` and `compiled` are the trainer's options; `alone` leaves out the exchange of gradients, which the
         trainer never does."""
         torch.manual_seed(setting.seed)
-        model = build_model(setting.size.architecture(setting.dropout), None).to(setting.device)
+        with setting.device:  # a processor takes long to draw the weights of a large model
+            model = build_model(setting.size.architecture(setting.dropout), None)
         self.model = model
         loss_of = token_loss(model, kernels, setting.bfloat16, compiled, False, setting.device)
         if setting.ranks.world_size > 1 and not alone:
