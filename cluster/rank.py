@@ -10,6 +10,7 @@ import select
 import signal
 import socket
 import sys
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -84,8 +85,12 @@ def main(arguments: Sequence[str]) -> int:
         say_end(wire, facts, ending, wait=False)
 
     watched = Watched(program)
-    if local_rank == 0:  # looked up while the program imports
-        wire.send({"node": node_facts(Path(plan["run_dir"]), os.environ)})
+    if local_rank == 0:  # looked up while the program imports, and beside it: a file server may be slow
+
+        def tell_facts() -> None:
+            wire.send({"node": node_facts(Path(plan["run_dir"]), os.environ)})
+
+        threading.Thread(target=tell_facts, daemon=True).start()
     ending = watch(watched, wire, say_exception)
     if is_victim(ending._asdict()):
         time.sleep(GRACE_FOR_THE_GUILTY)

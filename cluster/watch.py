@@ -23,6 +23,10 @@ LOOK_EVERY = 0.05
 """Seconds between two looks at the program."""
 GRACE_TO_STOP = 1.0
 """Seconds from SIGTERM to SIGKILL for the program."""
+GATHER_STACKS = 0.5
+"""Seconds that a program has to write its stacks."""
+ANSWER_WITHIN = 1.0
+"""Seconds more after which no stacks are the answer."""
 HEARTBEAT_BYTES = 1024
 LONGEST_STACKS = 1 << 16
 NO_BEAT: Mapping[str, Any] = {
@@ -216,7 +220,7 @@ def watch(watched: Watched, wire: Wire, on_exception: Callable[[Ending], None]) 
                     watched.warn(message["signal"])
                 case "stacks":
                     watched.ask_stacks()
-                    answer_at = now + 0.5
+                    answer_at = now + GATHER_STACKS
                 case "stop":
                     watched.signal(signal.SIGTERM)
         watched.deliver_warnings()
@@ -226,7 +230,7 @@ def watch(watched: Watched, wire: Wire, on_exception: Callable[[Ending], None]) 
             watched.kill()
             if not wire.closed:
                 kill_daemon(os.getppid())
-        elif answer_at is not None and now > answer_at:
+        elif answer_at is not None and (now > answer_at + ANSWER_WITHIN or (now > answer_at and watched.stacks())):
             answer_at = None
             wire.send({"stacks": watched.stacks(), "state": watched.state()})
         elif now - beat_at > BEAT_EVERY:

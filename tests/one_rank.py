@@ -68,6 +68,7 @@ class OneRank:
     def finish(self) -> subprocess.CompletedProcess[str]:
         """Listen to the rank's end."""
         self.listen_until(lambda: self.process.poll() is not None, 120.0)
+        self.listen_until(lambda: any(message.get("closed") for message in self.heard))
         out, err = self.process.communicate()
         self.listener.close()
         self._records.close()

@@ -95,7 +95,7 @@ def _byte(peer: socket.socket) -> int:
 
 
 class Fault:
-    """``WHAT@RANK:STEP``; after the comma of ``WHAT,SECONDS@…`` it waits so long first."""
+    """``WHAT@RANK:STEP``; of ``WHAT,SECONDS@…`` it waits so long after another one has struck."""
 
     def __init__(self, text: str) -> None:
         what, _, where = text.partition("@")
@@ -109,6 +109,9 @@ class Fault:
 
     def announce(self) -> None:
         """Leave word of the time, for the one who counts the seconds to the verdict."""
+        if self.seconds:
+            while not list(Path(os.environ["CLUSTER_RUN_DIR"]).glob("struck-*")):
+                time.sleep(0.005)
         time.sleep(self.seconds)
         (Path(os.environ["CLUSTER_RUN_DIR"]) / f"struck-{os.environ['RANK']}").write_text(str(time.time()))
 

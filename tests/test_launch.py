@@ -262,7 +262,9 @@ def test_the_rank_that_began_is_blamed_also_when_it_closes_its_connections_first
         "        raise ValueError('boom')\n"
         "    finally:\n"
         "        open('gone', 'w').close()\n"
-        "        time.sleep(0.5)\n"
+        "        records = os.environ['CLUSTER_RUN_DIR'] + '/attempt-0001/ranks.jsonl'\n"
+        "        while not os.path.exists(records): time.sleep(0.01)\n"
+        "        while 'closed by peer' not in open(records).read(): time.sleep(0.01)\n"
         "while not os.path.exists('gone'): time.sleep(0.01)\n"
         "raise RuntimeError('Connection closed by peer [127.0.0.1]:1234')\n",
     )

@@ -15,7 +15,7 @@ from cluster.records import read_records
 from cluster.watch import PROGRAM_MAIN, Ending, judge, observed_command
 from conftest import ROOT
 from one_rank import run_rank
-from waiting import wait_until
+from waiting import is_gone, wait_until
 
 TWO_BY_TWO = Allocation("slurm", (Host("n1", 2, 2, 4), Host("n2", 2, 2, 4)))
 GPUS = ["0", "1"]
@@ -240,8 +240,8 @@ def test_workers_that_the_program_left_end_with_it(tmp_path: Path) -> None:
 
     assert run_rank(tmp_path, script(tmp_path, text)).returncode == 137
 
-    worker = Path("/proc", (tmp_path / "worker").read_text(), "stat")
-    wait_until(lambda: not worker.exists() or worker.read_text().split()[2] == "Z")
+    worker = int((tmp_path / "worker").read_text())
+    wait_until(lambda: is_gone(worker))
 
 
 @pytest.mark.parametrize("end", ["os._exit(0)", "os.kill(os.getpid(), 9)"])
@@ -341,8 +341,10 @@ def test_a_program_that_does_not_know_usr1_survives_it(tmp_path: Path) -> None:
 def test_usr1_reaches_the_program_once(tmp_path: Path) -> None:
     text = (
         "import os, signal, time\n"
-        "signal.signal(signal.SIGUSR1, lambda *_: print('usr1', flush=True))\n"
+        "came = []\n"
+        "signal.signal(signal.SIGUSR1, lambda *_: (print('usr1', flush=True), came.append(1)))\n"
         "os.kill(os.getppid(), signal.SIGUSR1)\n"
+        "while not came: time.sleep(0.01)\n"
         "time.sleep(0.5)\n"
     )
 

@@ -25,8 +25,8 @@ def master() -> Iterator[socket.socket]:
 
 def test_a_rank_that_comes_before_rank_zero_goes_on_soon_after_it_listens(master: socket.socket):
     listens = threading.Timer(0.3, master.listen)
-    listens.start()
     began = time.monotonic()
+    listens.start()
     wait_for_listener("127.0.0.1", master.getsockname()[1], 20.0)
     assert 0.2 < time.monotonic() - began < 10.0
 

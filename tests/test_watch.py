@@ -2,6 +2,7 @@
 
 import os
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -10,9 +11,9 @@ from typing import Any
 import pytest
 
 from cluster import channel
-from cluster.watch import NO_BEAT, Watched
+from conftest import ROOT
 from one_rank import OneRank
-from waiting import wait_until
+from waiting import is_gone, wait_until
 
 BEATS = """
 import json, os, time
@@ -21,6 +22,21 @@ for step in range(3):
     os.pwrite(file, json.dumps({"step": step}).encode().ljust(1024), 0)
 open("beaten", "w").close()
 time.sleep(600)
+"""
+NONSENSE = """
+import os, sys
+from pathlib import Path
+from cluster.watch import NO_BEAT, Watched
+watched = Watched([sys.executable, "-c", "import time; time.sleep(600)"])
+file = Path(os.environ["CLUSTER_HEARTBEAT"])
+file.write_bytes(b'{"step": 1}'.ljust(1024))
+assert watched.beat() == {**NO_BEAT, "step": 1}
+for bad in (b'{"step": 2, "pha', b"[2]", b'{"step": "2"}', b'{"step": 2, "seconds": 3}'):
+    file.write_bytes(bad.ljust(1024))
+    assert watched.beat() == {**NO_BEAT, "step": 1}, bad
+watched.kill()
+while watched.wait(0.05) is None:
+    pass
 """
 HOLDS_THE_INTERPRETER = """
 def spin():
@@ -38,10 +54,11 @@ time.sleep(600)
 
 
 def started(tmp_path: Path, text: str, sign: str) -> OneRank:
-    """A rank that has begun, and whose program has left its sign in the folder."""
+    """A rank that watches, and whose program has left its sign in the folder."""
     (tmp_path / "program.py").write_text(f"import os\nos.chdir({str(tmp_path)!r})\n{text}")
     rank = OneRank(tmp_path, [sys.executable, str(tmp_path / "program.py")])
-    rank.listen_until(lambda: (tmp_path / sign).exists() and told(rank, "record"))
+    # Its first beat: from then on it watches, and whatever is to outlive it is there.
+    rank.listen_until(lambda: (tmp_path / sign).exists() and any("beat" in message for message in rank.heard))
     return rank
 
 
@@ -51,13 +68,6 @@ def program_of(rank: OneRank) -> int:
         if b"program_main" in Path(f"/proc/{child}/cmdline").read_bytes():
             return child
     raise AssertionError("no program")
-
-
-def is_gone(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0] == "Z"
-    except FileNotFoundError:
-        return True
 
 
 def told(rank: OneRank, key: str) -> list[Any]:
@@ -76,17 +86,10 @@ def test_heartbeats_go_to_the_launcher_with_the_state_of_the_process(tmp_path: P
 
 
 def test_half_a_heartbeat_or_nonsense_is_not_taken_for_one() -> None:
-    watched = Watched([sys.executable, "-c", "import time; time.sleep(600)"])
-    file = os.environ.pop("CLUSTER_HEARTBEAT")
-    Path(file).write_bytes(b'{"step": 1}'.ljust(1024))
+    # In a process of its own: it blocks signals, and at its end kills whatever its process has started.
+    done = subprocess.run([sys.executable, "-c", NONSENSE], cwd=ROOT, capture_output=True, text=True, timeout=60)
 
-    assert watched.beat() == {**NO_BEAT, "step": 1}
-    for bad in (b'{"step": 2, "pha', b"[2]", b'{"step": "2"}', b'{"step": 2, "seconds": 3}'):
-        Path(file).write_bytes(bad.ljust(1024))
-        assert watched.beat() == {**NO_BEAT, "step": 1}
-
-    watched.kill()
-    wait_until(lambda: watched.wait(0.05))
+    assert done.returncode == 0, done.stderr
 
 
 def test_stacks_come_also_from_a_program_that_holds_the_interpreter(tmp_path: Path) -> None:
@@ -101,10 +104,12 @@ def test_stacks_come_also_from_a_program_that_holds_the_interpreter(tmp_path: Pa
 
 
 def test_a_program_that_is_no_python_survives_the_question_for_stacks(tmp_path: Path) -> None:
-    rank = OneRank(tmp_path, ["sh", "-c", "sleep 2; exit 5"])
+    rank = OneRank(tmp_path, ["sh", "-c", f"until [ -e '{tmp_path}/go' ]; do sleep 0.05; done; exit 5"])
     rank.listen_until(lambda: told(rank, "record"))
 
     rank.listener.tell({"do": "stacks"})
+    rank.listen_until(lambda: told(rank, "stacks"))
+    (tmp_path / "go").touch()
 
     assert rank.finish().returncode == 5
     assert told(rank, "stacks") == [""]
@@ -160,8 +165,9 @@ def test_a_rank_whose_launcher_is_gone_stops(tmp_path: Path) -> None:
 def test_a_rank_that_hears_nothing_from_its_launcher_stops_by_itself(tmp_path: Path) -> None:
     rank = started(tmp_path, WITH_A_WORKER, "worker")
     program, heard_last = program_of(rank), time.monotonic()
+    rank.listen()
 
-    wait_until(lambda: is_gone(program))  # nothing is told, and the connection stays open
+    wait_until(lambda: is_gone(program))  # nothing more is told, and the connection stays open
 
     assert time.monotonic() - heard_last > channel.FENCE / 2
     rank.finish()

@@ -7,6 +7,7 @@ host, and how fast the hosts exchange data.
 """
 
 import json
+import math
 import platform
 import shutil
 import socket
@@ -31,7 +32,7 @@ from training.ranks import RankInfo
 READY_WITHIN = 60.0
 ANSWER_WITHIN = 10.0
 # An exchange must fail in time for its report.
-MESSAGE_WITHIN = 3.0
+MESSAGE_WITHIN = 8.0
 MESSAGE_BYTES = 4 * 2**20
 SLOW_FACTOR, SLOW_SECONDS = 3.0, 1.0
 CLOCK_SECONDS = 2.0
@@ -143,11 +144,13 @@ def multiply(device: torch.device) -> Report:
     product = left @ right  # the first one takes longer
     if cuda:
         torch.cuda.synchronize()
-    began = time.perf_counter()
-    product = left @ right
-    if cuda:
-        torch.cuda.synchronize()
-    seconds = time.perf_counter() - began
+    seconds = math.inf
+    for _ in range(3):  # the best of them: a moment in which something else ran is no broken processor
+        began = time.perf_counter()
+        product = left @ right
+        if cuda:
+            torch.cuda.synchronize()
+        seconds = min(seconds, time.perf_counter() - began)
     probe = torch.arange(size, dtype=torch.float64, device=device) % 7
     right_result = bool(torch.equal(product.double() @ probe, left.double() @ (right.double() @ probe)))
     return {"right": right_result, "seconds": seconds, "flops": 2 * size**3 / seconds}
