@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from training.batch_size import find_batch_size, largest_batch, make_step
-from training.config import TrainConfig
+from training.config import TrainConfig, config_from_argv
 from training.demo import demo_architecture
 from training.errors import InputError
 from training.model import build_model
@@ -54,15 +54,17 @@ def test_without_a_gpu_a_number_is_wanted() -> None:
         find_batch_size(TrainConfig(batch_size="auto"), {}, False, torch.device("cpu"), print)
 
 
-def test_slices_of_a_model_are_not_tried() -> None:
-    config = TrainConfig(batch_size="auto", strategy="fsdp")
-    with pytest.raises(InputError, match="not with --strategy fsdp; give a number"):
-        find_batch_size(config, {}, False, torch.device("cuda:0"), print)
+@pytest.mark.parametrize("other", ["--strategy=fsdp", "--device=cpu"])
+def test_where_nothing_can_be_tried_a_number_is_wanted(other: str) -> None:
+    with pytest.raises(InputError, match=r"--batch-size auto: not with .*; give a number"):
+        config_from_argv(["--batch-size", "auto", other], "train_llm")
 
 
-def test_the_batch_size_of_the_attempt_before_is_known(tmp_path: Path) -> None:
+def test_a_run_that_goes_on_knows_its_batch_size(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path / "run")
     assert batch_size_before(run) is None
     make_run_directory(run)
     write_config(run, TrainConfig(batch_size=24), demo_architecture(), "fingerprint", 1)
+    assert batch_size_before(run) is None  # nothing to go on from
+    (run.checkpoints / "step-00000001").mkdir()
     assert batch_size_before(run) == 24

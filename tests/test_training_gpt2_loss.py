@@ -84,6 +84,13 @@ def test_without_gradients_the_loss_is_the_same() -> None:
         assert float(fused(model)(tokens())) == pytest.approx(float(fused(model)(tokens()).detach()))
 
 
+def test_an_evaluation_draws_no_random_numbers() -> None:
+    model = small(dropout=0.3).eval()
+    before = torch.get_rng_state()
+    fused(model)(tokens())
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_each_step_reads_the_weights_as_they_are_then() -> None:
     model = small()
     loss_of = fused(model)

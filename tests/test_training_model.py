@@ -11,7 +11,7 @@ import torch
 from training.config import TrainConfig
 from training.demo import demo_architecture, demo_tokenizer
 from training.errors import InputError
-from training.model import build_model, find_model, load_tokenizer
+from training.model import build_model, check_predicts_next, find_model, load_tokenizer
 
 TINY = demo_architecture() | {"n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 32}
 
@@ -120,3 +120,27 @@ def test_packed_causal_attention_gives_what_the_models_own_gives():
         own = model(input_ids=tokens, labels=tokens).loss
         use_packed_causal_attention(model)
         assert torch.allclose(model(input_ids=tokens, labels=tokens).loss, own, atol=1e-5)
+
+
+def small_model(kind: str):
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    sizes = {
+        "bart": {"d_model": 32, "encoder_layers": 1, "decoder_layers": 1, "decoder_attention_heads": 2},
+        "roberta": {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32},
+        "llama": {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32},
+        "gpt_neox": {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32},
+    }
+    torch.manual_seed(0)
+    return AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, vocab_size=40, **sizes[kind]))
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt_neox"])
+def test_a_model_that_predicts_each_next_token_is_let_through(kind: str):
+    check_predicts_next(small_model(kind))
+
+
+@pytest.mark.parametrize("kind", ["bart", "roberta"])
+def test_a_model_with_another_loss_or_that_sees_later_tokens_is_refused(kind: str):
+    with pytest.raises(InputError, match=f"a {kind} does not predict each next token from those before it"):
+        check_predicts_next(small_model(kind))

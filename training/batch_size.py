@@ -1,5 +1,6 @@
 """`--batch-size auto`: as many sequences as fit a GPU's memory, found by steps of a model that is thrown away."""
 
+import gc
 import math
 from collections.abc import Callable
 from typing import Any
@@ -22,7 +23,7 @@ MULTIPLE = 8
 def largest_batch(peak: Callable[[int], float], room: float) -> int:
     """The most sequences whose step fits.
 
-    Memory grows with their number by equal amounts, so two steps tell the rest; the answer is tried.
+    Memory grows with their number by equal amounts, so a few steps tell the rest; the answer is tried.
 
     Args:
         peak: bytes at the highest moment of a step of so many sequences; infinite where it does not fit.
@@ -33,9 +34,13 @@ def largest_batch(peak: Callable[[int], float], room: float) -> int:
     """
     if (one := peak(1)) > room:
         return 0
-    if (two := peak(2)) > room:
-        return 1
-    batch = _rounded(1 + int((room - one) / max(two - one, 1)))
+    # Memory is taken in pieces of many megabytes: from less growth than this nothing can be told.
+    fits, few = 1, 2
+    while (taken := peak(few)) - one < room / 64:
+        fits, few = few, 2 * few
+    if taken > room:
+        return fits
+    batch = _rounded(1 + int((room - one) * (few - 1) / (taken - one)))
     while peak(batch) > room:
         batch = _rounded(batch - max(1, batch // 16))
     return batch
@@ -55,16 +60,21 @@ def find_batch_size(
     """What fits this rank's GPU, for the training that the configuration asks for.
 
     Raises:
-        InputError: there is no GPU, not even one sequence fits, or the ranks hold slices: one alone computes nothing.
+        InputError: there is no GPU, or not even one sequence fits.
     """
     if device.type != "cuda":
         raise InputError("--batch-size auto: it looks for what fits a GPU's memory, and there is none; give a number")
-    if config.strategy == "fsdp":
-        raise InputError("--batch-size auto: not with --strategy fsdp; give a number")
     free, _ = torch.cuda.mem_get_info(device)
     room = SHARE * (free + torch.cuda.memory_reserved(device))
-    found = largest_batch(_memory_of_a_step(config, architecture, bfloat16, device), room)
+    try:
+        found = largest_batch(_memory_of_a_step(config, architecture, bfloat16, device), room)
+    except torch.OutOfMemoryError:  # for the model alone
+        found = 0
+    if config.compile:
+        torch._dynamo.reset()  # else the training would go on with what was compiled for any batch size
+    gc.collect()  # the model is in a cycle of references
     torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats(device)
     if not found:
         raise InputError(
             f"--batch-size auto: not even one sequence of {config.seq_length} tokens fits {room / 2**30:.1f} GiB, "
@@ -88,6 +98,9 @@ def _memory_of_a_step(
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
         try:
+            if not optimizer.state:  # what the first step leaves is there in all others
+                make_step(loss_of, optimizer, 1, config.seq_length, device)
+                torch.cuda.reset_peak_memory_stats(device)
             make_step(loss_of, optimizer, batch, config.seq_length, device)
         except torch.OutOfMemoryError:
             return math.inf
@@ -101,6 +114,6 @@ def make_step(
 ) -> None:
     """All that a step of the training keeps in memory: activations, gradients, the optimizer's state."""
     loss_of.train()
-    optimizer.zero_grad(set_to_none=True)
+    optimizer.zero_grad(set_to_none=False)  # with accumulation, and in DDP's buckets, they lie beside the activations
     loss_of(torch.zeros((batch, length), dtype=torch.int64, device=device)).backward()
     optimizer.step()

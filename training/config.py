@@ -340,6 +340,10 @@ def check_values(config: TrainConfig) -> None:
             raise InputError(f"{option} {value}: at least {MINIMUM[name]} is wanted")
         if isinstance(value, str | Path) and not str(value).strip():
             raise InputError(f"{option} is empty: a value is wanted, or leave the option out")
+    if config.batch_size == "auto" and (config.strategy == "fsdp" or config.device == "cpu"):
+        # FSDP's ranks compute together: the first one's memory cannot be tried alone.
+        what = "--strategy fsdp" if config.strategy == "fsdp" else "--device cpu"
+        raise InputError(f"--batch-size auto: not with {what}; give a number")
     for name in ("lr", "num_epochs"):
         if getattr(config, name) <= 0:
             raise InputError(f"{_spellings(name)[0]} {getattr(config, name)}: a number above 0 is wanted")

@@ -36,7 +36,9 @@ class GPT2Loss(nn.Module):
         batch, length = tokens.shape
         heads, eps = config.num_attention_heads, config.layer_norm_epsilon
         p_residual, p_attention = (config.resid_pdrop, config.attn_pdrop) if self.training else (0.0, 0.0)
-        seeds = torch.randint(2**31, (2 * len(core.h) + 1,), device=tokens.device)
+        norms = 2 * len(core.h) + 1
+        # An evaluation draws nothing: what is trained must not depend on how often one is made.
+        seeds = torch.randint(2**31, (norms,), device=tokens.device) if self.training else tokens.new_zeros(norms)
 
         places, mask = None, None
         if self._end_of_text is not None:
@@ -71,7 +73,8 @@ class GPT2Loss(nn.Module):
             delta, bias = Product.apply(inner, weight, copies[weight]), mlp.c_proj.bias
         _, normed = AddNorm.apply(x, delta, bias, core.ln_f.weight, core.ln_f.bias, eps, p_residual, seeds[-1:])
         counted = batch * (length - 1)
-        return HeadLoss.apply(normed, core.wte.weight, copies[core.wte.weight], next_tokens(tokens), 1 / counted)
+        table = core.wte.weight
+        return HeadLoss.apply(normed, table, copies[table], next_tokens(tokens), 1 / counted, torch.is_grad_enabled())
 
     def _cast_weights(self) -> dict[nn.Parameter, torch.Tensor]:
         """What the matrix products read: their weights in that precision, cast once for a forward and backward pass.
@@ -202,9 +205,9 @@ class HeadLoss(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, rows: Any, table: Any, copy: Any, targets: Any, share: float) -> Any:
+    def forward(ctx: Any, rows: Any, table: Any, copy: Any, targets: Any, share: float, gradient: bool) -> Any:
         logits = rows @ copy.t()
-        losses = kernels.cross_entropy(logits, targets, table.shape[0], share, any(ctx.needs_input_grad))
+        losses = kernels.cross_entropy(logits, targets, table.shape[0], share, gradient)
         ctx.save_for_backward(rows, copy, logits)
         ctx.vocabulary = table.shape[0]
         return losses.sum() * share
@@ -213,4 +216,4 @@ class HeadLoss(torch.autograd.Function):
     def backward(ctx: Any, grad: Any) -> Any:
         rows, copy, logits = ctx.saved_tensors
         table_grad = weight_gradient(logits, rows * grad)[: ctx.vocabulary]
-        return (logits @ copy) * grad, table_grad, None, None, None
+        return (logits @ copy) * grad, table_grad, None, None, None, None

@@ -130,7 +130,8 @@ def train_steps(
             asked = to_device([float(stop.requested), float(save_is_due(step + 1)), 1.0], device)
             own_norm = norm.detach().float().reshape(1)
             told = sum_over_ranks(torch.cat([loss.reshape(1), own_norm, asked]))
-            message = Message(torch.cat([told, own_norm]))
+        # After that phase's last mark: once the message is there, every event that the clock reads is over.
+        message = Message(torch.cat([told, own_norm]))
         with clock.phase("update"):
             step_if(torch.isfinite(told[:2]).all(), optimizer)
         heartbeat.at("agree")

@@ -162,9 +162,11 @@ def load_tokenizer(source: ModelSource) -> Any:
         # What transformers makes of a folder that has no vocabulary, without a word.
         raise InputError(f"--model-name {source.name}: no tokenizer in {source.folder}; {OTHERWISE}")
     text = source.architecture.get("text_config") or source.architecture
-    if len(tokenizer) > text["vocab_size"]:
+    # Not its length: the numbers of a vocabulary may have gaps.
+    tokens = max(tokenizer.get_vocab().values()) + 1
+    if tokens > text["vocab_size"]:
         raise InputError(
-            f"--model-name {source.name}: its tokenizer has {len(tokenizer)} tokens and its configuration a "
+            f"--model-name {source.name}: its tokenizer has {tokens} tokens and its configuration a "
             f"vocab_size of {text['vocab_size']}; raise that in {source.folder}/config.json"
         )
     return tokenizer
@@ -203,6 +205,32 @@ def build_model(architecture: dict[str, Any], weights: Path | None) -> Any:
     # before the loss.
     model.loss_type = "ForCausalLM"
     return model
+
+
+def check_predicts_next(model: Any) -> None:
+    """Refuse a model that sees later tokens, or whose loss is not that of predicting each next one: transformers
+    counts encoders and translators among the causal language models too.
+
+    Raises:
+        InputError: names the kind of model.
+    """
+    import torch
+    from torch.nn import functional
+
+    training, _ = model.training, model.eval()
+    tokens = torch.tensor([[1, 2, 3, 4, 5, 6], [1, 2, 3, 4, 5, 7]])
+    with torch.no_grad():
+        told = model(input_ids=tokens[:1], labels=tokens[:1])
+        first, second = model(input_ids=tokens).logits[:, :-1]
+    model.train(training)
+    more = float(told.loss) - float(functional.cross_entropy(told.logits[0, :-1].float(), tokens[0, 1:]))
+    # A mixture of experts may add its router's loss.
+    has_more = more < -1e-3 or (getattr(told, "aux_loss", None) is None and more > 1e-3)
+    if has_more or not torch.allclose(first, second, atol=1e-5):
+        raise InputError(
+            f"--model-name: a {model.config.model_type} does not predict each next token from those before it; "
+            f"{OTHERWISE}"
+        )
 
 
 def quiet_libraries() -> None:

@@ -188,7 +188,10 @@ def check_same_run(
 
 
 def batch_size_before(run: RunDirectory) -> int | None:
-    """The latest attempt's --batch-size, so that one that goes on need not look for it again; None where none is."""
+    """The latest attempt's --batch-size, where there is a checkpoint to go on from; else None: the model or the
+    sequence may be another now."""
+    if not any(run.checkpoints.glob("step-*")):
+        return None
     try:
         found = json.loads(run.config.read_text(encoding="utf-8"))["config"]["batch_size"]
     except (OSError, ValueError, KeyError, TypeError):

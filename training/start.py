@@ -90,17 +90,19 @@ def prepare(
         check_same_run(run, config, source.architecture, fingerprint)
 
     tokenizer = load_tokenizer(source)
-    batch_size = config.batch_size
-    if batch_size == "auto":
+    batch_size: int | None = None
+    if config.batch_size == "auto":
         batch_size = batch_size_before(run) or find_batch_size(source.architecture)
-        config = replace(config, batch_size=batch_size)
     with data_tokens(config, tokenizer, say, check_content) as tokens:
-        return _prepared(config, batch_size, run, world_size, say, source, tokens, tokenizer.eos_token_id)
+        if batch_size is not None:
+            sequences = len(tokens.corpus.train) // config.seq_length
+            batch_size = max(1, min(batch_size, sequences // (world_size * config.gradient_accumulation_steps)))
+            config = replace(config, batch_size=batch_size)
+        return _prepared(config, run, world_size, say, source, tokens, tokenizer.eos_token_id)
 
 
 def _prepared(
     config: TrainConfig,
-    batch_size: int,
     run: RunDirectory,
     world_size: int,
     say: Callable[[str], None],
@@ -108,7 +110,8 @@ def _prepared(
     tokens: DataTokens,
     end_of_text: int,
 ) -> Prepared:
-    corpus = tokens.corpus
+    corpus, batch_size = tokens.corpus, config.batch_size
+    assert batch_size != "auto"
     sequences = len(corpus.train) // config.seq_length
     accumulation = config.gradient_accumulation_steps
     check_enough(len(corpus.train), corpus.documents, config.seq_length, world_size, batch_size, accumulation)

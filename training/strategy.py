@@ -34,7 +34,7 @@ def replicate(loss_of: nn.Module, device: torch.device, bucket_cap_mb: int, redu
     """
     devices = [device] if device.type == "cuda" else None
     wrapped = DistributedDataParallel(
-        loss_of, device_ids=devices, bucket_cap_mb=bucket_cap_mb, gradient_as_bucket_view=True
+        loss_of, device_ids=devices, bucket_cap_mb=bucket_cap_mb, gradient_as_bucket_view=True, broadcast_buffers=False
     )
     if reduce_bfloat16:
         wrapped.register_comm_hook(None, _reduce_in_bfloat16)

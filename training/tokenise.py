@@ -138,7 +138,8 @@ def write_tokens(corpus: Corpus | StreamedCorpus, tokenizer: Any, train: Path, h
     """
     end = end_of_text(tokenizer)
     # 16 bits a token where the vocabulary allows.
-    kind = np.dtype(np.uint16 if max(len(tokenizer), end + 1) <= 2**16 else np.uint32)
+    # Not its length: the numbers of a vocabulary may have gaps.
+    kind = np.dtype(np.uint16 if max(end, *tokenizer.get_vocab().values()) < 2**16 else np.uint32)
     train_file, held_out_file = TokenFile(train, kind), HeldOutFile(held_out, kind)
     documents = 0
     for batch in tokenised(corpus.batches(), tokenizer):

@@ -92,7 +92,7 @@ def train(config: TrainConfig, run: RunDirectory, ranks: RankInfo, stop: StopReq
         from training.divergence import NormWatch
         from training.interval import mtbf_seconds, parse_interval
         from training.loader import Loader
-        from training.model import build_model, load_tokenizer, quiet_libraries
+        from training.model import build_model, check_predicts_next, load_tokenizer, quiet_libraries
         from training.optimizer import make_optimizer
         from training.packing import check_keeps_apart
         from training.preflight import preflight
@@ -158,6 +158,8 @@ def train(config: TrainConfig, run: RunDirectory, ranks: RankInfo, stop: StopReq
         if sharded and ranks.rank > 0:
             return None
         built = build_model(architecture, weights)
+        if ranks.rank == 0:
+            check_predicts_next(built)
         if end_of_text is not None:
             check_keeps_apart(built)
         return built

@@ -57,7 +57,7 @@ class Turns:
 
 
 def build(name: str, setting: Setting, make: Callable[[Setting], Subject]) -> Turns:
-    """Build a subject and warm it up; where it fails on any rank, the reason stands in its place."""
+    """Build a subject and warm it up; where it cannot be, the reason stands in its place."""
     turns = Turns(name, setting.batch_size)
     device = setting.device
     gpu = device.type == "cuda"
@@ -86,9 +86,16 @@ def build(name: str, setting: Setting, make: Callable[[Setting], Subject]) -> Tu
         if graphs := counters["stats"]["unique_graphs"]:
             turns.graphs, turns.graph_breaks = graphs, sum(counters["graph_break"].values())
     except Exception as error:
-        reason = first_line(error)
+        reason = reason_of(error, setting)
     _agree(turns, reason)
     return turns
+
+
+def reason_of(error: Exception, setting: Setting) -> str:
+    """An error as one line; one that other ranks may not have is raised: they wait in another collective."""
+    if setting.ranks.world_size > 1 and not isinstance(error, InputError):
+        raise error
+    return first_line(error)
 
 
 def first_line(error: BaseException) -> str:
@@ -131,7 +138,7 @@ def take_turn(turns: Turns, steps: int, setting: Setting) -> None:
         turns.last_loss = float(loss)
         turns.tokens_per_second.append(steps * setting.step_tokens / seconds)
     except Exception as error:
-        reason = first_line(error)
+        reason = reason_of(error, setting)
     _agree(turns, reason)
 
 
@@ -157,10 +164,11 @@ def must_park(subjects: int, size: ModelSize, device: torch.device) -> bool:
 
 
 def park(turns: Turns) -> None:
-    """Put a subject's weights and optimizer state into the host's memory; between steps it has no gradients."""
+    """Put a subject's weights and optimizer state into the host's memory, and let go of its gradients."""
     if turns.subject is None:
         return
     model, optimizer = turns.subject.model, turns.subject.optimizer
+    optimizer.zero_grad(set_to_none=True)
     moments = [value for state in optimizer.state.values() for value in state.values() if torch.is_tensor(value)]
     turns.parked = [one for one in [*model.parameters(), *model.buffers(), *moments] if one.is_cuda]
     _move(turns.parked, torch.device("cpu"))
