@@ -139,7 +139,7 @@ def write_tokens(corpus: Corpus | StreamedCorpus, tokenizer: Any, train: Path, h
     end = end_of_text(tokenizer)
     # 16 bits a token where the vocabulary allows.
     # Not its length: the numbers of a vocabulary may have gaps.
-    kind = np.dtype(np.uint16 if max(end, *tokenizer.get_vocab().values()) < 2**16 else np.uint32)
+    kind = np.dtype(np.uint16 if max([end, *tokenizer.get_vocab().values()]) < 2**16 else np.uint32)
     train_file, held_out_file = TokenFile(train, kind), HeldOutFile(held_out, kind)
     documents = 0
     for batch in tokenised(corpus.batches(), tokenizer):
