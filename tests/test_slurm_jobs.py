@@ -242,6 +242,7 @@ def test_a_warning_saves_and_requeues_a_job_of_the_front_end_too(slurm: SlurmLab
     assert [attempt["verdict"]["kind"] for attempt in attempts] == ["saved for requeue", "complete"]
 
 
+@pytest.mark.parametrize("mpi", ["openmpi-4.1.8", "openmpi-5.0.11"], indirect=True)
 def test_the_gpt2_template_trains_the_real_configuration(
     slurm: SlurmLab, mpi: Mpi, project: Path, shared_data: Path
 ) -> None:
@@ -263,6 +264,7 @@ def test_the_gpt2_template_trains_the_real_configuration(
     assert sorted(one["host"] for one in started) == ["r1n1", "r1n1", "r1n2", "r1n2"]
 
 
+@pytest.mark.parametrize("mpi", ["openmpi-5.0.11", "mpich-5.0.2"], indirect=True)
 def test_template_and_submitit_train_alike_and_resume(slurm: SlurmLab, mpi: Mpi, project: Path) -> None:
     job = batch(
         slurm,
