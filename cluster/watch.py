@@ -23,10 +23,8 @@ LOOK_EVERY = 0.05
 """Seconds between two looks at the program."""
 GRACE_TO_STOP = 1.0
 """Seconds from SIGTERM to SIGKILL for the program."""
-GATHER_STACKS = 0.5
-"""Seconds that a program has to write its stacks."""
-ANSWER_WITHIN = 1.0
-"""Seconds more after which no stacks are the answer."""
+STACKS_AFTER, STACKS_WITHIN = 0.5, 1.5
+"""Seconds that a program has to write its stacks, and to begin with it: after that, none are the answer."""
 HEARTBEAT_BYTES = 1024
 LONGEST_STACKS = 1 << 16
 NO_BEAT: Mapping[str, Any] = {
@@ -200,7 +198,7 @@ def watch(watched: Watched, wire: Wire, on_exception: Callable[[Ending], None]) 
         signal.signal(number, stop)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, (*WARNINGS, *_STOPS))
     looked_at = heard_at = time.monotonic()
-    beat_at, answer_at, raised = 0.0, None, False
+    beat_at, asked_at, raised = 0.0, None, False
     while True:
         ending = watched.wait(LOOK_EVERY, [] if wire.closed else [wire.socket])
         now = time.monotonic()
@@ -220,7 +218,7 @@ def watch(watched: Watched, wire: Wire, on_exception: Callable[[Ending], None]) 
                     watched.warn(message["signal"])
                 case "stacks":
                     watched.ask_stacks()
-                    answer_at = now + GATHER_STACKS
+                    asked_at = now
                 case "stop":
                     watched.signal(signal.SIGTERM)
         watched.deliver_warnings()
@@ -230,8 +228,8 @@ def watch(watched: Watched, wire: Wire, on_exception: Callable[[Ending], None]) 
             watched.kill()
             if not wire.closed:
                 kill_daemon(os.getppid())
-        elif answer_at is not None and (now > answer_at + ANSWER_WITHIN or (now > answer_at and watched.stacks())):
-            answer_at = None
+        elif asked_at is not None and now - asked_at > (STACKS_AFTER if watched.stacks() else STACKS_WITHIN):
+            asked_at = None
             wire.send({"stacks": watched.stacks(), "state": watched.state()})
         elif now - beat_at > BEAT_EVERY:
             beat_at = now

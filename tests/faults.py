@@ -71,9 +71,14 @@ TRAINING = Workload("training", 120, 10, ("--batch-size", "2", "--seq-length", "
 class Play(Stage):
     """A stage with the workload of a row; what it takes from the cluster it gives back at the end."""
 
-    def __init__(self, lab: SlurmLab, mpi: Mpi, project: Path, name: str, workload: Workload, seed: int) -> None:
+    def __init__(
+        self, lab: SlurmLab, mpi: Mpi, project: Path, name: str, workload: Workload, seed: int, patience: float = 1.0
+    ) -> None:
+        """With `patience`, for a machine that has other work too, every time limit counts that many fold, and no fault
+        strikes while a save that is due is still being written: what was made meanwhile would be lost besides."""
         super().__init__(lab, mpi, project, name)
         self.workload = workload
+        self.patience = patience
         self.random = random.Random(seed)
         self.undo: list[Callable[[], object]] = []
         self.program = workload.program()
@@ -86,6 +91,16 @@ class Play(Stage):
         self.workload = workload or self.workload
         self.submit(self.workload.program(*faults), [*self.options, *launcher], [*TWO_HOSTS, *sbatch])
         return self
+
+    def at_step(self, step: int, attempt: int = 1) -> list[RankProcesses]:
+        ranks = super().at_step(step, attempt)
+        if self.patience > 1:
+            self.wait(lambda: self._saved_what_is_due(ranks[0].beat()), "a checkpoint that is due")
+        return ranks
+
+    def _saved_what_is_due(self, beat: dict[str, Any]) -> bool:
+        made, saved = beat.get("step", 0), beat.get("saved_step") or 0
+        return made - saved < self.workload.save_every
 
     def some_step(self) -> int:
         """A step at which something has been saved and something is left to do."""
@@ -119,7 +134,7 @@ class Expected(NamedTuple):
     within: float = ENDED_WITHIN
     attempt: int = 1
     steps_lost: int | None = None
-    """At most; None for a checkpoint interval, and where a save runs beside the training, what passes meanwhile."""
+    """At most; None for a checkpoint interval."""
     finishes: bool = True
     """Whether the job goes on to the undisturbed result; else it ends in `state` with `status`."""
     requeues: int = 0
@@ -635,15 +650,15 @@ class Result:
 def play_row(
     row: Row, workload: Workload, lab: SlurmLab, mpi: Mpi, project: Path, name: str, seed: int, patience: float = 1.0
 ) -> Result:
-    """Play a row once; every time limit counts `patience` fold. Whatever happens, the job ends and the cluster is
-    whole again."""
+    """Play a row once, with `patience` as `Play` takes it. Whatever happens, the job ends and the cluster is whole
+    again."""
     result = Result(row.name, mpi.name, workload.name)
     began = time.monotonic()
-    play = Play(lab, mpi, project, name, workload, seed)
+    play = Play(lab, mpi, project, name, workload, seed, patience)
     try:
         if row.begin is not None:
             row.begin(play)
-        judge(play, row.fault(play), result, patience)
+        judge(play, row.fault(play), result)
     except Exception as error:
         result.problems.append(f"{type(error).__name__}: {error}")
     finally:
@@ -654,7 +669,7 @@ def play_row(
     return result
 
 
-def judge(play: Play, expected: Expected, result: Result, patience: float = 1.0) -> None:
+def judge(play: Play, expected: Expected, result: Result) -> None:
     """Compare with what was expected; what is not so becomes a problem."""
     problems = result.problems
     problems += expected.problems
@@ -664,13 +679,14 @@ def judge(play: Play, expected: Expected, result: Result, patience: float = 1.0)
         result.said = "{kind}: rank {rank} on {host}, step {step}: {summary}".format(**entry["verdict"])
         if expected.at is not None:
             result.seconds = round(entry["ended"] - expected.at, 2)
-            if result.seconds > patience * expected.within:
-                problems.append(f"ended after {result.seconds:.1f} s, wanted within {patience * expected.within:g} s")
-        orphans = play.left_after(patience * NOTHING_LEFT_WITHIN, expected.attempt)
+            within = play.patience * expected.within
+            if result.seconds > within:
+                problems.append(f"ended after {result.seconds:.1f} s, wanted within {within:g} s")
+        orphans = play.left_after(play.patience * NOTHING_LEFT_WITHIN, expected.attempt)
     else:
         orphans = []
     end = play.end()
-    orphans += play.left_after(patience * NOTHING_LEFT_WITHIN)
+    orphans += play.left_after(play.patience * NOTHING_LEFT_WITHIN)
     result.orphans = len(orphans)
     if orphans:
         problems.append(f"left behind: {', '.join(orphans)}")
@@ -689,9 +705,7 @@ def judge(play: Play, expected: Expected, result: Result, patience: float = 1.0)
         problems.append(f"exit status {end.exit_code}, not {expected.status}")
     if expected.kind and expected.finishes and expected.kind != "complete":
         result.steps_lost = _steps_lost(attempts, expected.attempt)
-        # The trainer goes on while it saves, until the next save has to wait for that one.
-        interval = play.workload.save_every * (2 if play.workload.name == "training" else 1)
-        at_most = interval if expected.steps_lost is None else expected.steps_lost
+        at_most = play.workload.save_every if expected.steps_lost is None else expected.steps_lost
         if result.steps_lost is None or not 0 <= result.steps_lost <= at_most:
             problems.append(f"{result.steps_lost} steps lost, at most {at_most} allowed")
 

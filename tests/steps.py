@@ -112,7 +112,7 @@ class Fault:
         if self.seconds:
             while not list(Path(os.environ["CLUSTER_RUN_DIR"]).glob("struck-*")):
                 time.sleep(0.005)
-        time.sleep(self.seconds)
+            time.sleep(self.seconds)
         (Path(os.environ["CLUSTER_RUN_DIR"]) / f"struck-{os.environ['RANK']}").write_text(str(time.time()))
 
     def strike(self) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 import slurm_lab
 from slurm_lab import SlurmLab
-from waiting import wait_until
+from waiting import is_gone, wait_until
 
 
 def test_every_host_has_its_own_name_and_address(slurm: SlurmLab) -> None:
@@ -46,7 +46,7 @@ def test_a_command_that_runs_too_long_is_killed_with_its_children(slurm: SlurmLa
         slurm.run("r1n1", ["sh", "-c", f"sleep 60 & echo $! > {tmp_path}/pid; echo so far; wait"], timeout=3)
     assert "so far" in failure.value.__notes__[0]
     child = int((tmp_path / "pid").read_text())
-    wait_until(lambda: not is_running(child))  # killed with its parent, but it ends in its own time
+    wait_until(lambda: is_gone(child))  # killed with its parent, but it ends in its own time
 
 
 def test_srun_reaches_two_nodes(slurm: SlurmLab) -> None:
@@ -131,12 +131,12 @@ def test_down_leaves_neither_process_nor_file(slurm: SlurmLab) -> None:
     lab = SlurmLab(slurm.directory.with_name(slurm.directory.name + "b"), nodes=["a1"], plain_hosts=[], gpus=0)
     lab.up()
     left_behind = int(lab.run("a1", ["sh", "-c", "setsid sleep 60 & echo $!"]).stdout)
-    assert is_running(left_behind)
+    assert not is_gone(left_behind)
     mark = f"slurm-lab:{lab.directory}:"
     assert [pid for pid, found in slurm_lab.marked_processes().items() if found.startswith(mark)]
     lab.down()
     assert not [pid for pid, found in slurm_lab.marked_processes().items() if found.startswith(mark)]
-    assert not is_running(left_behind)
+    assert is_gone(left_behind)
     assert not lab.directory.exists()
     assert slurm.run("ctl", ["srun", "hostname"]).stdout == "r1n1\n"
 
@@ -180,11 +180,3 @@ def answers(lab: SlurmLab, here: str, there: str) -> bool:
         "except OSError: pass\n"
     )
     return lab.run(here, [sys.executable, "-c", knock, there]).stdout == "answers\n"
-
-
-def is_running(pid: int) -> bool:
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-    return state != "Z"

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from random_gpt2 import random_gpt2, worst_difference
 from torch.nn import functional
 
 from training.demo import demo_architecture
@@ -25,13 +26,7 @@ OTHER = SMALL | {"n_embd": 32, "n_head": 2, "n_inner": 56, "layer_norm_epsilon":
 
 
 def small(architecture: dict[str, Any] = SMALL, dropout: float = 0.0) -> Any:
-    """A model whose weights are all random, so that no gradient is zero by chance."""
-    torch.manual_seed(0)
-    drops = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), dropout)
-    model = build_model(architecture | drops, None)
-    for name, parameter in model.named_parameters():
-        torch.nn.init.normal_(parameter, mean=float(name.endswith(("1.weight", "2.weight", "f.weight"))), std=0.15)
-    return model.train()
+    return random_gpt2(architecture, dropout)
 
 
 def in_float64(model: Any, architecture: dict[str, Any] = SMALL) -> Any:
@@ -47,12 +42,6 @@ def fused(model: Any) -> Any:
 
 def tokens(sequences: int = 2, length: int = 7) -> torch.Tensor:
     return torch.randint(0, SMALL["vocab_size"], (sequences, length), generator=torch.Generator().manual_seed(1))
-
-
-def worst_difference(model: Any, reference: Any) -> float:
-    """Of the gradients, each relative to its own size."""
-    pairs = zip(model.parameters(), reference.parameters(), strict=True)
-    return max(float((one.grad - other.grad).norm() / other.grad.norm()) for one, other in pairs)
 
 
 @pytest.mark.parametrize("architecture", [DEEPER, OTHER], ids=["two layers, heads of 20", "narrow feed-forward"])

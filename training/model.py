@@ -162,14 +162,18 @@ def load_tokenizer(source: ModelSource) -> Any:
         # What transformers makes of a folder that has no vocabulary, without a word.
         raise InputError(f"--model-name {source.name}: no tokenizer in {source.folder}; {OTHERWISE}")
     text = source.architecture.get("text_config") or source.architecture
-    # Not its length: the numbers of a vocabulary may have gaps.
-    tokens = max(tokenizer.get_vocab().values()) + 1
+    tokens = largest_token(tokenizer) + 1
     if tokens > text["vocab_size"]:
         raise InputError(
             f"--model-name {source.name}: its tokenizer has {tokens} tokens and its configuration a "
             f"vocab_size of {text['vocab_size']}; raise that in {source.folder}/config.json"
         )
     return tokenizer
+
+
+def largest_token(tokenizer: Any) -> int:
+    """Not its length less one: the numbers of a vocabulary may have gaps."""
+    return max(tokenizer.get_vocab().values())
 
 
 def build_model(architecture: dict[str, Any], weights: Path | None) -> Any:
@@ -220,10 +224,10 @@ def check_predicts_next(model: Any) -> None:
     training, _ = model.training, model.eval()
     tokens = torch.tensor([[1, 2, 3, 4, 5, 6], [1, 2, 3, 4, 5, 7]])
     with torch.no_grad():
-        told = model(input_ids=tokens[:1], labels=tokens[:1])
-        first, second = model(input_ids=tokens).logits[:, :-1]
+        told = model(input_ids=tokens, labels=tokens)
     model.train(training)
-    more = float(told.loss) - float(functional.cross_entropy(told.logits[0, :-1].float(), tokens[0, 1:]))
+    first, second = logits = told.logits[:, :-1].float()
+    more = float(told.loss) - float(functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten()))
     # A mixture of experts may add its router's loss.
     has_more = more < -1e-3 or (getattr(told, "aux_loss", None) is None and more > 1e-3)
     if has_more or not torch.allclose(first, second, atol=1e-5):

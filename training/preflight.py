@@ -32,7 +32,7 @@ from training.ranks import RankInfo
 READY_WITHIN = 60.0
 ANSWER_WITHIN = 10.0
 # An exchange must fail in time for its report.
-MESSAGE_WITHIN = 8.0
+MESSAGE_WITHIN = 6.0
 MESSAGE_BYTES = 4 * 2**20
 SLOW_FACTOR, SLOW_SECONDS = 3.0, 1.0
 CLOCK_SECONDS = 2.0

@@ -187,24 +187,28 @@ def check_same_run(
             )
 
 
+def _latest_options(run: RunDirectory) -> dict[str, Any] | None:
+    """What the latest attempt was given, and its `world_size`; None where there is none that can be read."""
+    try:
+        latest = json.loads(run.config.read_text(encoding="utf-8"))
+        return {**latest["config"], "world_size": latest["world_size"]}
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
 def batch_size_before(run: RunDirectory) -> int | None:
     """The latest attempt's --batch-size, where there is a checkpoint to go on from; else None: the model or the
     sequence may be another now."""
     if not any(run.checkpoints.glob("step-*")):
         return None
-    try:
-        found = json.loads(run.config.read_text(encoding="utf-8"))["config"]["batch_size"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+    found = (_latest_options(run) or {}).get("batch_size")
     return found if isinstance(found, int) else None
 
 
 def changed_options(run: RunDirectory, config: TrainConfig, world_size: int) -> str | None:
     """What the latest attempt was given otherwise, as `--lr 0.001 → 0.01`; None where nothing or no attempt."""
-    try:
-        latest = json.loads(run.config.read_text(encoding="utf-8"))
-        before = {**latest["config"], "world_size": latest["world_size"]}
-    except (OSError, ValueError, KeyError, TypeError):
+    before = _latest_options(run)
+    if before is None:
         return None
     now = {**config.to_json(), "world_size": world_size}
     names = [field.name for field in fields(TrainConfig) if field.name not in SAID_ELSEWHERE]

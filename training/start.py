@@ -28,6 +28,7 @@ from training.run_directory import (
 from training.sampler import remaining_steps
 from training.schedule import warmup_steps
 from training.summary import read_summary
+from training.tokenise import end_of_text
 from training.tokens import check_enough
 
 
@@ -98,7 +99,7 @@ def prepare(
             sequences = len(tokens.corpus.train) // config.seq_length
             batch_size = max(1, min(batch_size, sequences // (world_size * config.gradient_accumulation_steps)))
             config = replace(config, batch_size=batch_size)
-        return _prepared(config, run, world_size, say, source, tokens, tokenizer.eos_token_id)
+        return _prepared(config, run, world_size, say, source, tokens, end_of_text(tokenizer))
 
 
 def _prepared(

@@ -17,6 +17,7 @@ import numpy as np
 from training.documents import TRAIN, Batch, Corpus, StreamedCorpus
 from training.errors import InputError
 from training.incarnation import force_to_disk
+from training.model import largest_token
 from training.prompt import question_of
 from training.proof import CHUNK, chunk_hash
 from training.tables import BATCH
@@ -138,8 +139,7 @@ def write_tokens(corpus: Corpus | StreamedCorpus, tokenizer: Any, train: Path, h
     """
     end = end_of_text(tokenizer)
     # 16 bits a token where the vocabulary allows.
-    # Not its length: the numbers of a vocabulary may have gaps.
-    kind = np.dtype(np.uint16 if max([end, *tokenizer.get_vocab().values()]) < 2**16 else np.uint32)
+    kind = np.dtype(np.uint16 if max(end, largest_token(tokenizer)) < 2**16 else np.uint32)
     train_file, held_out_file = TokenFile(train, kind), HeldOutFile(held_out, kind)
     documents = 0
     for batch in tokenised(corpus.batches(), tokenizer):

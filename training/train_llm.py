@@ -160,8 +160,8 @@ def train(config: TrainConfig, run: RunDirectory, ranks: RankInfo, stop: StopReq
         built = build_model(architecture, weights)
         if ranks.rank == 0:
             check_predicts_next(built)
-        if end_of_text is not None:
-            check_keeps_apart(built)
+            if end_of_text is not None:
+                check_keeps_apart(built)
         return built
 
     model: Any = process_group.on_every_rank(build)
