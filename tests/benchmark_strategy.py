@@ -1,12 +1,13 @@
 """What the exchange of gradients costs a step, by strategy and setting.
 
-    python -m cluster.launch --ranks-per-node 2 -- python tests/benchmark_strategy.py [ROUNDS [SEQUENCES]]
+    python -m cluster.launch --ranks-per-node 2 -- python tests/benchmark_strategy.py [ROUNDS [SEQUENCES [NAME …]]]
 
 On GPUs GPT-2 of 124 million parameters in bfloat16 with 16 sequences of 1024 tokens on each rank; on CPUs a small one,
 to see that all of it runs. A step is forward and backward pass, clipping and AdamW. Each variant has a model of its
 own, and all are measured in one process in turns, so that they share the same clocks and neighbours, after a round that
-only warms up. The first variant exchanges nothing: the others are compared with it, round by round. A variant's time in
-a round is that of the slowest rank. Printed are the median with the smallest and largest of the rounds.
+only warms up; with NAMEs only those that have one of them in theirs. The first variant exchanges nothing: the others
+are compared with it, round by round. A variant's time in a round is that of the slowest rank. Printed are the median
+with the smallest and largest of the rounds.
 """
 
 import logging
@@ -14,7 +15,7 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -27,10 +28,12 @@ from torch.nn.parallel import DistributedDataParallel
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from training import process_group, strategy
+from training.bench.rounds import rotated
+from training.config import TrainConfig
 from training.device import choose_device, device_name, threads_per_rank
 from training.optimizer import make_optimizer
 from training.ranks import RankInfo
-from training.token_loss import TokenLoss
+from training.token_loss import TokenLoss, token_loss
 
 STEPS = 4
 NO_DROPOUT: dict[str, Any] = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
@@ -54,7 +57,8 @@ class Variant:
         torch.manual_seed(0)
         model: Any = GPT2LMHeadModel(configuration)
         model.loss_type = "ForCausalLM"
-        self.trained = self.wrap(TokenLoss(model.to(device), bfloat16=device.type == "cuda"))
+        loss_of = token_loss(model.to(device), "auto", device.type == "cuda", False, False, device)
+        self.trained = self.wrap(loss_of)
         self.optimizer = make_optimizer(self.trained, 0.1)
 
     def step(self, tokens: torch.Tensor) -> None:
@@ -66,7 +70,7 @@ class Variant:
         self.optimizer.zero_grad(set_to_none=True)
 
 
-ALONE = "no exchange"
+ALONE, OURS = "no exchange", f"ddp, {TrainConfig.ddp_bucket_cap_mb} MiB"
 
 
 def variants(device: torch.device) -> list[Variant]:
@@ -78,6 +82,17 @@ def variants(device: torch.device) -> list[Variant]:
 
     def plain(**options: Any) -> Callable[[nn.Module], nn.Module]:
         return lambda loss_of: DistributedDataParallel(loss_of, device_ids=devices, **options)
+
+    def ours_in(ctas: int) -> Callable[[nn.Module], nn.Module]:
+        def wrap(loss_of: nn.Module) -> nn.Module:
+            options = dist.ProcessGroupNCCL.Options()
+            options.config.max_ctas = ctas
+            return DistributedDataParallel(
+                loss_of, device_ids=devices, gradient_as_bucket_view=True, broadcast_buffers=False,
+                process_group=dist.new_group(pg_options=options),
+            )  # fmt: skip
+
+        return wrap
 
     def fsdp(short: bool) -> Callable[[nn.Module], nn.Module]:
         def wrap(loss_of: Any) -> nn.Module:
@@ -95,6 +110,10 @@ def variants(device: torch.device) -> list[Variant]:
         *(Variant(f"ddp, {megabytes} MiB", ours(megabytes)) for megabytes in (10, 25, 50, 100, 200)),
         Variant("ddp, 25 MiB, static graph", plain(gradient_as_bucket_view=True, static_graph=True)),
         Variant("ddp, 25 MiB, no bucket view", plain()),
+        *(
+            Variant(f"ddp, 25 MiB, {ctas} CTAs", ours_in(ctas))
+            for ctas in ((2, 4, 8, 16) if device.type == "cuda" else ())
+        ),
         *(Variant(f"ddp, {megabytes} MiB, bfloat16", ours(megabytes, True)) for megabytes in (25, 100)),
         Variant("fsdp", fsdp(False)),
         Variant("fsdp, bfloat16", fsdp(True)),
@@ -124,17 +143,18 @@ def exchange_seconds(size: int, device: torch.device, rounds: int) -> list[float
     return [slowest_seconds(lambda: dist.all_reduce(numbers), device) for _ in range(rounds + 1)][1:]
 
 
-def measure(ranks: RankInfo, device: torch.device, rounds: int, sequences: int) -> None:
+def measure(ranks: RankInfo, device: torch.device, rounds: int, sequences: int, names: Sequence[str]) -> None:
     gpu = device.type == "cuda"
     configuration = GPT2Config(**NO_DROPOUT, **({} if gpu else SMALL))
     length = configuration.n_positions
     torch.manual_seed(1 + ranks.rank)
     tokens = torch.randint(configuration.vocab_size, (sequences, length), device=device)
-    compared = variants(device)
+    first, *others = variants(device)
+    compared = [first, *(one for one in others if not names or any(name in one.name for name in names))]
     for variant in compared:
         variant.build(configuration, device)
     for number in range(rounds + 1):
-        for variant in compared:
+        for variant in rotated(compared, number):
 
             def steps(variant: Variant = variant) -> None:
                 for _ in range(STEPS):
@@ -159,7 +179,7 @@ def measure(ranks: RankInfo, device: torch.device, rounds: int, sequences: int) 
         speed = sequences * length / statistics.median(variant.seconds)
         print(
             f"{variant.name:<28} {spread([1e3 * one for one in variant.seconds])} ms   {speed:,.0f} tokens/s a rank   "
-            f"{spread(ratios)} of the speed without exchange{f' (goal: {GOAL})' if variant is compared[2] else ''}"
+            f"{spread(ratios)} of the speed without exchange{f' (goal: {GOAL})' if variant.name == OURS else ''}"
         )
 
 
@@ -170,5 +190,5 @@ if __name__ == "__main__":
     process_group.set_threads(threads_per_rank(len(os.sched_getaffinity(0)), place))
     joining = process_group.Joining(place, lambda: choose_device("auto", place, torch.cuda.device_count(), os.environ))
     chosen, _ = joining.finish()
-    measure(place, chosen, count, int(sys.argv[2]) if len(sys.argv) > 2 else 16)
+    measure(place, chosen, count, int(sys.argv[2]) if len(sys.argv) > 2 else 16, sys.argv[3:])
     process_group.leave()

@@ -11,7 +11,7 @@ from transformers import BloomConfig, BloomForCausalLM, LlamaConfig, LlamaForCau
 
 from training.demo import demo_architecture
 from training.errors import InputError
-from training.packing import causal_mask_within, check_keeps_apart, document_starts, positions_from
+from training.packing import causal_mask_within, check_keeps_apart, document_bounds, document_starts, positions_from
 from training.token_loss import TokenLoss
 
 END = 0
@@ -37,6 +37,12 @@ def test_a_document_begins_after_the_end_of_another_and_at_the_beginning_of_a_se
     starts = document_starts(PACKED, END)
     assert starts.tolist() == [[0, 0, 0, 3, 3, 3, 3, 3], [0, 1, 1, 3, 4, 4, 4, 4]]
     assert positions_from(starts).tolist() == [[0, 1, 2, 0, 1, 2, 3, 4], [0, 0, 1, 0, 0, 1, 2, 3]]
+
+
+def test_documents_of_all_sequences_lie_one_behind_the_other() -> None:
+    bounds = document_bounds(document_starts(PACKED, END))
+    assert bounds.dtype == torch.int32
+    assert bounds.tolist() == [0, 3, 8, 9, 11, 12, 16]
 
 
 def test_a_token_sees_those_before_it_in_its_own_document() -> None:

@@ -64,6 +64,17 @@ def _one_gpu_each(environ: Mapping[str, str]) -> bool:
     return len(environ.get("CUDA_VISIBLE_DEVICES", "").split(",")) == 1 and "CUDA_VISIBLE_DEVICES" in environ
 
 
+def keep_memory_whole() -> None:
+    """Let the pieces of a GPU's memory grow in place, unless the user has said how to share it out.
+
+    Else what the first step leaves behind, the optimizer's state, lies in the middle of what its activations had, and
+    the second step needs as much again. To be called before the first use of a GPU: torch reads it then
+    (https://docs.pytorch.org/docs/stable/notes/cuda.html#optimizing-memory-usage-with-pytorch-alloc-conf).
+    """
+    if not {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"} & os.environ.keys():
+        os.environ["PYTORCH_ALLOC_CONF"] = "expandable_segments:True"
+
+
 def make_deterministic() -> None:
     """From now on torch takes only kernels whose sums have a fixed order, and refuses an operation that has none.
 

@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional
 
 from training import gpt2_kernels as kernels
-from training.packing import causal_mask_within, document_starts, positions_from
+from training.packing import Attention, attention_within, causal_attention, document_starts, positions_from
 
 VOCABULARY_MULTIPLE = 128
 """The matrix product with the vocabulary is several times faster where its size is a multiple of this."""
@@ -40,10 +40,11 @@ class GPT2Loss(nn.Module):
         # An evaluation draws nothing: what is trained must not depend on how often one is made.
         seeds = torch.randint(2**31, (norms,), device=tokens.device) if self.training else tokens.new_zeros(norms)
 
-        places, mask = None, None
+        places: torch.Tensor | None = None
+        attend: Attention = causal_attention
         if self._end_of_text is not None:
             starts = document_starts(tokens, self._end_of_text)
-            places, mask = positions_from(starts), causal_mask_within(starts)
+            places, attend = positions_from(starts), attention_within(starts)
 
         embedded = Embed.apply(tokens, places, core.wte.weight, core.wpe.weight, copies[core.wte.weight])
         x = functional.dropout(embedded, config.embd_pdrop, self.training)
@@ -57,10 +58,7 @@ class GPT2Loss(nn.Module):
             query, key, value = QueryKeyValue.apply(
                 normed, weight, attention.c_attn.bias, copies[weight], (batch, length, heads)
             )
-            attended = functional.scaled_dot_product_attention(
-                query, key, value, attn_mask=mask, dropout_p=p_attention, is_causal=mask is None
-            )
-            rows = attended.transpose(1, 2).reshape(batch * length, -1)
+            rows = attend(query, key, value, p_attention).transpose(1, 2).reshape(batch * length, -1)
             weight = attention.c_proj.weight
             delta, bias = Product.apply(rows, weight, copies[weight]), attention.c_proj.bias
             x, normed = AddNorm.apply(

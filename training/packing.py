@@ -7,9 +7,11 @@ tokens.
 """
 
 import inspect
+from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch.nn import functional
 
 from training.errors import InputError
 
@@ -43,6 +45,45 @@ def causal_mask_within(starts: torch.Tensor) -> torch.Tensor:
     """
     same = starts[:, :, None] == starts[:, None, :]
     return same.tril_()[:, None]
+
+
+Attention = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, float], torch.Tensor]
+"""From queries, keys and values of shape [sequences, heads, tokens, head size] and a probability of dropout."""
+
+
+def causal_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, dropout: float) -> torch.Tensor:
+    """Over all that stands before a token in its sequence."""
+    return functional.scaled_dot_product_attention(query, key, value, dropout_p=dropout, is_causal=True)
+
+
+def attention_within(starts: torch.Tensor) -> Attention:
+    """Over what stands before a token in its own document.
+
+    On a GPU by flash attention, which takes documents one by one and never makes what a mask would forbid. (PyTorch's
+    `varlen_attn` calls the same operation, without dropout.)
+    """
+    # FlashAttention-2 is there from Ampere on, https://github.com/Dao-AILab/flash-attention.
+    if not starts.is_cuda or torch.cuda.get_device_capability(starts.device) < (8, 0):
+        mask = causal_mask_within(starts)
+        return lambda query, key, value, dropout: functional.scaled_dot_product_attention(
+            query, key, value, attn_mask=mask, dropout_p=dropout
+        )
+    bounds, flash = document_bounds(starts), torch.ops.aten._flash_attention_forward
+
+    def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, dropout: float) -> torch.Tensor:
+        sequences, _, length, _ = query.shape
+        rows = [part.transpose(1, 2).flatten(0, 1) for part in (query, key, value)]
+        attended, *_ = flash(*rows, bounds, bounds, length, length, dropout, True, False)
+        return attended.unflatten(0, (sequences, length)).transpose(1, 2)
+
+    return attend
+
+
+def document_bounds(starts: torch.Tensor) -> torch.Tensor:
+    """Where each document begins, all sequences put one behind the other, and at last their end: int32 of shape
+    [documents + 1]."""
+    begins = (positions_from(starts) == 0).flatten().nonzero().flatten()
+    return functional.pad(begins, (0, 1), value=starts.numel()).int()
 
 
 @torch.no_grad()

@@ -5,6 +5,7 @@ backward pass still runs. `fsdp` (PyTorch's FSDP2): every rank holds one slice o
 and a block's weights are whole only while that block computes. One rank alone needs neither.
 """
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -33,9 +34,16 @@ def replicate(loss_of: nn.Module, device: torch.device, bucket_cap_mb: int, redu
         reduce_bfloat16: round them to bfloat16 for the sum; weights and gradients stay float32 on every rank.
     """
     devices = [device] if device.type == "cuda" else None
-    wrapped = DistributedDataParallel(
-        loss_of, device_ids=devices, bucket_cap_mb=bucket_cap_mb, gradient_as_bucket_view=True, broadcast_buffers=False
-    )
+    with warnings.catch_warnings():
+        # torch 2.13 has a new name for broadcast_buffers, which releases before it do not know.
+        warnings.filterwarnings("ignore", category=FutureWarning, message="`broadcast_buffers`")
+        wrapped = DistributedDataParallel(
+            loss_of,
+            device_ids=devices,
+            bucket_cap_mb=bucket_cap_mb,
+            gradient_as_bucket_view=True,
+            broadcast_buffers=False,
+        )
     if reduce_bfloat16:
         wrapped.register_comm_hook(None, _reduce_in_bfloat16)
     return wrapped

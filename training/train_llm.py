@@ -77,9 +77,10 @@ def train(config: TrainConfig, run: RunDirectory, ranks: RankInfo, stop: StopReq
         from torch import nn
 
         from training import process_group
-        from training.device import choose_device, device_name, make_deterministic, threads_per_rank
+        from training.device import choose_device, device_name, keep_memory_whole, make_deterministic, threads_per_rank
 
         # The ranks, each on its device: they meet while the rest is imported.
+        keep_memory_whole()
         if config.deterministic:
             make_deterministic()
         process_group.set_threads(threads_per_rank(len(os.sched_getaffinity(0)), ranks))
