@@ -199,3 +199,17 @@ def test_insisting_on_the_fused_kernels_where_they_do_not_fit_is_refused(
     with pytest.raises(InputError, match=f"--kernels fused: {reason}; leave the option out"):
         choose(small())
     assert isinstance(token_loss(small(), "auto", True, False, False, CPU), TokenLoss)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="triton has a GPU here")
+def test_a_gpu_for_which_triton_cannot_compile_is_trained_by_the_models_own_forward() -> None:
+    gpu = torch.device("cuda")  # which this machine lacks, and so a driver that triton could compile for
+    with pytest.warns(UserWarning, match="triton does not work here .*: the step is slower without the fused kernels"):
+        assert isinstance(token_loss(small(), "auto", True, False, False, gpu), TokenLoss)
+    with pytest.raises(InputError, match="--kernels fused: triton does not work here"):
+        token_loss(small(), "fused", True, False, False, gpu)
+
+
+def test_the_models_own_forward_asks_nothing_of_triton(recwarn: pytest.WarningsRecorder) -> None:
+    token_loss(small(), "torch", True, False, False, torch.device("cuda"))
+    assert not recwarn.list

@@ -1,6 +1,7 @@
 """The training loss of a batch of packed sequences: what the loop differentiates and the evaluation averages."""
 
 import importlib.util
+import warnings
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
 
@@ -62,6 +63,8 @@ def token_loss(
     """
     own = "--compile was given" if compiled else "--strategy fsdp was given" if sharded else None
     why_not = own or (None if bfloat16 else "the precision is float32") or fused_misfit(model.config, device.type)
+    if kernels != "torch" and why_not is None and (why_not := triton_fault()) and kernels == "auto":
+        warnings.warn(f"{why_not}: the step is slower without the fused kernels", stacklevel=2)
     if kernels == "fused" and why_not is not None:
         raise InputError(f"--kernels fused: {why_not}; leave the option out")
     if kernels == "torch" or why_not is not None:
@@ -89,4 +92,15 @@ def fused_misfit(config: Any, device_type: str) -> str | None:
         return "there is no GPU"
     if importlib.util.find_spec("triton") is None:
         return "triton is not installed"
+    return None
+
+
+def triton_fault() -> str | None:
+    """Why triton cannot make kernels for this machine's GPU: it needs a C compiler, say. None where it can."""
+    from triton.runtime import driver
+
+    try:
+        driver.active.get_current_device()
+    except Exception as error:
+        return f"triton does not work here ({type(error).__name__}: {(str(error).splitlines() or [''])[0]})"
     return None

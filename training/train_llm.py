@@ -182,8 +182,15 @@ def train(config: TrainConfig, run: RunDirectory, ranks: RankInfo, stop: StopReq
     optimizer = make_optimizer(model, config.weight_decay)
     hardware = device_name(device)
     precision = "bfloat16" if bfloat16 else "float32"
-    hosts = process_group.gather(socket.gethostname())
     kernels = "torch" if isinstance(loss_of, TokenLoss) else "fused"
+    hosts, kernels_of = zip(*process_group.gather((socket.gethostname(), kernels)), strict=True)
+    if "fused" in kernels_of and "torch" in kernels_of:
+        without = kernels_of.index("torch")
+        raise NodeError(
+            f"triton does not work on {hosts[without]} (its warning says why), but on other hosts: mend it there, or "
+            f"give --kernels torch",
+            speaker=without,
+        )
     conditions = random_state.conditions(config, hosts, total, found.warmup, precision, kernels, hardware)
     changes: list[str] = []
     if found.resume_from is not None:
