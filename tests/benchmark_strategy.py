@@ -63,8 +63,10 @@ class Variant:
 
     def step(self, tokens: torch.Tensor) -> None:
         """One optimizer step on these tokens."""
-        with nullcontext() if self.name != ALONE else strategy.without_reduction(self.trained):
+        alone = self.name == ALONE or isinstance(self.trained, strategy.ExchangesAtEnd)
+        with strategy.without_reduction(self.trained) if alone else nullcontext():
             self.trained(tokens).backward()
+        strategy.exchange_gradients(self.trained)
         strategy.clip_gradients(self.trained.parameters(), 1.0)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
@@ -77,22 +79,11 @@ def variants(device: torch.device) -> list[Variant]:
     """All that are compared."""
     devices = [device] if device.type == "cuda" else None
 
-    def ours(megabytes: int, short: bool = False) -> Callable[[nn.Module], nn.Module]:
-        return lambda loss_of: strategy.replicate(loss_of, device, megabytes, short)
+    def ours(megabytes: int, short: bool = False, overlap: bool = True) -> Callable[[nn.Module], nn.Module]:
+        return lambda loss_of: strategy.replicate(loss_of, device, megabytes, short, overlap)
 
     def plain(**options: Any) -> Callable[[nn.Module], nn.Module]:
         return lambda loss_of: DistributedDataParallel(loss_of, device_ids=devices, **options)
-
-    def ours_in(ctas: int) -> Callable[[nn.Module], nn.Module]:
-        def wrap(loss_of: nn.Module) -> nn.Module:
-            options = dist.ProcessGroupNCCL.Options()
-            options.config.max_ctas = ctas
-            return DistributedDataParallel(
-                loss_of, device_ids=devices, gradient_as_bucket_view=True, broadcast_buffers=False,
-                process_group=dist.new_group(pg_options=options),
-            )  # fmt: skip
-
-        return wrap
 
     def fsdp(short: bool) -> Callable[[nn.Module], nn.Module]:
         def wrap(loss_of: Any) -> nn.Module:
@@ -110,11 +101,9 @@ def variants(device: torch.device) -> list[Variant]:
         *(Variant(f"ddp, {megabytes} MiB", ours(megabytes)) for megabytes in (10, 25, 50, 100, 200)),
         Variant("ddp, 25 MiB, static graph", plain(gradient_as_bucket_view=True, static_graph=True)),
         Variant("ddp, 25 MiB, no bucket view", plain()),
-        *(
-            Variant(f"ddp, 25 MiB, {ctas} CTAs", ours_in(ctas))
-            for ctas in ((2, 4, 8, 16) if device.type == "cuda" else ())
-        ),
         *(Variant(f"ddp, {megabytes} MiB, bfloat16", ours(megabytes, True)) for megabytes in (25, 100)),
+        Variant("ddp, at the end", ours(25, overlap=False)),
+        Variant("ddp, at the end, bfloat16", ours(25, True, overlap=False)),
         Variant("fsdp", fsdp(False)),
         Variant("fsdp, bfloat16", fsdp(True)),
     ]

@@ -1,5 +1,9 @@
-"""What only a GPU can show: the fused step by its real kernels, in bfloat16, beside the model's own forward."""
+"""What only a GPU can show: the fused step by its real kernels, in bfloat16, beside the model's own forward.
 
+TRITON_INTERPRET=0 pytest tests/test_training_on_a_gpu.py
+"""
+
+import os
 from typing import Any
 
 import pytest
@@ -10,7 +14,10 @@ from training.demo import demo_architecture
 from training.packing import within_documents
 from training.token_loss import TokenLoss, token_loss
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+pytestmark = pytest.mark.skipif(
+    not torch.cuda.is_available() or os.environ["TRITON_INTERPRET"] == "1",
+    reason="it needs a GPU, and TRITON_INTERPRET=0, so that the kernels run on it",
+)
 
 ARCHITECTURE = demo_architecture() | {"n_embd": 192, "n_layer": 3, "n_head": 3, "n_positions": 256, "vocab_size": 1000}
 END = 0

@@ -32,6 +32,7 @@ def test_the_same_request_has_the_same_conditions():
         ("strategy", "fsdp", "--strategy ddp → fsdp"),
         ("reduce_dtype", "bfloat16", "--reduce-dtype float32 → bfloat16"),
         ("ddp_bucket_cap_mb", 50, "--ddp-bucket-cap-mb 25 → 50"),
+        ("ddp_overlap", "off", "--ddp-overlap auto → off"),
     ],
 )
 def test_an_option_that_changes_the_numbers_is_named(option: str, value: object, said: str):

@@ -95,6 +95,8 @@ def one_rank(ranks: ForkedRanks, output: Path) -> Path:
         (1, ["--gradient-accumulation-steps", "4"]),
         (4, []),
         (2, ["--gradient-accumulation-steps", "2"]),
+        (4, ["--ddp-overlap", "off"]),
+        (2, ["--ddp-overlap", "off", "--gradient-accumulation-steps", "2"]),
         (4, ["--strategy", "fsdp"]),
         (2, ["--strategy", "fsdp", "--gradient-accumulation-steps", "2"]),
     ],
@@ -112,14 +114,15 @@ def test_a_step_is_that_of_one_rank_with_all_sequences(
     assert samples[0] == samples[1]
 
 
-def test_a_stopped_fsdp_run_goes_on_to_the_same_bits(ranks: ForkedRanks, output: Path):
-    fsdp = ["--strategy", "fsdp"]
-    train(ranks, output, "whole", 2, *fsdp, model="drops")
-    train(ranks, output, "cut", 2, *fsdp, model="drops", stop=(1, 2))
-    assert "resumed at step 2, bit-exact" in train(ranks, output, "cut", 2, *fsdp, model="drops")
+@pytest.mark.parametrize("how", [["--strategy", "fsdp"], ["--ddp-overlap", "off"]], ids=" ".join)
+def test_a_stopped_run_goes_on_to_the_same_bits(ranks: ForkedRanks, output: Path, how: list[str]):
+    whole, cut = (f"{what}{''.join(how)}" for what in ("whole", "cut"))
+    train(ranks, output, whole, 2, *how, model="drops")
+    train(ranks, output, cut, 2, *how, model="drops", stop=(1, 2))
+    assert "resumed at step 2, bit-exact" in train(ranks, output, cut, 2, *how, model="drops")
     names = ("loss", "grad_norm", "eval_loss")
-    assert numbers(output / "cut", *names) == numbers(output / "whole", *names)
-    hashes = [json.loads((output / name / "summary.json").read_text())["weights_sha256"] for name in ("cut", "whole")]
+    assert numbers(output / cut, *names) == numbers(output / whole, *names)
+    hashes = [json.loads((output / name / "summary.json").read_text())["weights_sha256"] for name in (whole, cut)]
     assert hashes[0] == hashes[1]
 
 

@@ -129,6 +129,10 @@ class TrainConfig:
     """Gradients that DDP adds up in one message: small ones begin early in the backward pass, large ones use
     a network better."""
 
+    ddp_overlap: Literal["auto", "on", "off"] = "auto"
+    """Whether DDP exchanges gradients while the backward pass still runs, or all together after it. auto: on, but
+    not where NVLink joins all ranks: there it slows the backward pass by more than the exchange takes alone."""
+
     device: Literal["auto", "cuda", "cpu"] = "auto"
     """auto: the GPUs, and the CPU where none was granted. GPUs that were granted but torch cannot see are an
     error."""

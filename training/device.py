@@ -1,8 +1,11 @@
 """Which device this rank trains on. GPUs that were granted but cannot be seen are an error, never a silent
 CPU run."""
 
+import ctypes
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from itertools import combinations
 from typing import TYPE_CHECKING, Literal
 
 from training.errors import InputError
@@ -10,6 +13,9 @@ from training.ranks import RankInfo
 
 if TYPE_CHECKING:
     import torch
+
+# nvmlGpuP2PCapsIndex_t of nvml.h, https://docs.nvidia.com/deploy/nvml-api/group__nvmlDeviceEnumvs.html; status 0 is OK.
+NVML_P2P_NVLINK = 2
 
 
 def choose_device(
@@ -94,6 +100,28 @@ def device_name(device: "torch.device") -> str:
     import torch
 
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+
+
+def joined_by_nvlink(uuids: Sequence[str]) -> bool:
+    """Whether NVLink joins each two of these GPUs of this host; False where the driver does not say.
+
+    Args:
+        uuids: as torch has them, without `GPU-` in front.
+    """
+    status = ctypes.c_int(-1)
+    with suppress(OSError, AttributeError):
+        nvml = ctypes.CDLL("libnvidia-ml.so.1")
+        if nvml.nvmlInit_v2() != 0:
+            return False
+        handles = [ctypes.c_void_p() for _ in uuids]
+        for uuid, handle in zip(uuids, handles, strict=True):
+            if nvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}".encode(), ctypes.byref(handle)) != 0:
+                return False
+        return all(
+            nvml.nvmlDeviceGetP2PStatus(one, other, NVML_P2P_NVLINK, ctypes.byref(status)) == 0 and status.value == 0
+            for one, other in combinations(handles, 2)
+        )
+    return False
 
 
 def threads_per_rank(cpus: int, ranks: RankInfo) -> int:

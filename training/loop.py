@@ -19,7 +19,13 @@ from training.optimizer import step_if
 from training.process_group import gather, my_rank, sum_over_ranks
 from training.schedule import learning_rate
 from training.stop import StopRequest
-from training.strategy import clip_gradients, own_gradients_are_finite, without_reduction
+from training.strategy import (
+    ExchangesAtEnd,
+    clip_gradients,
+    exchange_gradients,
+    own_gradients_are_finite,
+    without_reduction,
+)
 
 PHASES = ("data", "forward", "backward", "agree", "update")
 # What a rank does without waiting for any other: by this a slow rank can be told from those that wait for it.
@@ -114,14 +120,15 @@ def train_steps(
         for part in range(plan.accumulation):
             with clock.phase("data"):
                 parts.append(next(batches))
-            synchronise = part + 1 == plan.accumulation
-            with nullcontext() if synchronise else without_reduction(loss_of):
+            exchanges = part + 1 == plan.accumulation and not isinstance(loss_of, ExchangesAtEnd)
+            with nullcontext() if exchanges else without_reduction(loss_of):
                 with clock.phase("forward"):
                     part_loss = loss_of(parts[-1]) / plan.accumulation
                 with clock.phase("backward"):
                     part_loss.backward()
             loss += part_loss.detach()
         with clock.phase("agree"):
+            exchange_gradients(loss_of)
             lr = learning_rate(step, plan.total, plan.warmup, plan.peak_lr, plan.lr_scheduler)
             for group in optimizer.param_groups:
                 group["lr"] = lr
@@ -224,7 +231,7 @@ def settle_buckets(loss_of: nn.Module, batch_size: int, length: int, device: tor
     DDP sorts its gradient buckets anew after its first iteration, and from three ranks on the order of a sum
     changes its last bits. A resumed run must sum in the order that the undisturbed run had by then.
     """
-    if not isinstance(loss_of, DistributedDataParallel):
+    if not isinstance(loss_of, DistributedDataParallel) or isinstance(loss_of, ExchangesAtEnd):
         return
     # A model that was loaded with its weights comes without dropout, and would not do what a step does.
     loss_of.train()

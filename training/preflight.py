@@ -14,10 +14,11 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from statistics import median
@@ -33,7 +34,7 @@ READY_WITHIN = 60.0
 ANSWER_WITHIN = 10.0
 # An exchange must fail in time for its report.
 MESSAGE_WITHIN = 6.0
-MESSAGE_BYTES = 4 * 2**20
+MESSAGE_BYTES = {"cpu": 4 * 2**20, "cuda": 64 * 2**20}
 SLOW_FACTOR, SLOW_SECONDS = 3.0, 1.0
 CLOCK_SECONDS = 2.0
 FREE_DISK_BYTES = 10**9
@@ -230,7 +231,8 @@ def measure_network(ranks: RankInfo, device: torch.device, hosts: Sequence[str])
     """
     report: Report = {"host": hosts[ranks.rank]}
     leaders = [rank for rank, host in enumerate(hosts) if host not in hosts[:rank]]
-    message = torch.full((MESSAGE_BYTES // 4,), float(ranks.rank + 1), device=device)
+    size = MESSAGE_BYTES[device.type]
+    message = torch.full((size // 4,), float(ranks.rank + 1), device=device)
     try:
         if len(leaders) > 1 and ranks.rank in leaders:
             place = leaders.index(ranks.rank)
@@ -242,31 +244,39 @@ def measure_network(ranks: RankInfo, device: torch.device, hosts: Sequence[str])
                 dist.P2POp(dist.irecv, received, report["from"]),
             ]
             for _ in range(2):  # the first one makes the connection
-                began = time.perf_counter()
-                for work in dist.batch_isend_irecv(operations):
-                    _wait(work, device)
-                report["ring"] = MESSAGE_BYTES / (time.perf_counter() - began)
+                report["ring"] = size / _seconds(lambda: dist.batch_isend_irecv(operations), device)
             report["right"] = bool((received == report["from"] + 1).all())
-        _wait(dist.all_reduce(torch.zeros_like(message), async_op=True), device)
-        began = time.perf_counter()
-        _wait(dist.all_reduce(message, async_op=True), device)
-        report["all_reduce"] = MESSAGE_BYTES / (time.perf_counter() - began)
+        for numbers in (torch.zeros_like(message), message):  # the first one makes the connections
+            report["all_reduce"] = size / _seconds(partial(_add_up, numbers), device)
         report["sum_right"] = bool((message == ranks.world_size * (ranks.world_size + 1) / 2).all())
     except RuntimeError as error:
         report["error"] = str(error).splitlines()[0][:200]
     return report
 
 
-def _wait(work: Any, device: torch.device) -> None:
-    """Wait for the end of an exchange, but not for ever."""
+def _add_up(numbers: torch.Tensor) -> list[Any]:
+    """The sum over all ranks, begun."""
+    return [dist.all_reduce(numbers, async_op=True)]
+
+
+def _seconds(exchange: Callable[[], Iterable[Any]], device: torch.device) -> float:
+    """How long an exchange takes; it is waited for, but not for ever."""
     if device.type != "cuda":
-        work.wait(timedelta(seconds=MESSAGE_WITHIN))
-        return
+        began = time.perf_counter()
+        for work in exchange():
+            work.wait(timedelta(seconds=MESSAGE_WITHIN))
+        return time.perf_counter() - began
+    first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    first.record()
+    for work in exchange():
+        work.wait()  # the GPU's queue waits, not the host
+    last.record()
     deadline = time.monotonic() + MESSAGE_WITHIN
-    while not work.is_completed():
+    while not last.query():
         if time.monotonic() > deadline:
             raise RuntimeError(f"no answer in {MESSAGE_WITHIN:g} s")
         time.sleep(0.0002)
+    return float(first.elapsed_time(last)) / 1000
 
 
 def judge_network(reports: Sequence[Report], hosts: Sequence[str]) -> Verdict:

@@ -80,6 +80,7 @@ def conditions(
         "--strategy": config.strategy,
         "--reduce-dtype": config.reduce_dtype,
         "--ddp-bucket-cap-mb": config.ddp_bucket_cap_mb,
+        "--ddp-overlap": config.ddp_overlap,
         "--compile": config.compile,
         "--deterministic": config.deterministic,
         "--lr": config.lr,

@@ -1,14 +1,15 @@
 """What each of several ranks holds of the model, and how they add up their gradients.
 
 `ddp`: every rank holds all weights, gradients and optimizer state; the gradients are summed in buckets while the
-backward pass still runs. `fsdp` (PyTorch's FSDP2): every rank holds one slice of each tensor along its first dimension,
-and a block's weights are whole only while that block computes. One rank alone needs neither.
+backward pass still runs, or all together after it. `fsdp` (PyTorch's FSDP2): every rank holds one slice of each tensor
+along its first dimension, and a block's weights are whole only while that block computes. One rank alone needs neither.
 """
 
+import socket
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal, cast
 
 import torch
 import torch.distributed as dist
@@ -19,34 +20,60 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
+from training.device import joined_by_nvlink
 from training.errors import InputError
 from training.model import build_model
-from training.process_group import rank_zero_first
+from training.process_group import gather, rank_zero_first
 
 
-def replicate(loss_of: nn.Module, device: torch.device, bucket_cap_mb: int, reduce_bfloat16: bool) -> nn.Module:
-    """Wrap in DDP: all ranks get the weights of rank 0, and the mean of all gradients in every backward pass.
+class ExchangesAtEnd(DistributedDataParallel):
+    """DDP whose ranks exchange their gradients after the backward pass, by `exchange_gradients`."""
+
+    reduce_bfloat16 = False
+
+
+def replicate(
+    loss_of: nn.Module, device: torch.device, bucket_cap_mb: int, reduce_bfloat16: bool, overlap: bool
+) -> DistributedDataParallel:
+    """Wrap in DDP: all ranks get the weights of rank 0, and the mean of all gradients in every step.
 
     Args:
         loss_of: a batch's loss, from `TokenLoss`.
         device: of this rank.
-        bucket_cap_mb: MiB of gradients that are summed in one message.
+        bucket_cap_mb: MiB of gradients that are summed in one message, with `overlap`.
         reduce_bfloat16: round them to bfloat16 for the sum; weights and gradients stay float32 on every rank.
+        overlap: exchange gradients while the backward pass still runs.
     """
-    devices = [device] if device.type == "cuda" else None
+    kind = DistributedDataParallel if overlap else ExchangesAtEnd
     with warnings.catch_warnings():
         # torch 2.13 has a new name for broadcast_buffers, which releases before it do not know.
         warnings.filterwarnings("ignore", category=FutureWarning, message="`broadcast_buffers`")
-        wrapped = DistributedDataParallel(
+        wrapped = kind(
             loss_of,
-            device_ids=devices,
+            device_ids=[device] if device.type == "cuda" else None,
             bucket_cap_mb=bucket_cap_mb,
             gradient_as_bucket_view=True,
             broadcast_buffers=False,
         )
-    if reduce_bfloat16:
+    if isinstance(wrapped, ExchangesAtEnd):
+        wrapped.reduce_bfloat16 = reduce_bfloat16
+    elif reduce_bfloat16:
         wrapped.register_comm_hook(None, _reduce_in_bfloat16)
     return wrapped
+
+
+def overlap_pays(choice: Literal["auto", "on", "off"], device: torch.device) -> bool:
+    """Whether gradients are to be exchanged while the backward pass still runs: --ddp-overlap. All ranks call it, and
+    get the same answer.
+
+    `auto`: not where NVLink joins all ranks. There the exchange is short, and beside the backward pass it slows the
+    matrix products, which want all of the GPU, by more than it takes alone (tests/benchmark_strategy.py).
+    """
+    if choice != "auto" or device.type != "cuda":
+        return choice != "off"
+    gpus = gather((socket.gethostname(), str(torch.cuda.get_device_properties(device).uuid)))
+    one_host = len({host for host, _ in gpus}) == 1
+    return rank_zero_first(lambda: not (one_host and joined_by_nvlink([uuid for _, uuid in gpus])))
 
 
 def _reduce_in_bfloat16(group: Any, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
@@ -143,6 +170,29 @@ def check_ties(model: Any) -> None:
         first_block, first_name = places.setdefault(id(parameter), (block, name))
         if first_block != block:
             raise InputError(f"--strategy fsdp: {first_name} and {name} are one tensor; give --strategy ddp")
+
+
+@torch.no_grad()
+def exchange_gradients(loss_of: nn.Module) -> None:
+    """The mean of all ranks' gradients, where the backward pass has left each rank its own: each where it lies, and all
+    in one message."""
+    if not isinstance(loss_of, ExchangesAtEnd):
+        return
+    parameters = [parameter for parameter in loss_of.parameters() if parameter.requires_grad]
+    for parameter in parameters:
+        if parameter.grad is None:  # another rank may have one
+            parameter.grad = torch.zeros_like(parameter)
+    gradients = [cast(torch.Tensor, parameter.grad) for parameter in parameters]
+    sent = [gradient.bfloat16() for gradient in gradients] if loss_of.reduce_bfloat16 else gradients
+    options = dist.AllreduceCoalescedOptions()
+    group = cast(dist.ProcessGroup, dist.group.WORLD)
+    averages = dist.get_backend() == "nccl"
+    options.reduceOp = cast(dist.ReduceOp, dist.ReduceOp.AVG if averages else dist.ReduceOp.SUM)
+    group.allreduce_coalesced(sent, options).wait()
+    if sent is not gradients:
+        torch._foreach_copy_(gradients, sent)
+    if not averages:
+        torch._foreach_div_(gradients, dist.get_world_size())
 
 
 @contextmanager

@@ -177,7 +177,9 @@ def train(config: TrainConfig, run: RunDirectory, ranks: RankInfo, stop: StopReq
     loss_of = token_loss(model, config.kernels, bfloat16, config.compile, sharded, device, end_of_text)
     trained: nn.Module = loss_of
     if ranks.world_size > 1 and not sharded:
-        trained = strategy.replicate(loss_of, device, config.ddp_bucket_cap_mb, reduce_bfloat16)
+        overlap = strategy.overlap_pays(config.ddp_overlap, device)
+        config = replace(config, ddp_overlap="on" if overlap else "off")
+        trained = strategy.replicate(loss_of, device, config.ddp_bucket_cap_mb, reduce_bfloat16, overlap)
     keep_until_the_end(trained)
     optimizer = make_optimizer(model, config.weight_decay)
     hardware = device_name(device)

@@ -15,11 +15,9 @@ from training.optimizer import make_optimizer
 from training.random_state import seed_all
 from training.sampler import RankBatches, SampleOrder
 from training.stop import StopRequest
-from training.strategy import replicate
+from training.strategy import overlap_pays, replicate
 from training.token_loss import token_loss
 from training.tokens import Blocks
-
-BUCKET_CAP_MB = TrainConfig.ddp_bucket_cap_mb
 
 
 class Ours:
@@ -36,7 +34,8 @@ class Ours:
         self.model = model
         loss_of = token_loss(model, kernels, setting.bfloat16, compiled, False, setting.device)
         if setting.ranks.world_size > 1 and not alone:
-            loss_of = replicate(loss_of, setting.device, BUCKET_CAP_MB, reduce_bfloat16=False)
+            overlap = overlap_pays(TrainConfig.ddp_overlap, setting.device)
+            loss_of = replicate(loss_of, setting.device, TrainConfig.ddp_bucket_cap_mb, False, overlap)
             keep_with_gloo(loss_of, setting)
         self.optimizer = make_optimizer(model, WEIGHT_DECAY)
         seed_all(dropout_seed(setting.seed, setting.ranks.rank, 0))
