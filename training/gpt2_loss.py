@@ -44,7 +44,7 @@ class GPT2Loss(nn.Module):
         attend: Attention = causal_attention
         if self._end_of_text is not None:
             starts = document_starts(tokens, self._end_of_text)
-            places, attend = positions_from(starts), attention_within(starts)
+            places, attend = positions_from(starts), attention_within(starts, config.hidden_size // heads)
 
         embedded = Embed.apply(tokens, places, core.wte.weight, core.wpe.weight, copies[core.wte.weight])
         x = functional.dropout(embedded, config.embd_pdrop, self.training)

@@ -56,14 +56,15 @@ def causal_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
     return functional.scaled_dot_product_attention(query, key, value, dropout_p=dropout, is_causal=True)
 
 
-def attention_within(starts: torch.Tensor) -> Attention:
+def attention_within(starts: torch.Tensor, head_size: int) -> Attention:
     """Over what stands before a token in its own document.
 
     On a GPU by flash attention, which takes documents one by one and never makes what a mask would forbid. (PyTorch's
     `varlen_attn` calls the same operation, without dropout.)
     """
-    # FlashAttention-2 is there from Ampere on, https://github.com/Dao-AILab/flash-attention.
-    if not starts.is_cuda or torch.cuda.get_device_capability(starts.device) < (8, 0):
+    # What FlashAttention-2 takes, https://github.com/Dao-AILab/flash-attention: GPUs from Ampere on, these head sizes.
+    by_flash = starts.is_cuda and torch.cuda.get_device_capability(starts.device) >= (8, 0)
+    if not by_flash or head_size % 8 or head_size > 256:
         mask = causal_mask_within(starts)
         return lambda query, key, value, dropout: functional.scaled_dot_product_attention(
             query, key, value, attn_mask=mask, dropout_p=dropout
