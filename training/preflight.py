@@ -53,16 +53,36 @@ class Verdict:
     warnings: list[str] = field(default_factory=list)
 
 
+@dataclass
+class Findings:
+    """What rank 0 has of all ranks, which are fit; nothing on the other ranks."""
+
+    hosts: list[Report] = field(default_factory=list)
+    """Of `look_at_host`, by rank."""
+    network: list[Report] = field(default_factory=list)
+    """Of `measure_network`, by rank; none for a single rank."""
+    warnings: list[str] = field(default_factory=list)
+
+
 def preflight(ranks: RankInfo, device: torch.device, store: dist.Store | None, run_directory: Path) -> list[str]:
-    """Check this rank's host together with all others.
+    """Check this rank's host together with all others; arguments and errors as of `examine`.
+
+    Returns the lines to print: what was measured, then warnings.
+    """
+    found = examine(ranks, device, store, run_directory)
+    if not found.hosts:
+        return []
+    return [summary(found.hosts, found.network), *(f"warning: {text}" for text in found.warnings)]
+
+
+def examine(ranks: RankInfo, device: torch.device, store: dist.Store | None, folder: Path) -> Findings:
+    """Look at this rank's host together with all others.
 
     Args:
         ranks: this process's place.
         device: this rank's.
         store: of the process group; None for a single rank.
-        run_directory: its file system's free space counts.
-
-    Returns the lines to print: what was measured, then warnings.
+        folder: its file system's free space counts.
 
     Raises:
         NodeError: a host is unfit; on every rank, with the same words.
@@ -70,7 +90,7 @@ def preflight(ranks: RankInfo, device: torch.device, store: dist.Store | None, r
     ready = _Round(ranks, store, "ready", READY_WITHIN)
     ready.exchange({"host": socket.gethostname()})
     ready.agree(Verdict)
-    own = look_at_host(device, run_directory)
+    own = look_at_host(device, folder)
     round_one = _Round(ranks, store, "host", ANSWER_WITHIN)
     reports = round_one.exchange(own)
     round_one.agree(lambda: judge_hosts(reports, round_one.clock))
@@ -81,7 +101,7 @@ def preflight(ranks: RankInfo, device: torch.device, store: dist.Store | None, r
         measured = round_two.exchange(measure_network(ranks, device, names))
         round_two.agree(lambda: judge_network(measured, names))
         round_one.warnings += round_two.warnings
-    return [summary(reports, measured), *(f"warning: {text}" for text in round_one.warnings)] if reports else []
+    return Findings(reports, measured, round_one.warnings)
 
 
 # ── one host ──────────────────────────────────────────────────────────────────────────────────────
@@ -405,12 +425,13 @@ def summary(reports: Sequence[Report], measured: Sequence[Report]) -> str:
     parts.append(f"matrix product {min(flops):,.0f} to {max(flops):,.0f} GFLOP/s")
     speeds = [report["all_reduce"] for report in measured if "all_reduce" in report]
     if speeds:
-        parts.append(f"all-reduce {_rate(min(speeds))}")
+        parts.append(f"all-reduce {rate(min(speeds))}")
     rings = [report["ring"] for report in measured if "ring" in report]
     if rings:
-        parts.append(f"node to node {_rate(min(rings))} at least")
+        parts.append(f"node to node {rate(min(rings))} at least")
     return "preflight: " + ", ".join(parts)
 
 
-def _rate(speed: float) -> str:
+def rate(speed: float) -> str:
+    """Bytes per second, for people."""
     return f"{speed / 1e9:.1f} GB/s" if speed >= 1e8 else f"{speed / 1e6:.1f} MB/s"

@@ -11,16 +11,16 @@ and to be run again; anything else is a fault with a traceback.
 import os
 import socket
 import sys
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from training.config import TrainConfig, config_from_argv
-from training.errors import COMPLETE, INPUT_ERROR, NODE_UNFIT, SAVED_FOR_REQUEUE, InputError, NodeError
+from training.errors import COMPLETE, SAVED_FOR_REQUEUE, InputError, NodeError
 from training.heartbeat import Heartbeat, process_age
 from training.imports import collector_at_rest, import_model_code
 from training.ranks import RankInfo, check_rendezvous
+from training.refuse import refuse
 from training.run_directory import RUN_DIRECTORY_VARIABLE, RunDirectory, run_directory, write_json
 from training.start_clock import StartClock
 from training.stop import StopRequest, takes_interrupts
@@ -57,16 +57,6 @@ def main(argv: Sequence[str]) -> int:
             return refuse(error, ranks)
 
     return record(train_or_refuse)() or COMPLETE
-
-
-def refuse(error: InputError | NodeError, ranks: RankInfo) -> int:
-    """Say once what is wrong with the request, or with a host."""
-    if ranks.rank == (error.speaker if isinstance(error, NodeError) else 0):
-        print(f"error: {error}", file=sys.stderr, flush=True)
-    else:
-        # mpirun ends all ranks when the first one fails, and the one that speaks must have spoken by then.
-        time.sleep(2.0)
-    return NODE_UNFIT if isinstance(error, NodeError) else INPUT_ERROR
 
 
 def train(config: TrainConfig, run: RunDirectory, ranks: RankInfo, stop: StopRequest, heartbeat: Heartbeat) -> int:

@@ -1,0 +1,204 @@
+"""`python -m cluster.doctor`: what it makes of a place, and that a place is measured for real."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cluster.checks import (
+    OK,
+    WARN,
+    WRONG,
+    Finding,
+    check_folders,
+    check_python,
+    check_slurm,
+    controller_time,
+    file_system,
+    gpu_findings,
+    limit_findings,
+    parse_config,
+    site_words,
+)
+from cluster.doctor import lines
+from conftest import ROOT
+from slurm_lab import SlurmLab
+from training.check_hosts import by_host, slow_hosts, table
+
+CONFIG = """Configuration data as of 2026-03-01T12:00:00
+AccountingStorageType   = accounting_storage/slurmdbd
+GresTypes               = gpu
+JobRequeue              = 0
+PreemptMode             = REQUEUE
+"""
+
+
+def doctor(*arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "cluster.doctor", *arguments]
+    return subprocess.run(
+        command, capture_output=True, text=True, cwd=ROOT, env={**os.environ, "HF_HUB_OFFLINE": "1", **environ}
+    )
+
+
+def without_slurm(tmp_path: Path) -> str:
+    """A PATH with an mpirun and a C library's tools, and no sbatch."""
+    (tmp_path / "bin").mkdir()
+    for program in ("mpirun", "sh"):
+        found = Path("/bin/sh") if program == "sh" else ROOT / ".mpi/openmpi-5.0.11/bin/mpirun"
+        (tmp_path / "bin" / program).symlink_to(found)
+    return str(tmp_path / "bin")
+
+
+def test_a_place_where_nothing_is_wrong_ends_with_status_0(tmp_path: Path) -> None:
+    done = doctor("--json", "--output-dir", str(tmp_path / "runs"), PATH=without_slurm(tmp_path))
+    findings = {finding["name"]: finding for finding in json.loads(done.stdout)}
+    assert done.returncode == 0, done.stdout
+    assert {"Slurm", "mpirun", "Python", "packages", "GPUs", "run directories", "network", "hub"} <= findings.keys()
+    assert findings["Slurm"]["found"].startswith("no sbatch here")
+    assert not (tmp_path / "runs").exists()
+
+
+def test_what_is_wrong_is_told_with_its_fix_and_status_70(tmp_path: Path) -> None:
+    done = doctor("--mpirun", "no-such-mpirun", PATH=without_slurm(tmp_path))
+    assert done.returncode == 70
+    shown = done.stdout.splitlines()
+    [at] = [number for number, line in enumerate(shown) if line.startswith("wrong  mpirun")]
+    assert shown[at + 1].strip().startswith("→ --mpirun no-such-mpirun: no such program")
+    assert shown[-1].endswith("1 wrong")
+
+
+def test_measuring_nodes_outside_of_an_allocation_is_refused() -> None:
+    environ = {name: value for name, value in os.environ.items() if not name.startswith("SLURM_")}
+    done = subprocess.run(
+        [sys.executable, "-m", "cluster.doctor", "--nodes", "2"], capture_output=True, text=True, cwd=ROOT, env=environ
+    )
+    assert done.returncode == 64
+    assert done.stderr.startswith("error: --nodes 2 measures the nodes of an allocation, and this shell is in none")
+
+
+def test_nodes_are_measured_by_real_ranks(tmp_path: Path) -> None:
+    where = ["--cluster", "local", "--nodes", "2", "--ranks-per-node", "1", "--output-dir", str(tmp_path)]
+    done = doctor(*where, PATH=f"{ROOT / '.mpi/openmpi-5.0.11/bin'}:{os.environ['PATH']}")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "host  ranks  matrix product  from the host before  all-reduce" in done.stdout.splitlines()
+    assert "2 of 2 ranks completed" in done.stdout
+    assert not list(tmp_path.iterdir())
+
+
+def test_on_a_real_slurm_the_site_is_told(slurm: SlurmLab) -> None:
+    done = slurm.run("ctl", [sys.executable, "-m", "cluster.doctor", "--json"], cwd=ROOT, check=False)
+    found = {finding["name"]: finding["found"] for finding in json.loads(done.stdout)}
+    assert "accounting by slurmdbd" in found["Slurm"]
+    assert "preemption by REQUEUE" in found["Slurm"]
+    assert "GRES gpu" in found["Slurm"]
+
+
+def test_a_controller_that_does_not_answer_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "sbatch").write_text("#!/bin/sh\necho slurm 22.05.8\n")
+    (tmp_path / "scontrol").write_text("#!/bin/sh\nexit 1\n")
+    for program in tmp_path.iterdir():
+        program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/bin")
+    [finding] = check_slurm({})
+    assert (finding.level, finding.found) == (WRONG, "22.05.8, its controller does not answer")
+
+
+def test_what_a_site_has_set_is_told_in_a_few_words() -> None:
+    settings = parse_config(CONFIG)
+    assert site_words(settings).split(", ") == [
+        "accounting by slurmdbd",
+        "jobs are queued again only with --requeue",
+        "as ours are",
+        "preemption by REQUEUE",
+        "GRES gpu",
+    ]
+    assert site_words({}) == "accounting off: ended jobs are soon forgotten"
+
+
+def test_the_controllers_clock_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert controller_time(CONFIG) is not None
+    assert controller_time("nothing") is None
+
+
+GPUS = {"cuda": "13.0", "gpus": ["NVIDIA H100"], "memory": [[75, 80]], "nccl": "2.28.9"}
+
+
+@pytest.mark.parametrize(
+    ("change", "devices", "compiler", "levels"),
+    [
+        ({}, 1, "/usr/bin/cc", [OK]),
+        ({"memory": [[40, 80]]}, 1, "/usr/bin/cc", [OK, WARN]),
+        ({}, 1, None, [OK, WARN]),
+        ({"gpus": [], "cuda": None}, 2, None, [WRONG]),
+        ({"gpus": []}, 2, None, [WRONG]),
+        ({"gpus": [], "cuda": None}, 0, None, [OK]),
+    ],
+    ids=["fit", "in use", "no compiler", "torch for CPUs", "not granted", "login node"],
+)
+def test_gpus(change: dict[str, object], devices: int, compiler: str | None, levels: list[str]) -> None:
+    assert [finding.level for finding in gpu_findings({**GPUS, **change}, devices, compiler)] == levels
+
+
+def test_packages_that_are_missing_are_named_with_the_command_that_brings_them(tmp_path: Path) -> None:
+    python = tmp_path / "python"
+    answer = json.dumps({"versions": {"torch": "2.13.0", "transformers": None, "datasets": None, "tyro": "1.0"}})
+    python.write_text(f"#!/bin/sh\necho '{answer}'\n")
+    python.chmod(0o755)
+    finding = check_python(str(python), {})[-1]
+    assert (finding.level, finding.found) == (WRONG, "transformers, datasets missing")
+    assert finding.fix.startswith(f"{python} -m pip install transformers datasets")
+
+
+def test_a_folder_that_cannot_be_written_is_wrong() -> None:
+    findings = check_folders(Path("/proc/runs"), {"HF_HOME": "/tmp"})
+    assert findings[0].level == WRONG
+    assert findings[0].name == "run directories"
+    assert findings[0].fix == "name another place by --output-dir"
+
+
+def test_the_file_system_is_that_of_the_nearest_mount() -> None:
+    mounts = "/dev/sda / ext4 rw 0 0\nserver:/home /home nfs4 rw 0 0\nx /home/me\\040too lustre rw 0 0\n"
+    assert file_system("/home/you/runs", mounts) == "nfs4"
+    assert file_system("/home/me too/runs", mounts) == "lustre"
+    assert file_system("/homes", mounts) == "ext4"
+
+
+@pytest.mark.parametrize(
+    ("files", "locked", "infiniband", "levels"),
+    [(1024, -1, True, [OK]), (512, -1, False, [WARN]), (4096, 65536, True, [WARN]), (4096, 65536, False, [OK])],
+)
+def test_limits(files: int, locked: int, infiniband: bool, levels: list[str]) -> None:
+    assert [finding.level for finding in limit_findings(files, locked, infiniband)] == levels
+
+
+def test_findings_stand_in_columns_with_the_fix_below() -> None:
+    findings = [Finding(OK, "Slurm", "22.05.8"), Finding(WARN, "hub", "no answer", "fetch ahead")]
+    assert lines(findings) == [
+        "ok     Slurm  22.05.8",
+        "warn   hub    no answer",
+        "              → fetch ahead",
+        "",
+        "1 ok, 1 warn, 0 wrong",
+    ]
+
+
+REPORTS = [{"host": host, "flops": flops} for host, flops in (("a", 9e12), ("a", 8e12), ("b", 3e12), ("c", 9e12))]
+NETWORK = [{"ring": 1e10, "all_reduce": 4e9}, {"all_reduce": 5e9}, {"ring": 1e10}, {"ring": 2e9}]
+
+
+def test_a_host_counts_as_fast_as_its_slowest_rank() -> None:
+    hosts = by_host(REPORTS, NETWORK)
+    assert hosts["a"] == {"ranks": 2, "flops": 8e12, "ring": 1e10, "all_reduce": 4e9}
+    assert re.split(" {2,}", table(hosts, "cpu")[2]) == ["a", "2", "8,000 GFLOP/s", "10.0 GB/s", "4.0 GB/s"]
+
+
+def test_hosts_that_are_much_slower_than_the_others_are_named() -> None:
+    assert slow_hosts(by_host(REPORTS, NETWORK)) == [
+        "b: a matrix product at 3,000 GFLOP/s, the others 8,500 GFLOP/s",
+        "c: a message from the host before at 2,000 MB/s, the others 10,000 MB/s",
+    ]
+    assert not slow_hosts(by_host(REPORTS[:2], []))

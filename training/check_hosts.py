@@ -1,0 +1,108 @@
+"""How fast each host of an allocation is, alone and with the others: what every run checks first, as a table.
+
+    python -m cluster.launch -- python -m training.check_hosts
+
+`cluster.doctor --nodes` runs it. Exit status: 0, or 71 where a host is not fit or is much slower than the others; then
+the last line names it.
+"""
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from training.errors import COMPLETE, InputError, NodeError
+from training.ranks import RankInfo, check_rendezvous
+from training.refuse import refuse
+from training.teardown import exit_with
+
+SLOW = 0.5
+"""Of the other hosts' median: below that something is wrong with a host or its cable."""
+
+
+def main() -> int:
+    """Measure together with all ranks; the process's exit status."""
+    import torch
+
+    from training import process_group
+    from training.device import choose_device, device_name, threads_per_rank
+    from training.preflight import examine
+
+    ranks = RankInfo.from_env(os.environ)
+    check_rendezvous(ranks, os.environ)
+    process_group.set_threads(threads_per_rank(len(os.sched_getaffinity(0)), ranks))
+    joining = process_group.Joining(ranks, lambda: choose_device("auto", ranks, torch.cuda.device_count(), os.environ))
+    device, store = joining.finish()
+    found = examine(ranks, device, store, Path.cwd())
+    faults: list[str] = []
+    if ranks.rank == 0:
+        hosts = by_host(found.hosts, found.network)
+        print(*table(hosts, device_name(device)), sep="\n")
+        print(*(f"warning: {text}" for text in found.warnings), sep="\n", end="", flush=True)
+        faults = slow_hosts(hosts)
+    faults = process_group.rank_zero_first(lambda: faults)
+    process_group.leave()
+    if faults:
+        raise NodeError("; ".join(faults), speaker=0)
+    return COMPLETE
+
+
+def by_host(reports: Sequence[dict[str, Any]], network: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """By host: `ranks`, `flops` of its slowest, and in bytes per second `ring` (a message from the host before it) and
+    `all_reduce`; None where it was not measured."""
+    hosts: dict[str, dict[str, Any]] = {}
+    for rank, report in enumerate(reports):
+        host = hosts.setdefault(
+            report["host"], {"ranks": 0, "flops": report["flops"], "ring": None, "all_reduce": None}
+        )
+        host["ranks"] += 1
+        host["flops"] = min(host["flops"], report["flops"])
+        if network:
+            told = network[rank]
+            host["ring"] = told.get("ring", host["ring"])
+            host["all_reduce"] = min(filter(None, (host["all_reduce"], told.get("all_reduce"))), default=None)
+    return hosts
+
+
+def table(hosts: dict[str, dict[str, Any]], device: str) -> list[str]:
+    """The hosts in rank order, as aligned lines."""
+    from training.preflight import rate
+
+    def words(speed: float | None) -> str:
+        return "–" if speed is None else rate(speed)
+
+    rows = [("host", "ranks", "matrix product", "from the host before", "all-reduce")]
+    for name, host in hosts.items():
+        flops = f"{host['flops'] / 1e9:,.0f} GFLOP/s"
+        rows.append((name, str(host["ranks"]), flops, words(host["ring"]), words(host["all_reduce"])))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return [f"{len(hosts)} host{'s' if len(hosts) > 1 else ''} on {device}", *lines]
+
+
+def slow_hosts(hosts: dict[str, dict[str, Any]]) -> list[str]:
+    """Sentences on hosts that are much slower than the median of the others."""
+    measures: dict[str, Callable[[float], str]] = {
+        "flops": lambda value: f"a matrix product at {value / 1e9:,.0f} GFLOP/s",
+        "ring": lambda value: f"a message from the host before at {value / 1e6:,.0f} MB/s",
+    }
+    faults = []
+    for name, host in hosts.items():
+        for measure, words in measures.items():
+            others = [other[measure] for key, other in hosts.items() if key != name and other[measure] is not None]
+            if host[measure] is not None and others and host[measure] < SLOW * median(others):
+                faults.append(f"{name}: {words(host[measure])}, the others {words(median(others)).split(' at ')[1]}")
+    return faults
+
+
+def measure_or_refuse() -> int:
+    """`main`, where a host that is not fit is one line."""
+    try:
+        return main()
+    except (InputError, NodeError) as error:
+        return refuse(error, RankInfo.from_env(os.environ))
+
+
+if __name__ == "__main__":
+    exit_with(measure_or_refuse)
