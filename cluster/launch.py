@@ -13,6 +13,7 @@ import time
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from cluster.hostfile import hostfile_text
 from cluster.logs import say, tail
 from cluster.machine import is_this_host
 from cluster.mpirun import Mpirun, find_mpirun
+from cluster.notice import END, FAULT, START, Notices, notice, read_webhook
 from cluster.options import OptionParser, add_place_options, run, split_program
 from cluster.program import resolve_program
 from cluster.records import Records
@@ -92,6 +94,7 @@ def main(arguments: list[str]) -> int:
     before, program = split_program(arguments)
     options = parser().parse_options(before)
     program = resolve_program(program, options.wdir or ".")
+    notices = Notices(read_webhook(options.notify) if options.notify else None)
     granted = find_allocation(options, os.environ)
     mpirun = find_mpirun(options.mpirun, os.environ)
     run_dir = run_directory(program, options.experiment_name, options.output_dir, slurm.job_name(os.environ))
@@ -102,17 +105,24 @@ def main(arguments: list[str]) -> int:
         put_damaged_aside(run_dir)
         close_unfinished_attempts(run_dir, os.environ.get("SLURM_JOB_ID"))
         with staged(options.stage_env, program, granted, lambda: requests.stopped_by is not None) as program:
-            then, excluded = launch_to_the_end(options, program, granted, mpirun, run_dir, requests)
+            then, excluded = launch_to_the_end(options, program, granted, mpirun, run_dir, requests, notices)
     if then.kind == REQUEUE:
         job_id, restart_count = slurm.own_job_id(os.environ), slurm.restart_count(os.environ)
         lost = [*lost_by(os.environ["SLURM_JOB_ID"], read_run(run_dir)["attempts"]), *excluded]
         if words := slurm.requeue(job_id, restart_count, len(granted.hosts), lost):
             say([f"not requeued: {words}; submit the same command again, it goes on"])
+    notices.close()
     return then.verdict.status
 
 
 def launch_to_the_end(
-    options: Namespace, program: list[str], granted: Allocation, mpirun: Mpirun, run_dir: Path, requests: Requests
+    options: Namespace,
+    program: list[str],
+    granted: Allocation,
+    mpirun: Mpirun,
+    run_dir: Path,
+    requests: Requests,
+    notices: Notices,
 ) -> tuple[Sequel, list[str]]:
     """Attempt after attempt, as long as another one promises something: what follows the last, and hosts to avoid."""
     needed = len(granted.hosts) - options.spare_nodes
@@ -122,6 +132,10 @@ def launch_to_the_end(
     while True:
         allocation = granted.without(excluded, needed)
         attempt = next_attempt(run_dir, options.output_filename)
+        about = partial(
+            notice, experiment=run_dir.name, run_dir=run_dir, attempt=attempt.number, summary=allocation.summary()
+        )
+        notices.tell(about(START, verdict=None))
         verdict, end = launch(options, program, allocation, mpirun, attempt, requests, launch_id)
         stopped_for = None if requests.stopped_by is None else verdict.kind if verdict.kind in STOPS else CANCELLED
         situation = Situation(
@@ -139,6 +153,8 @@ def launch_to_the_end(
             excluded.append(then.exclude)
             with suppress(OSError):  # a full disk
                 exclude_host(run_dir, then.exclude)
+        event = {RESTART: FAULT, REQUEUE: REQUEUE}.get(then.kind, END)
+        notices.tell(about(event, verdict=then.verdict.to_json()))
         if then.kind != RESTART:
             conclude(then, attempt, excluded, end.seconds)
             return then, excluded

@@ -12,9 +12,9 @@ TAIL_BYTES = 32_768
 
 
 def say(lines: Iterable[str]) -> None:
-    """Print lines. A reader that has gone, or a full disk under the log, must not end the run that they tell of."""
+    """Print lines, if any. A reader that has gone, or a full disk under the log, must not end the run they tell of."""
     try:
-        print(*lines, sep="\n", flush=True)
+        print("".join(f"{line}\n" for line in lines), end="", flush=True)
     except OSError:
         with suppress(OSError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

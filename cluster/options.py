@@ -150,6 +150,11 @@ def add_place_options(parser: argparse.ArgumentParser) -> None:
         help="default: the trainer's own --experiment-name, else the job's name",
     )
     run.add_argument("--output-dir", metavar="DIR", help="parent of the run directory (default: outputs)")
+    run.add_argument(
+        "--notify",
+        metavar="FILE",
+        help="tell a webhook of start, fault, requeue and end: its address stands in this file, then headers",
+    )
 
 
 def run(main: Callable[[list[str]], int], arguments: list[str]) -> int:

@@ -23,6 +23,7 @@ from cluster.granted import named_hosts, this_machine
 from cluster.hostfile import hostfile_text
 from cluster.machine import visible_gpus
 from cluster.mpirun import OPEN_MPI_5, Mpirun, find_mpirun
+from cluster.notice import read_webhook
 from cluster.options import OptionParser, add_place_options, at_least, run, split_program
 from cluster.plan import (
     DEFAULT_GPUS_PER_NODE,
@@ -87,6 +88,8 @@ def main(arguments: list[str]) -> int:
         raise RequestError(f"--prepare-first makes the tokens of {TRAINER}: leave it out for another program")
     if options.prepare_sbatch and not options.prepare_first:
         raise RequestError("--prepare-sbatch is for the job of --prepare-first: give that too")
+    if options.notify:
+        read_webhook(options.notify)  # it is wrong now, or never
     if goes_to_slurm(options):
         return submit_to_slurm(options, program)
     return run_here(options, program)
@@ -356,6 +359,7 @@ def launch_arguments(options: Namespace, ranks_per_node: int | None, run_dir: Pa
         ("--restarts", options.restarts),
         ("--spare-nodes", options.spare_nodes or None),
         ("--hang-timeout", options.hang_timeout),
+        ("--notify", options.notify and os.path.abspath(options.notify)),
     ):
         if value is not None:
             arguments += [name, str(value)]

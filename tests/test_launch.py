@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from cluster.logs import say
 from cluster.records import read_records
 from conftest import ROOT, Mpi
 from waiting import wait_until
@@ -346,3 +347,9 @@ def processes_that_mention(text: str) -> list[str]:
         if text in command and int(process.name) != os.getpid():
             found.append(command)
     return found
+
+
+def test_where_there_is_nothing_to_say_no_empty_line_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    say(f"warning: {warning}" for warning in ())
+    say(["one", "two"])
+    assert capsys.readouterr().out == "one\ntwo\n"
