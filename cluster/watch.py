@@ -72,9 +72,11 @@ class Watched:
         self._oom_kills = out_of_memory_kills()
         adopt_orphans()
         signal.pthread_sigmask(signal.SIG_BLOCK, (*WARNINGS, *_STOPS))
+        held, start = os.pipe()
         self.pid = os.fork()
         if self.pid == 0:
-            _become(command or program, writer)
+            os.close(start)
+            _become(command or program, writer, held)
         with contextlib.suppress(
             OSError
         ):  # the child does it too: whichever comes first, its group is there to be killed
@@ -84,6 +86,9 @@ class Watched:
         self._words = b""
         self._beat: Mapping[str, Any] | None = None
         self._guard = _guard(self.pid)
+        os.write(start, b"1")
+        os.close(start)
+        os.close(held)
         self._kill_at: float | None = None
         self._warnings: set[int] = set()
 
@@ -303,13 +308,16 @@ def is_beat(value: Mapping[str, Any]) -> bool:
     )
 
 
-def _become(command: Sequence[str], writer: int) -> NoReturn:
-    """In the child: own process group (a signal to the rank arrives once, through its watcher), then the program.
+def _become(command: Sequence[str], writer: int, held: int) -> NoReturn:
+    """In the child: own process group (a signal to the rank arrives once, through its watcher), then the program, once
+    `held` says that it is guarded; its end says that the watcher has gone before.
 
-    What it does not handle itself it ignores: a warning or a question must not kill one that does not know it.
+    What the program does not handle itself it ignores: a warning or a question must not kill one that does not know it.
     """
     os.setpgid(0, 0)
     die_with_parent(signal.SIGKILL)
+    if not os.read(held, 1):
+        os._exit(1)
     os.set_inheritable(writer, True)
     for number in (*WARNINGS, STACK_SIGNAL):
         signal.signal(number, signal.SIG_IGN)

@@ -350,6 +350,6 @@ def processes_that_mention(text: str) -> list[str]:
 
 
 def test_where_there_is_nothing_to_say_no_empty_line_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
-    say(f"warning: {warning}" for warning in ())
+    say([])
     say(["one", "two"])
     assert capsys.readouterr().out == "one\ntwo\n"

@@ -38,6 +38,16 @@ watched.kill()
 while watched.wait(0.05) is None:
     pass
 """
+KILLED_BEFORE_IT_GUARDS = """
+import os, signal, sys
+from cluster import watch
+def die(group):
+    open("child", "w").write(str(group))
+    os.kill(os.getpid(), signal.SIGKILL)
+watch._guard = die
+watch.die_with_parent = lambda number: None  # as if the watcher had died just before the child asked for that
+watch.Watched([sys.executable, "-c", "open('ran', 'w')"])
+"""
 HOLDS_THE_INTERPRETER = """
 def spin():
     open("spinning", "w").close()
@@ -182,6 +192,14 @@ def test_workers_of_the_program_end_also_when_the_watcher_is_killed(tmp_path: Pa
     rank.finish()
 
     wait_until(lambda: is_gone(program) and is_gone(worker))
+
+
+def test_a_program_whose_watcher_dies_before_it_guards_it_never_begins(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", KILLED_BEFORE_IT_GUARDS]
+    done = subprocess.run(command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    assert done.returncode == -signal.SIGKILL
+    wait_until(lambda: is_gone(int((tmp_path / "child").read_text())))
+    assert not (tmp_path / "ran").exists()
 
 
 def test_what_left_the_programs_process_group_ends_with_it_too(tmp_path: Path) -> None:
