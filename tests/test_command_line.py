@@ -1,0 +1,55 @@
+"""`python -m cluster VERB`: one command line for all of it."""
+
+import subprocess
+import sys
+from importlib import import_module
+
+import pytest
+
+from cluster.__main__ import VERBS, help_text, main
+from conftest import ROOT
+
+
+def test_the_help_fits_one_screen() -> None:
+    lines = help_text().splitlines()
+
+    assert len(lines) < 24
+    assert max(map(len, lines)) <= 80
+
+
+@pytest.mark.parametrize("arguments", [[], ["--help"], ["-h"]], ids=str)
+def test_without_a_verb_the_help_is_shown(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments) == 0
+
+    assert capsys.readouterr().out == help_text() + "\n"
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_has_a_command_and_a_line_of_help(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert callable(import_module(f"cluster.{VERBS[verb][0]}").main)
+
+    with pytest.raises(SystemExit, match=r"^0$"):
+        main([verb, "--help"])
+    assert capsys.readouterr().out.startswith("usage: python -m cluster")
+
+
+@pytest.mark.parametrize(
+    ("given", "words"), [("statsu", "did you mean status?"), ("zzz", "wanted one of submit, launch, ")]
+)
+def test_an_unknown_verb_is_an_error_that_says_what_was_probably_meant(
+    given: str, words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([given]) == 64
+
+    assert f"error: no verb '{given}': {words}" in capsys.readouterr().err
+
+
+def test_the_help_imports_no_module_of_a_verb() -> None:
+    code = "import sys; from cluster.__main__ import main; main(['--help']); print(sorted(sys.modules))"
+
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+
+    loaded = done.stdout.splitlines()[-1]
+    assert "cluster.__main__" in loaded
+    for module in ("argparse", "cluster.options", *(f"cluster.{module}" for module, _ in VERBS.values())):
+        assert f"'{module}'" not in loaded
