@@ -10,6 +10,7 @@ VERBS = {
     "submit": ("submit", "queue a training, or run it here where there is no Slurm"),
     "launch": ("launch", "start the ranks, inside an allocation, over ssh or here"),
     "status": ("status", "all runs in a list; with RUN its attempts and where time went"),
+    "logs": ("log_view", "what the ranks print: all merged, one, or errors; --follow"),
     "bench": ("bench", "how long a start takes, beside bare mpirun, srun and torchrun"),
 }
 """Verb → module with a `main`, and what it does in one line."""
