@@ -11,6 +11,8 @@ VERBS = {
     "launch": ("launch", "start the ranks, inside an allocation, over ssh or here"),
     "status": ("status", "all runs in a list; with RUN its attempts and where time went"),
     "logs": ("log_view", "what the ranks print: all merged, one, or errors; --follow"),
+    "cancel": ("cancel", "stop a run, and say what became of it"),
+    "resubmit": ("resubmit", "the same request again: it goes on from its newest checkpoint"),
     "bench": ("bench", "how long a start takes, beside bare mpirun, srun and torchrun"),
 }
 """Verb → module with a `main`, and what it does in one line."""

@@ -31,13 +31,13 @@ class Request(NamedTuple):
 
 
 def record_request(run_dir: Path, arguments: Sequence[str], job_id: str | None) -> None:
-    """Keep the request with its run. The run directory is made where there is none."""
-    run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-    path = run_dir / "request.json"
-    os.close(os.open(path, os.O_CREAT | os.O_WRONLY, 0o600))
+    """Keep the request with its run, whose directory is made where there is none. A full disk is only a warning."""
     request = Request(list(arguments), os.getcwd(), time.time(), job_id)
-    write_json(path, request._asdict())
-    path.chmod(0o600)
+    try:
+        run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        write_json(run_dir / "request.json", request._asdict(), mode=0o600)
+    except OSError as error:
+        print(f"warning: {run_dir}/request.json cannot be written ({error.strerror}): resubmit will not know the run")
 
 
 def read_request(run_dir: Path) -> Request | None:

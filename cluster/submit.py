@@ -10,7 +10,7 @@ import shutil
 import sys
 import time
 from argparse import Namespace
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -33,7 +33,15 @@ from cluster.plan import (
     check_sbatch_options,
 )
 from cluster.program import resolve_program
-from cluster.rundir import is_training, name_run_directory, next_attempt, option_value, run_directory
+from cluster.request import record_request
+from cluster.rundir import (
+    is_training,
+    launcher_holds,
+    name_run_directory,
+    next_attempt,
+    option_value,
+    run_directory,
+)
 
 USAGE = "python -m cluster.submit [options] -- [arguments of training.train_llm]"
 EPILOG = """\
@@ -88,8 +96,8 @@ def main(arguments: list[str]) -> int:
     if options.prepare_sbatch and not options.prepare_first:
         raise RequestError("--prepare-sbatch is for the job of --prepare-first: give that too")
     if goes_to_slurm(options):
-        return submit_to_slurm(options, program)
-    return run_here(options, program)
+        return submit_to_slurm(options, program, arguments)
+    return run_here(options, program, arguments)
 
 
 def parser() -> OptionParser:
@@ -145,7 +153,7 @@ def goes_to_slurm(options: Namespace) -> bool:
     return False
 
 
-def run_here(options: Namespace, program: list[str]) -> int:
+def run_here(options: Namespace, program: list[str], arguments: Sequence[str]) -> int:
     """The same launcher, in the foreground, on this machine or on the hosts given."""
     if ignored := without_meaning_here(options):
         print(f"note: without Slurm {', '.join(ignored)} has no meaning")
@@ -162,6 +170,9 @@ def run_here(options: Namespace, program: list[str]) -> int:
         return status
     from cluster.launch import main as launch
 
+    find_mpirun(options.mpirun, os.environ)  # before anything is written
+    if not launcher_holds(run_dir):
+        record_request(run_dir, arguments, None)
     place = [] if options.hosts or options.hostfile else ["--cluster", "local", "--nodes", str(options.nodes or 1)]
     ranks_per_node = options.ranks_per_node or options.gpus
     return launch([*place, *launch_arguments(options, ranks_per_node, run_dir), "--", *program])
@@ -188,7 +199,7 @@ def here(options: Namespace) -> Allocation:
     return this_machine(nodes, options.ranks_per_node or gpus or None)
 
 
-def submit_to_slurm(options: Namespace, program: list[str]) -> int:
+def submit_to_slurm(options: Namespace, program: list[str], given: Sequence[str]) -> int:
     plan = request(options)
     run_dir = experiment_directory(options, program)
     log = run_dir / "%x-%j.log"
@@ -214,6 +225,7 @@ def submit_to_slurm(options: Namespace, program: list[str]) -> int:
     arguments = [*launch_arguments(options, options.ranks_per_node, run_dir), "--", *program]
     with made(run_dir), queued(before, forwarded_environment(options)) as preparation_id:
         job_id = sbatch_by_submitit(script(preparation_id), run_dir, arguments)
+    record_request(run_dir, given, job_id)
     log = run_dir / f"{sbatch_options['job-name']}-{job_id}.log"
     print(f"plan           {plan.expected_allocation().summary()}")
     if preparation_id:
