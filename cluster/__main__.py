@@ -9,6 +9,7 @@ from importlib import import_module
 VERBS = {
     "submit": ("submit", "queue a training, or run it here where there is no Slurm"),
     "launch": ("launch", "start the ranks, inside an allocation, over ssh or here"),
+    "explain": ("explain", "script, hostfile, mpirun's command and rank map; starts nothing"),
     "status": ("status", "all runs in a list; with RUN its attempts and where time went"),
     "logs": ("log_view", "what the ranks print: all merged, one, or errors; --follow"),
     "cancel": ("cancel", "stop a run, and say what became of it"),

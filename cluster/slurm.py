@@ -140,6 +140,11 @@ def submit(script: str, environ: Mapping[str, str]) -> tuple[str, str | None]:
     return answer.stdout.strip().partition(";")[0], None if answer.returncode == 0 else " ".join(answer.stderr.split())
 
 
+def batch_script_of(job_id: str) -> str | None:
+    """The batch script that a job was submitted with; Slurm gives it to the job's user alone."""
+    return _ask(["scontrol", "write", "batch_script", job_id, "-"], SOON)
+
+
 def cancel(job_id: str) -> str | None:
     """Take a job out of the queue, or end it; what scancel says against it."""
     return _refusal(["scancel", job_id])

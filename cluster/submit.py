@@ -13,6 +13,7 @@ from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 from cluster import slurm
 from cluster.allocation import Allocation
@@ -35,6 +36,7 @@ from cluster.plan import (
 from cluster.program import resolve_program
 from cluster.request import record_request
 from cluster.rundir import (
+    Attempt,
     is_training,
     launcher_holds,
     name_run_directory,
@@ -202,14 +204,10 @@ def here(options: Namespace) -> Allocation:
 def submit_to_slurm(options: Namespace, program: list[str], given: Sequence[str]) -> int:
     plan = request(options)
     run_dir = experiment_directory(options, program)
-    log = run_dir / "%x-%j.log"
-    sbatch_options = {"job-name": run_dir.name, **plan.sbatch_options(str(log))}
-    setup = SITE_SETUP.absolute() if SITE_SETUP.exists() else None
-    before = preparation_script(options, plan, program, run_dir, setup) if options.prepare_first else None
+    before = preparation_script(options, plan, program, run_dir, site_setup()) if options.prepare_first else None
 
     def script(waits_for: str | None) -> str:
-        waiting = sbatch_options if waits_for is None else after(waits_for, sbatch_options)
-        return batch_script(waiting, setup, submitit_command(run_dir))
+        return training_script(plan, run_dir, waits_for)
 
     if options.dry_run:
         if before is not None:
@@ -226,7 +224,7 @@ def submit_to_slurm(options: Namespace, program: list[str], given: Sequence[str]
     with made(run_dir), queued(before, forwarded_environment(options)) as preparation_id:
         job_id = sbatch_by_submitit(script(preparation_id), run_dir, arguments)
     record_request(run_dir, given, job_id)
-    log = run_dir / f"{sbatch_options['job-name']}-{job_id}.log"
+    log = run_dir / f"{plan.options.get('job-name') or run_dir.name}-{job_id}.log"
     print(f"plan           {plan.expected_allocation().summary()}")
     if preparation_id:
         print(f"prepare        {preparation_id}")
@@ -238,6 +236,17 @@ def submit_to_slurm(options: Namespace, program: list[str], given: Sequence[str]
     from cluster.wait import wait_for_job
 
     return wait_for_job(job_id, log, options.follow)
+
+
+def site_setup() -> Path | None:
+    return SITE_SETUP.absolute() if SITE_SETUP.exists() else None
+
+
+def training_script(plan: ResourcePlan, run_dir: Path, waits_for: str | None = None) -> str:
+    """The batch script of the training, which may wait for another job."""
+    options = {"job-name": run_dir.name, **plan.sbatch_options(str(run_dir / "%x-%j.log"))}
+    waiting = options if waits_for is None else after(waits_for, options)
+    return batch_script(waiting, site_setup(), submitit_command(run_dir))
 
 
 @contextmanager
@@ -460,6 +469,25 @@ def sbatch_by_submitit(script: str, run_dir: Path, arguments: list[str]) -> str:
     return job_id
 
 
+class PlannedLaunch(NamedTuple):
+    """What the launcher would do: with which mpirun, by which command, in which environment of mpirun."""
+
+    mpirun: Mpirun
+    attempt: Attempt
+    command: list[str]
+    environ: dict[str, str]
+
+
+def planned_launch(
+    options: Namespace, allocation: Allocation, program: list[str], run_dir: Path, mpirun: Mpirun
+) -> PlannedLaunch:
+    """The launch of the run's next attempt. Nothing is written."""
+    attempt = next_attempt(run_dir, options.output_filename)
+    environ = mpirun_environment(os.environ, allocation, options.nic, mpirun.has_daemon)
+    command = launch_command(options, mpirun, allocation, name_run_directory(program, run_dir), attempt, environ)
+    return PlannedLaunch(mpirun, attempt, command, environ)
+
+
 def show_plan(options: Namespace, allocation: Allocation, program: list[str], run_dir: Path) -> None:
     """Hostfile, mpirun command and rank table that the launcher would use."""
     try:
@@ -467,12 +495,10 @@ def show_plan(options: Namespace, allocation: Allocation, program: list[str], ru
     except LauncherError:
         print("# no mpirun on this machine: shown as for Open MPI 5")
         mpirun = Mpirun("mpirun", OPEN_MPI_5)
-    attempt = next_attempt(run_dir, options.output_filename)
-    environ = mpirun_environment(os.environ, allocation, options.nic, mpirun.has_daemon)
-    command = launch_command(options, mpirun, allocation, name_run_directory(program, run_dir), attempt, environ)
+    planned = planned_launch(options, allocation, program, run_dir, mpirun)
     print(f"# plan: {allocation.summary()}")
     print(f"# hostfile\n{hostfile_text(allocation, mpirun.dialect)}")
-    print(f"# {mpirun.dialect.name}\n{shlex.join(command)}\n")
+    print(f"# {mpirun.dialect.name}\n{shlex.join(planned.command)}\n")
     print(*allocation.table(), sep="\n")
 
 
