@@ -12,6 +12,7 @@ VERBS = {
     "explain": ("explain", "script, hostfile, mpirun's command and rank map; starts nothing"),
     "status": ("status", "all runs in a list; with RUN its attempts and where time went"),
     "logs": ("log_view", "what the ranks print: all merged, one, or errors; --follow"),
+    "attach": ("attach", "a shell on a node of a running job; --stacks of every rank"),
     "cancel": ("cancel", "stop a run, and say what became of it"),
     "resubmit": ("resubmit", "the same request again: it goes on from its newest checkpoint"),
     "bench": ("bench", "how long a start takes, beside bare mpirun, srun and torchrun"),

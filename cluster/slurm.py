@@ -140,6 +140,13 @@ def submit(script: str, environ: Mapping[str, str]) -> tuple[str, str | None]:
     return answer.stdout.strip().partition(";")[0], None if answer.returncode == 0 else " ".join(answer.stderr.split())
 
 
+def step_command(job_id: str, hosts: Sequence[str], pty: bool = False) -> list[str]:
+    """The beginning of an srun command: one process on each of these hosts of a running job, beside what runs there."""
+    terminal = ["--pty"] if pty else ["--input=none"]
+    where = [f"--nodes={len(hosts)}", f"--ntasks={len(hosts)}", "--ntasks-per-node=1", f"--nodelist={','.join(hosts)}"]
+    return ["srun", f"--jobid={job_id}", "--overlap", *where, *terminal]
+
+
 def batch_script_of(job_id: str) -> str | None:
     """The batch script that a job was submitted with; Slurm gives it to the job's user alone."""
     return _ask(["scontrol", "write", "batch_script", job_id, "-"], SOON)
