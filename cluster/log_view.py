@@ -44,7 +44,7 @@ def main(arguments: list[str]) -> int:
         raise RequestError(f"{run_dir} has no attempt {options.attempt}: the newest is {newest}")
     number = options.attempt or newest
     if not options.follow:
-        if not number:
+        if not number and not options.launcher:
             raise RequestError(
                 f"{run_dir.name} has no attempt yet: python -m cluster status {run_dir.name}, or --follow"
             )
@@ -103,7 +103,7 @@ def logs_of(run_dir: Path, number: int, options: Namespace, last: int | None) ->
     """The files to read of an attempt. Raises `RequestError` where it has no such rank."""
     attempt = attempt_path(run_dir, number)
     if options.launcher:
-        return [GrowingLog(launcher_log(run_dir, attempt), prefixed(""), last)]
+        return [GrowingLog(launcher_log(run_dir, number), prefixed(""), last)]
     log_dir, ranks = places_of_logs(attempt)
     if options.rank is not None:
         if options.rank >= ranks:
@@ -126,16 +126,22 @@ def places_of_logs(attempt: Path) -> tuple[Path, int]:
     return attempt / "logs", max((int(name[1]) + 1 for name in names if name), default=0)
 
 
-def launcher_log(run_dir: Path, attempt: Path) -> Path:
-    """The job's log; mpirun's own output where there is no job, because that launcher prints to its terminal."""
-    job_id = look(run_dir).job_id
-    if job_id is None:
-        return attempt / "mpirun.log"
-    in_run_dir = [path for path in run_dir.glob(f"*-{job_id}.log") if not path.name.endswith(f"-prepare-{job_id}.log")]
-    if in_run_dir:
-        return in_run_dir[0]
-    told = re.search(r"^\s*StdOut=(.+)$", slurm.job_detail(job_id, slurm.SOON) or "", re.MULTILINE)
-    return Path(told[1]) if told else attempt / "mpirun.log"
+def launcher_log(run_dir: Path, number: int) -> Path:
+    """The job's log; mpirun's own output where there is no job, because that launcher prints to its terminal.
+
+    Of a job that was submitted since and has had no attempt yet, its log counts as soon as it is there.
+    """
+    found = look(run_dir)
+    entry = next((one for one in found.attempts if one["attempt"] == number), {})
+    is_newest = not found.attempts or entry is found.attempts[-1]
+    for job_id in filter(None, [found.job_id if is_newest else None, entry.get("job_id")]):
+        logs = [path for path in run_dir.glob(f"*-{job_id}.log") if not path.name.endswith(f"-prepare-{job_id}.log")]
+        if logs:
+            return logs[0]
+        told = re.search(r"^\s*StdOut=(.+)$", slurm.job_detail(job_id, slurm.SOON) or "", re.MULTILINE)
+        if told and Path(told[1]).exists():
+            return Path(told[1])
+    return attempt_path(run_dir, number) / "mpirun.log"
 
 
 def follow(run_dir: Path, number: int, options: Namespace) -> None:

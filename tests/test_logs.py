@@ -13,6 +13,7 @@ import pytest
 from cluster.errors import RequestError
 from cluster.growing_logs import CHUNK, LONGEST_LINE, GrowingLog, prefixed
 from cluster.log_view import main
+from cluster.request import record_request
 from cluster.rundir import only_launcher_of
 from conftest import ROOT
 
@@ -209,6 +210,10 @@ def test_the_launchers_log_is_the_jobs_or_what_mpirun_printed(
     assert logs("here", "--launcher") == ["by mpirun"]
     assert logs("job", "--launcher") == ["plan and verdict"]
     assert logs("12", "--launcher") == ["plan and verdict"]
+    record_request(tmp_path / "job", [], "13")
+    assert logs("job", "--launcher") == ["plan and verdict"]
+    (tmp_path / "job/job-13.log").write_text("module: not found\n")
+    assert logs("job", "--launcher") == ["module: not found"]
 
 
 def test_following_goes_on_through_a_requeue_and_ends_with_the_run(tmp_path: Path) -> None:

@@ -70,3 +70,38 @@ def test_a_run_is_queued_followed_looked_into_cancelled_and_submitted_again(
     assert (held_again["state"], held_again["restarts"]) == ("queued", 0)
     assert f"job {held_again['job_id']} cancelled · sleeps: cancelled (before its launcher began)" in dropped
     assert never_began["state"] == "cancelled"
+
+
+SAVES_ONCE = """
+import os, signal, sys, time
+attempt = os.environ["CLUSTER_ATTEMPT"]
+print("begin", attempt, flush=True)
+if attempt == "1":
+    signal.signal(signal.SIGUSR1, lambda *_: (print("saved", flush=True), sys.exit(75)))
+    time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize("mpi", ["openmpi-5.0.11"], indirect=True)
+def test_logs_are_followed_through_a_real_requeue_to_the_end(slurm: SlurmLab, mpi: Mpi, tmp_path: Path) -> None:
+    (tmp_path / "saves.py").write_text(SAVES_ONCE)
+    environ = {"PATH": f"{mpi.mpirun.parent}:/usr/bin:/bin", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "cluster", "submit", "--nodes", "1", "--ranks-per-node", "2", "--program"]
+    said = slurm.run("ctl", [*command, "--", "python", "saves.py"], cwd=tmp_path, env=environ).stdout
+    job = said.partition("job ")[2].split()[0]
+    follow = [sys.executable, "-m", "cluster", "logs", job, "--follow", "-n", "all"]
+    with (tmp_path / "shown").open("w") as shown:
+        follower = slurm.start("ctl", follow, cwd=tmp_path, env=environ, stdout=shown, stderr=shown)
+    wait_until(lambda: (tmp_path / "shown").read_text().count("begin 1") == 2)
+
+    slurm.run("ctl", ["scancel", "--batch", "--signal=USR1", job])
+    assert follower.wait(240) == 0
+
+    lines = (tmp_path / "shown").read_text().splitlines()
+    assert [sorted(line for line in lines if word in line) for word in ("begin 1", ": saved", "begin 2")] == [
+        ["0: begin 1", "1: begin 1"],
+        ["0: saved", "1: saved"],
+        ["0: begin 2", "1: begin 2"],
+    ]
+    assert lines.index("── attempt 2") < lines.index("0: begin 2")
+    assert lines[-1] == "── saves: complete"
