@@ -14,7 +14,7 @@ import sys
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from cluster import slurm
 from cluster.allocation import Allocation
@@ -50,15 +50,11 @@ def main(arguments: list[str]) -> int:
         raise LauncherError(f"{run_dir.name} is just starting: try again in a moment")
     allocation = Allocation.from_json(plan)
     hosts = hosts_of(allocation, options.rank, options.node)
-    if options.stacks:
-        told = ask_nodes(options, found.job_id, allocation.source, hosts, attempt_dir)
-        print("\n\n".join(stack_lines(told, allocation, hosts, options.rank)))
-        return COMPLETE
-    command = shell_command(options, found.job_id, allocation.source, hosts[0])
-    if shutil.which(command[0]) is None:
-        raise LauncherError(f"no {command[0]} on PATH: attach from a login node of the cluster")
-    print(f"a shell on {hosts[0]}: {shlex.join(command)}", flush=True)
-    os.execvpe(command[0], command, own_environment())
+    if not options.stacks:
+        open_shell(shell_command(options, found.job_id, allocation.source, hosts[0]), hosts[0])
+    told = ask_nodes(options, found.job_id, allocation.source, hosts, attempt_dir)
+    print("\n\n".join(stack_lines(told, allocation, hosts, options.rank)))
+    return COMPLETE
 
 
 def parser() -> OptionParser:
@@ -99,6 +95,14 @@ def shell_command(options: Namespace, job_id: str | None, source: str, host: str
     raise RequestError(
         "this run's ranks are on the machine of its launcher: a shell there is all it takes; or --stacks"
     )
+
+
+def open_shell(command: Sequence[str], host: str) -> NoReturn:
+    """Become the shell."""
+    if shutil.which(command[0]) is None:
+        raise LauncherError(f"no {command[0]} on PATH: attach from a login node of the cluster")
+    print(f"a shell on {host}: {shlex.join(command)}", flush=True)
+    os.execvpe(command[0], list(command), own_environment())
 
 
 def ask_nodes(
