@@ -34,7 +34,6 @@ from cluster.plan import (
     check_sbatch_options,
 )
 from cluster.program import resolve_program
-from cluster.request import record_request
 from cluster.rundir import (
     Attempt,
     is_training,
@@ -171,6 +170,7 @@ def run_here(options: Namespace, program: list[str], arguments: Sequence[str]) -
     if options.prepare_first and (status := prepare_here(options, program, run_dir)):
         return status
     from cluster.launch import main as launch
+    from cluster.request import record_request
 
     find_mpirun(options.mpirun, os.environ)  # before anything is written
     if not launcher_holds(run_dir):
@@ -223,6 +223,8 @@ def submit_to_slurm(options: Namespace, program: list[str], given: Sequence[str]
     arguments = [*launch_arguments(options, options.ranks_per_node, run_dir), "--", *program]
     with made(run_dir), queued(before, forwarded_environment(options)) as preparation_id:
         job_id = sbatch_by_submitit(script(preparation_id), run_dir, arguments)
+    from cluster.request import record_request
+
     record_request(run_dir, given, job_id)
     log = run_dir / f"{plan.options.get('job-name') or run_dir.name}-{job_id}.log"
     print(f"plan           {plan.expected_allocation().summary()}")
