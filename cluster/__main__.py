@@ -16,8 +16,11 @@ VERBS = {
     "cancel": ("cancel", "stop a run, and say what became of it"),
     "resubmit": ("resubmit", "the same request again: it goes on from its newest checkpoint"),
     "bench": ("bench", "how long a start takes, beside bare mpirun, srun and torchrun"),
+    "completion": ("completion", "for bash: source <(slurm-mpi-train completion bash)"),
 }
 """Verb → module with a `main`, and what it does in one line."""
+RUN_VERBS = ("explain", "status", "logs", "attach", "cancel", "resubmit")
+"""Those that take a RUN."""
 
 EXAMPLES = """\
 examples:
@@ -44,7 +47,7 @@ def main(arguments: list[str]) -> int:
 
 
 def help_text() -> str:
-    lines = [f"  {verb:<10}{what}" for verb, (_, what) in VERBS.items()]
+    lines = [f"  {verb:<11} {what}" for verb, (_, what) in VERBS.items()]
     usage = "usage: python -m cluster VERB [options]    (VERB --help tells its options)"
     return "\n".join([usage, "", *lines, "", EXAMPLES])
 

@@ -1,12 +1,16 @@
 """`python -m cluster VERB`: one command line for all of it."""
 
+import os
 import subprocess
 import sys
+import tomllib
 from importlib import import_module
+from pathlib import Path
 
 import pytest
 
 from cluster.__main__ import VERBS, help_text, main
+from cluster.completion import bash_script
 from conftest import ROOT
 
 
@@ -53,3 +57,49 @@ def test_the_help_imports_no_module_of_a_verb() -> None:
     assert "cluster.__main__" in loaded
     for module in ("argparse", "cluster.options", *(f"cluster.{module}" for module, _ in VERBS.values())):
         assert f"'{module}'" not in loaded
+
+
+def test_the_console_script_is_this_command() -> None:
+    scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
+
+    module, _, function = scripts["slurm-mpi-train"].partition(":")
+
+    assert callable(getattr(import_module(module), function))
+
+
+@pytest.mark.parametrize(
+    ("typed", "offered"),
+    [
+        (["re"], ["resubmit"]),
+        (["status", "--w"], ["--watch"]),
+        (["submit", "--spare"], ["--spare-nodes"]),
+        (["cancel", "smoke"], ["smoke_a", "smoke_b"]),
+        (["submit", "smoke"], []),
+        (["bench", "--"], []),
+    ],
+    ids=" ".join,
+)
+def test_bash_completes_verbs_options_and_runs(typed: list[str], offered: list[str], tmp_path: Path) -> None:
+    for name, mark in (("smoke_a", "run.json"), ("smoke_b", "request.json"), ("smoke_c", "other")):
+        (tmp_path / "outputs" / name).mkdir(parents=True)
+        (tmp_path / "outputs" / name / mark).touch()
+    words = " ".join(["slurm-mpi-train", *typed])
+    ask = f"COMP_WORDS=({words}); COMP_CWORD={len(typed)}; _slurm_mpi_train; printf '%s\\n' \"${{COMPREPLY[@]}}\""
+
+    done = subprocess.run(
+        ["bash", "-c", f"{bash_script()}\n{ask}"], capture_output=True, text=True, cwd=tmp_path, env=dict(os.environ)
+    )
+
+    assert done.stderr == ""
+    assert done.stdout.split() == offered
+
+
+def test_the_page_shows_this_help_and_an_explanation_that_is_true(capsys: pytest.CaptureFixture[str]) -> None:
+    page = (ROOT / "docs/operate.md").read_text()
+
+    assert help_text().split("\n\nexamples")[0] in page
+    assert main(["explain", "--nodelist", "a,b", "--tasks-per-node", "2,1", "--bind-to", "core"]) == 0
+    said = capsys.readouterr().out
+    shown = page.partition("$ python -m cluster explain --nodelist 'a,b'")[2].partition("\n")[2].partition("```")[0]
+    for part in shown.split("…\n"):
+        assert part in said
