@@ -5,13 +5,14 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from cluster import slurm
 from cluster.errors import RequestError
 from cluster.request import read_request
 from cluster.runfile import read_run
 
 MARKS = ("run.json", "request.json")
 """Either makes a directory a run's: it was launched, or asked for."""
-_JOB_ID = re.compile(r"\d+")
+_JOB_ID = re.compile(r"\d+(_\d+)?")
 
 
 def all_runs(output_dir: Path) -> list[Path]:
@@ -43,7 +44,13 @@ def is_run(directory: Path) -> bool:
 
 
 def _run_of_job(job_id: str, output_dir: Path) -> Path | None:
-    """The run of a job, the latest where several had that number."""
+    """The run of a job, the latest where several had that number. Of an array's element (``12_3``) Slurm is asked for
+    the number of its own by which its run knows it."""
+    if "_" in job_id:
+        own = re.search(r"\bJobId=(\d+)", slurm.job_detail(job_id, slurm.SOON) or "")
+        if own is None:
+            return None
+        job_id = own[1]
     for run_dir in all_runs(output_dir):
         request = read_request(run_dir)
         if request and request.job_id == job_id:

@@ -305,6 +305,14 @@ def test_of_a_job_that_was_queued_again_accounting_counts_the_last_row() -> None
     ].state == ("RUNNING")
 
 
+def test_an_element_of_an_array_is_found_by_the_id_that_squeue_shows(tmp_path: Path, slurm_says: Any) -> None:
+    run_dir = make_run(tmp_path / "out", "sweep-3", [saved("15")])
+    slurm_says(scontrol="JobId=15 ArrayJobId=12 ArrayTaskId=3 JobState=RUNNING\n")
+
+    assert find_run("12_3", tmp_path / "out") == run_dir
+    assert slurm_says.asked == ["scontrol show job -d 12_3"]
+
+
 # ── progress ──────────────────────────────────────────────────────────────────────────────────────
 
 
