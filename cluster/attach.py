@@ -5,7 +5,6 @@ python -m cluster attach a --rank 3        on the node of rank 3
 python -m cluster attach a --stacks        what every rank does now; --rank and --node choose some
 """
 
-import json
 import os
 import shlex
 import shutil
@@ -122,14 +121,16 @@ def ask_nodes(
 
 
 def answers(command: Sequence[str], environ: Mapping[str, str]) -> list[dict[str, Any]]:
-    """The JSON lines that a command prints."""
+    """What the ranks told, by a command that runs `cluster.stacks` on their nodes."""
+    from cluster.stacks import from_lines
+
     try:
         done = subprocess.run(
             command, env=environ, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=STACKS_WITHIN
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise LauncherError(f"{command[0]} did not reach the nodes ({error})") from error
-    told = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    told = from_lines(done.stdout)
     if done.returncode and not told:
         raise LauncherError(f"{command[0]}: {' '.join(done.stderr.split()) or f'exit status {done.returncode}'}")
     return told

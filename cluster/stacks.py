@@ -1,4 +1,4 @@
-"""On one node of a running attempt: asks the programs of its ranks for their Python stacks, one JSON object a line.
+"""On one node of a running attempt: asks the programs of its ranks for their Python stacks, and prints them as JSON.
 
     python -m cluster.stacks ATTEMPT_DIRECTORY
 
@@ -11,7 +11,7 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -36,8 +36,33 @@ class Asked(NamedTuple):
 
 def main(arguments: Sequence[str]) -> int:
     for told in stacks_here(Path(arguments[0])):
-        print(json.dumps(told), flush=True)
+        print(*to_lines(told), sep="\n", flush=True)
     return 0
+
+
+def to_lines(told: Mapping[str, Any]) -> list[str]:
+    """One object for the rank, one for each line of its stacks: srun mixes long lines of several nodes."""
+    head = {name: told[name] for name in ("rank", "host", "state")}
+    lines = ({"rank": told["rank"], "line": line} for line in told["stacks"].splitlines())
+    return [json.dumps(one) for one in (head, *lines)]
+
+
+def from_lines(text: str) -> list[dict[str, Any]]:
+    """What ranks told, from the lines of all nodes in any order; what is no answer is left out."""
+    told: dict[int, dict[str, Any]] = {}
+    for line in text.splitlines():
+        try:
+            one = json.loads(line)
+        except ValueError:
+            continue  # words of srun, ssh or a login script
+        if not isinstance(one, dict) or not isinstance(one.get("rank"), int):
+            continue
+        rank = told.setdefault(one["rank"], {"rank": one["rank"], "host": "", "state": "", "stacks": ""})
+        if "line" in one:
+            rank["stacks"] += f"{one['line']}\n"
+        else:
+            rank.update(one)
+    return list(told.values())
 
 
 def stacks_here(attempt_dir: Path) -> list[dict[str, Any]]:

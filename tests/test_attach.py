@@ -14,6 +14,7 @@ from cluster.allocation import Allocation, Host
 from cluster.attach import hosts_of, shell_command, stack_lines
 from cluster.errors import RequestError
 from cluster.records import read_records
+from cluster.stacks import from_lines, to_lines
 from conftest import ROOT, Mpi
 from waiting import wait_until
 
@@ -97,6 +98,14 @@ def test_a_rank_or_node_that_is_not_there_is_an_error_that_says_which_are() -> N
         hosts_of(TWO, 4, None)
     with pytest.raises(RequestError, match="n3 is no node of this run: it has n1, n2"):
         hosts_of(TWO, None, "n3")
+
+
+def test_answers_of_several_nodes_are_told_apart_whatever_else_is_printed() -> None:
+    one = {"rank": 0, "host": "n1", "state": "S", "stacks": "a\nb\n"}
+    two = {"rank": 1, "host": "n2", "state": "T", "stacks": ""}
+    mixed = [line for pair in zip(to_lines(one), [*to_lines(two), "srun: words", "[1]"], strict=True) for line in pair]
+
+    assert from_lines("\n".join(mixed)) == [one, two]
 
 
 def test_a_rank_without_an_answer_says_why() -> None:

@@ -33,6 +33,8 @@ def test_a_run_is_queued_followed_looked_into_cancelled_and_submitted_again(
         [run] = json.loads(cluster("status", "--json").stdout)["runs"]
         return dict(run)
 
+    could = cluster("explain", "--nodes", "2", "--gpus", "2", "--", "-e", "sleeps").stdout
+    could_not = cluster("explain", "--nodes", "99", "--gpus", "2", "--", "-e", "sleeps", check=False)
     submitted = cluster(
         *["submit", "--nodes", "2", "--ranks-per-node", "1", "--sbatch", "hold", "--program"],
         *["--", "python", "sleeps.py"],
@@ -54,6 +56,10 @@ def test_a_run_is_queued_followed_looked_into_cancelled_and_submitted_again(
     dropped = cluster("cancel", held_again["job_id"]).stdout
     never_began = listed()
 
+    assert "# sbatch --test-only accepts it: sbatch: Job " in could
+    assert " to start at " in could
+    assert "# sbatch --test-only refuses it: allocation failure: Requested node configuration" in could_not.stdout
+    assert could_not.returncode == 64
     assert (queued["state"], queued["detail"], queued["job_id"]) == ("queued", "JobHeldUser", job)
     assert running["state"] == "running"
     assert sorted(logs.splitlines()) == ["0: ready on 0", "1: ready on 1"]
