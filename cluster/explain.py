@@ -51,6 +51,8 @@ class Explanation(NamedTuple):
     """All that is shown. A part is empty or None where there is none, or where it cannot be known from here."""
 
     allocation: Allocation
+    before: str | None
+    """The batch script of the job that makes the tokens first (`--prepare-first`)."""
     script: str | None
     test_only: slurm.TestOnly | None
     """What sbatch itself says of the script."""
@@ -102,7 +104,7 @@ def explain_request(options: Namespace, rest: list[str]) -> Explanation:
     program = rest if options.program else [sys.executable, "-m", submit.TRAINER, *rest]
     program = resolve_program(program, options.wdir or ".")
     run_dir = submit.experiment_directory(options, program)
-    script = None
+    before = script = None
     if options.nodelist and not options.nodes:
         allocation = pasted(options.nodelist, options.tasks_per_node, options.gpus, options.ranks_per_node)
     elif options.tasks_per_node:
@@ -110,6 +112,8 @@ def explain_request(options: Namespace, rest: list[str]) -> Explanation:
     elif options.cluster == "slurm" or submit.goes_to_slurm(options):
         plan = submit.request(options)
         allocation, script = plan.expected_allocation(), submit.training_script(plan, run_dir)
+        if options.prepare_first:
+            before = submit.preparation_script(options, plan, program, run_dir, submit.site_setup())
     else:
         allocation = submit.here(options)
     mpirun = chosen_mpirun(options)
@@ -124,6 +128,7 @@ def explain_request(options: Namespace, rest: list[str]) -> Explanation:
     }
     return Explanation(
         allocation,
+        before,
         script,
         slurm.test_only(script) if script and shutil.which("sbatch") else None,
         hostfile_text(allocation, mpirun.dialect),
@@ -180,6 +185,7 @@ def explain_run(options: Namespace) -> Explanation:
     job_id = next((entry.get("job_id") for entry in _attempts(run_dir) if entry["attempt"] == plan["attempt"]), None)
     return Explanation(
         allocation,
+        None,
         slurm.batch_script_of(job_id) if job_id else None,
         None,
         (folder / "hostfile").read_text(),
@@ -204,6 +210,7 @@ def explain_job(options: Namespace, detail: str) -> Explanation:
     mpirun = chosen_mpirun(options)
     return Explanation(
         allocation,
+        None,
         slurm.batch_script_of(options.run_or_job),
         None,
         hostfile_text(allocation, mpirun.dialect),
@@ -304,6 +311,12 @@ def map_lines(explanation: Explanation) -> list[str]:
 def lines(explanation: Explanation) -> list[str]:
     """All of it for people; what is no part of a file begins with #."""
     shown = [f"# plan: {explanation.allocation.summary()}", ""]
+    if explanation.before:
+        shown += [
+            "# batch script of the job that goes first; the other one waits for it",
+            explanation.before.rstrip(),
+            "",
+        ]
     if explanation.script:
         shown += ["# batch script", explanation.script.rstrip(), ""]
     if said := explanation.test_only:

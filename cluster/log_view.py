@@ -147,15 +147,17 @@ def launcher_log(run_dir: Path, number: int) -> Path:
 def follow(run_dir: Path, number: int, options: Namespace) -> None:
     """Show what comes until the run has ended, or the attempt where one was named."""
     out, ended = sys.stdout.buffer, Ending(run_dir)
+    logs: list[GrowingLog] = []
     if number and not attempt_begun(run_dir, number):
         number -= 1  # its directory is just being made
-    logs = logs_of(run_dir, number, options, options.lines) if number else []
+    if number >= (options.attempt or 1):
+        logs = logs_of(run_dir, number, options, options.lines)
     while True:
         began = time.monotonic()
         state = ended.seen(began)
         newest = newest_attempt(run_dir)
-        over = state.is_over if options.attempt is None else newest > number or state.is_over
-        for later in range(number + 1, newest + 1) if options.attempt is None else ():
+        over = state.is_over or (options.attempt is not None and newest > options.attempt)
+        for later in range(number + 1, (options.attempt or newest) + 1):
             if not attempt_begun(run_dir, later):
                 break
             copy(rest_of_all(logs), out)
@@ -163,6 +165,8 @@ def follow(run_dir: Path, number: int, options: Namespace) -> None:
                 note(f"── attempt {later}")
             number, logs = later, logs_of(run_dir, later, options, None)
         if over:
+            if options.launcher and not number:  # it failed before it could begin, as where a module is missing
+                logs = logs_of(run_dir, 0, options, None)
             copy(rest_of_all(logs), out)
             note(f"── {run_dir.name}: {state}")
             return

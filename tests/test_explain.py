@@ -109,11 +109,12 @@ def test_a_request_is_shown_with_its_script_and_what_sbatch_says_of_it(
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
     monkeypatch.chdir(tmp_path)
 
-    assert main(["--nodes", "2", "--gpus", "2", "--", "-e", "a"]) == 0
+    assert main(["--nodes", "2", "--gpus", "2", "--prepare-first", "--", "-e", "a"]) == 0
 
-    out = capsys.readouterr().out
+    first, _, out = capsys.readouterr().out.partition("# batch script\n")
+    assert "#SBATCH --job-name=a-prepare\n" in first
     script = (tmp_path / "script").read_text()
-    assert f"# batch script\n{script}" in out
+    assert out.startswith(script)
     assert "#SBATCH --gpus-per-node=2\n" in script
     assert "# sbatch --test-only accepts it: sbatch: Job 7 to start at 2026-01-31T12:00:00 using 4 processors" in out
     assert not (tmp_path / "outputs").exists()

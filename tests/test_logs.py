@@ -216,6 +216,36 @@ def test_the_launchers_log_is_the_jobs_or_what_mpirun_printed(
     assert logs("job", "--launcher") == ["module: not found"]
 
 
+def test_following_one_attempt_ends_where_the_next_begins(
+    tmp_path: Path, capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    with only_launcher_of(tmp_path / "a"):
+        make_attempt(tmp_path / "a", 1, ("one\n",), **ended("node lost"))
+        make_attempt(tmp_path / "a", 2, ("two\n",))
+
+        assert main([str(tmp_path / "a"), "--follow", "--attempt", "1"]) == 0
+
+    assert capfdbinary.readouterr().out == b"0: one\n"
+
+
+def test_the_log_of_a_job_that_failed_before_its_launcher_began_is_shown(
+    tmp_path: Path, capfdbinary: pytest.CaptureFixture[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "sacct").write_text("#!/bin/sh\necho '12|FAILED|Unknown|gpu'\n")
+    (tmp_path / "sacct").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/bin")
+    for missing in ("squeue", "scontrol"):
+        (tmp_path / missing).symlink_to("/bin/false")
+    record_request(tmp_path / "a", [], "12")
+    (tmp_path / "a/a-12.log").write_text("module: not found\n")
+
+    assert main([str(tmp_path / "a"), "--launcher", "--follow"]) == 0
+
+    said = capfdbinary.readouterr()
+    assert said.out == b"module: not found\n"
+    assert said.err.decode() == "── a: failed (before its launcher began)\n"
+
+
 def test_following_goes_on_through_a_requeue_and_ends_with_the_run(tmp_path: Path) -> None:
     run_dir = tmp_path / "a"
     with only_launcher_of(run_dir):
