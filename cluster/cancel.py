@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from cluster import slurm
 from cluster.errors import COMPLETE, LauncherError, RequestError
+from cluster.jobs import record_of
 from cluster.options import OptionParser, run
 from cluster.run_state import Run, look, states
 from cluster.rundir import DEFAULT_OUTPUT_DIR, launcher_holds
@@ -39,8 +40,9 @@ def main(arguments: list[str]) -> int:
     holder = read_holder(run_dir) if found.held else None
     job_id = holder.job_id if holder else found.job_id
     if job_id is not None:
-        what = cancel_job(job_id)
-        await_end(run_dir, job_id)
+        target = cancel_job(job_id)
+        what = f"job {target} cancelled"
+        await_end(run_dir, target)
     else:
         what = stop_launcher(run_dir, holder)
         await_end(run_dir, None)
@@ -79,11 +81,11 @@ def read_holder(run_dir: Path) -> Holder | None:
 
 
 def cancel_job(job_id: str) -> str:
-    """Have Slurm end the job; what was done. Raises `LauncherError` with scancel's own words where it refuses."""
+    """Have Slurm end the job; the id by which that was asked. Raises `LauncherError` with scancel's own words."""
     target = element_of(slurm.job_detail(job_id, slurm.SOON) or "", job_id)
     if words := slurm.cancel(target):
         raise LauncherError(f"scancel {target}: {words}")
-    return f"job {target} cancelled"
+    return target
 
 
 def element_of(detail: str, job_id: str) -> str:
@@ -91,11 +93,9 @@ def element_of(detail: str, job_id: str) -> str:
 
     The last element of an array has the array's own number, by which scancel would end all of its elements.
     """
-    for record in re.split(r"\n\s*\n", detail):
-        facts = dict(re.findall(r"\b(JobId|ArrayJobId|ArrayTaskId)=(\S+)", record))
-        if facts.get("JobId") == job_id and facts.get("ArrayTaskId", "").isdecimal():
-            return f"{facts['ArrayJobId']}_{facts['ArrayTaskId']}"
-    return job_id
+    facts = dict(re.findall(r"\b(ArrayJobId|ArrayTaskId)=(\S+)", record_of(detail, job_id)))
+    element = facts.get("ArrayTaskId", "")
+    return f"{facts['ArrayJobId']}_{element}" if element.isdecimal() else job_id
 
 
 def stop_launcher(run_dir: Path, holder: Holder | None) -> str:

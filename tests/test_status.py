@@ -313,6 +313,13 @@ def test_an_element_of_an_array_is_found_by_the_id_that_squeue_shows(tmp_path: P
     assert slurm_says.asked == ["scontrol show job -d 12_3"]
 
 
+def test_of_an_arrays_number_the_state_is_that_of_its_last_element_alone(slurm_says: Any) -> None:
+    last, first = "JobId=1 ArrayJobId=1 ArrayTaskId=3", "JobId=2 ArrayJobId=1 ArrayTaskId=0"
+    slurm_says(scontrol=f"{last}\n  JobState=PENDING\n\n{first}\n  JobState=FAILED\n")
+
+    assert look_up({"1"}, unsettled=[]).known["1"].state == "PENDING"
+
+
 # ── progress ──────────────────────────────────────────────────────────────────────────────────────
 
 
