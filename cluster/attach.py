@@ -5,6 +5,7 @@ python -m cluster attach a --rank 3        on the node of rank 3
 python -m cluster attach a --stacks        what every rank does now; --rank and --node choose some
 """
 
+import json
 import os
 import shlex
 import shutil
@@ -52,7 +53,10 @@ def main(arguments: list[str]) -> int:
     if not options.stacks:
         open_shell(shell_command(options, found.job_id, allocation.source, hosts[0]), hosts[0])
     told = ask_nodes(options, found.job_id, allocation.source, hosts, attempt_dir)
-    print("\n\n".join(stack_lines(told, allocation, hosts, options.rank)))
+    if options.json:
+        print(json.dumps([one for one in told if options.rank in (None, one["rank"])], indent=1))
+    else:
+        print("\n\n".join(stack_lines(told, allocation, hosts, options.rank)))
     return COMPLETE
 
 
@@ -63,6 +67,7 @@ def parser() -> OptionParser:
     which.add_argument("--rank", type=at_least(0), metavar="R", help="the node of this rank; with --stacks it alone")
     which.add_argument("--node", metavar="HOST", help="this node")
     options.add_argument("--stacks", action="store_true", help="print Python stacks, rank by rank, and no shell")
+    options.add_argument("--json", action="store_true", help="with --stacks: a JSON list, one object a rank")
     options.add_argument("--ssh", metavar="COMMAND", default="ssh", help="for machines without a scheduler")
     options.add_argument(
         "--output-dir",

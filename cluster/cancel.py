@@ -3,6 +3,7 @@
 python -m cluster cancel a                 a name, a run directory or a job id
 """
 
+import json
 import os
 import re
 import signal
@@ -15,7 +16,8 @@ from cluster import slurm
 from cluster.errors import COMPLETE, LauncherError, RequestError
 from cluster.jobs import record_of
 from cluster.options import OptionParser, run
-from cluster.run_state import Run, look, states
+from cluster.progress import read_progress
+from cluster.run_state import Run, RunState, look, states
 from cluster.rundir import DEFAULT_OUTPUT_DIR, launcher_holds
 from cluster.runs import find_run
 
@@ -46,13 +48,21 @@ def main(arguments: list[str]) -> int:
     else:
         what = stop_launcher(run_dir, holder)
         await_end(run_dir, None)
-    print(became(what, look(run_dir)))
+    found = look(run_dir)
+    [state], _ = states([found])
+    if options.json:
+        from cluster.status import summary
+
+        print(json.dumps(summary(found, state, None, read_progress(run_dir), time.time()), indent=1))
+    else:
+        print(became(what, found, state))
     return COMPLETE
 
 
 def parser() -> OptionParser:
     options = OptionParser("python -m cluster cancel", USAGE, str(__doc__), EPILOG)
     options.add_argument("run", metavar="RUN", help="name of an experiment, run directory or job id")
+    options.add_argument("--json", action="store_true", help="what became of it as one JSON object, as status has it")
     options.add_argument(
         "--output-dir",
         default=DEFAULT_OUTPUT_DIR,
@@ -146,9 +156,8 @@ def await_end(run_dir: Path, job_id: str | None) -> None:
     )
 
 
-def became(what: str, found: Run) -> str:
+def became(what: str, found: Run, state: RunState) -> str:
     """``job 12 cancelled · a: cancelled · step 17, saved 10``, and how to go on."""
-    [state], _ = states([found])
     steps = found.newest.get("steps") or {}
     words = [what, f"{found.path.name}: {state}"]
     if steps.get("last") is not None:

@@ -1,5 +1,6 @@
 """`python -m cluster attach`: a shell on the right node, and the stacks of every rank."""
 
+import json
 import os
 import signal
 import subprocess
@@ -57,6 +58,8 @@ def test_the_stacks_of_every_rank_are_shown_and_the_run_goes_on(
         first, second = capsys.readouterr().out.split("\n\n")
         assert attach.main([str(run_dir), "--stacks", "--rank", "1"]) == 0
         alone = capsys.readouterr().out
+        assert attach.main([str(run_dir), "--stacks", "--json"]) == 0
+        as_json = json.loads(capsys.readouterr().out)
 
         assert first.startswith("rank 0 on localhost:\n")
         assert "in spins" in first
@@ -64,6 +67,7 @@ def test_the_stacks_of_every_rank_are_shown_and_the_run_goes_on(
         assert "in waits_alone" in second
         assert "in waits_alone" in alone
         assert "rank 0" not in alone
+        assert [("in spins" in one["stacks"], one["rank"]) for one in as_json] == [(True, 0), (False, 1)]
         with pytest.raises(RequestError, match="on the machine of its launcher"):
             attach.main([str(run_dir)])
         assert launcher.poll() is None

@@ -62,9 +62,10 @@ def test_a_local_run_is_cancelled_and_the_same_request_starts_it_again(tmp_path:
         [sys.executable, "-m", "cluster", "resubmit", str(run_dir)], env=environ, stdout=subprocess.PIPE, text=True
     )
     wait_until(lambda: is_ready(run_dir, 2))
-    python("cluster", "cancel", str(run_dir), cwd=tmp_path)
+    became = json.loads(python("cluster", "cancel", str(run_dir), "--json", cwd=tmp_path).stdout)
     out, _ = again.communicate(timeout=60)
 
+    assert (became["state"], became["restarts"]) == ("cancelled", 1)
     command = (
         f"cd {tmp_path} && python -m cluster.submit --cluster local --ranks-per-node 2 --program -- python sleeps.py"
     )
