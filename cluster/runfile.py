@@ -19,13 +19,12 @@ from typing import Any
 from cluster.errors import LAUNCHER, NODE
 from cluster.goodput import account
 from cluster.rundir import Attempt
-from cluster.verdict import LAUNCHER_FAILED, NODE_LOST, Verdict
 
 
-def write_json(path: Path, data: Any) -> None:
+def write_json(path: Path, data: Any, mode: int = 0o666) -> None:
     """Write aside and rename: a reader sees the old file or the new one, never half of it."""
     aside = path.with_name(f".{path.name}.{os.getpid()}")
-    with aside.open("w") as file:
+    with open(aside, "w", opener=lambda name, flags: os.open(name, flags, mode)) as file:
         file.write(json.dumps(data, indent=1) + "\n")
         file.flush()
         os.fsync(file.fileno())  # else a host that loses its power may leave an empty file under the new name
@@ -71,6 +70,8 @@ def close_unfinished_attempts(run_dir: Path, job_id: str | None) -> None:
 
     Where Slurm has queued this very job again, it was the launcher's host that was lost.
     """
+    from cluster.verdict import LAUNCHER_FAILED, NODE_LOST, Verdict  # the commands that only read need none of it
+
     run = read_run(run_dir)
     unfinished = [entry for entry in run["attempts"] if "verdict" not in entry]
     for entry in unfinished:

@@ -87,6 +87,22 @@ def refusal(script: str) -> str | None:
 
     sbatch itself queues some requests that can never start (more nodes than the partition has).
     """
+    answer = test_only(script)
+    return answer.words if answer and not answer.accepted else None
+
+
+class TestOnly(NamedTuple):
+    """What ``sbatch --test-only`` says of a batch script."""
+
+    accepted: bool
+    words: str
+
+
+def test_only(script: str) -> TestOnly | None:
+    """``Job 7 to start at … using 4 processors on nodes n[1-2] in partition main``, or why it never could.
+
+    None where there is no sbatch, or it does not answer.
+    """
     import subprocess
 
     try:
@@ -95,7 +111,20 @@ def refusal(script: str) -> str | None:
         )
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return None if answer.returncode == 0 else " ".join(answer.stderr.split())
+    return TestOnly(answer.returncode == 0, " ".join(answer.stderr.split()))
+
+
+def queue() -> str | None:
+    """All jobs that the controller knows, those of others too: ``id|state|reason|start|partition|priority`` lines.
+
+    The start of a pending job is Slurm's estimate. None where squeue is missing or does not answer.
+    """
+    return _ask(["squeue", "--noheader", "--states=all", "--format=%A|%T|%r|%S|%P|%Q"], SOON)
+
+
+def accounted(job_ids: Sequence[str]) -> str | None:
+    """What accounting has of those jobs: ``id|state|start|partition`` lines; None where there is no accounting."""
+    return _ask(["sacct", "-nPX", "-j", ",".join(job_ids), "-o", "JobIDRaw,State,Start,Partition"], SOON)
 
 
 def submit(script: str, environ: Mapping[str, str]) -> tuple[str, str | None]:
@@ -111,9 +140,21 @@ def submit(script: str, environ: Mapping[str, str]) -> tuple[str, str | None]:
     return answer.stdout.strip().partition(";")[0], None if answer.returncode == 0 else " ".join(answer.stderr.split())
 
 
-def cancel(job_id: str) -> None:
-    """Take a job out of the queue, as far as that can be."""
-    _ask(["scancel", job_id])
+def step_command(job_id: str, hosts: Sequence[str], pty: bool = False) -> list[str]:
+    """The beginning of an srun command: one process on each of these hosts of a running job, beside what runs there."""
+    terminal = ["--pty"] if pty else ["--input=none"]
+    where = [f"--nodes={len(hosts)}", f"--ntasks={len(hosts)}", "--ntasks-per-node=1", f"--nodelist={','.join(hosts)}"]
+    return ["srun", f"--jobid={job_id}", "--overlap", *where, *terminal]
+
+
+def batch_script_of(job_id: str) -> str | None:
+    """The batch script that a job was submitted with; Slurm gives it to the job's user alone."""
+    return _ask(["scontrol", "write", "batch_script", job_id, "-"], SOON)
+
+
+def cancel(job_id: str) -> str | None:
+    """Take a job out of the queue, or end it; what scancel says against it."""
+    return _refusal(["scancel", job_id])
 
 
 def nodes_out_of_service() -> bool:
@@ -224,7 +265,7 @@ def why_warned(detail: str | None, now: float) -> str:
     facts = dict(re.findall(r"\b(PreemptTime|EndTime)=(\S+)", detail or ""))
     if facts.get("PreemptTime", "None") != "None":
         return "preempted"
-    end = _seconds(facts.get("EndTime", ""))
+    end = seconds_of(facts.get("EndTime", ""))
     return "time limit" if end is not None and end - now < NEAR_THE_END else "signal"
 
 
@@ -255,10 +296,10 @@ def down_hosts(hosts: Sequence[str]) -> list[str]:
 def queued_at(detail: str | None) -> float | None:
     """When the job began to wait in the queue (seconds since 1970): its EligibleTime."""
     found = re.search(r"\bEligibleTime=(\S+)", detail or "")
-    return _seconds(found[1]) if found else None
+    return seconds_of(found[1]) if found else None
 
 
-def _seconds(stamp: str) -> float | None:
+def seconds_of(stamp: str) -> float | None:
     """Slurm's local ``2026-01-31T12:00:00`` as seconds since 1970; None for None, Unknown, N/A."""
     try:
         return time.mktime(time.strptime(stamp, "%Y-%m-%dT%H:%M:%S"))

@@ -1,44 +1,57 @@
-"""What became of a run: its attempts, their verdicts, and where the time went. Reads only; starts nothing.
+"""My runs in a list; or of one run its attempts, their verdicts, and where the time went. Reads only.
 
-python -m cluster.status                    the newest run in outputs/
-python -m cluster.status smoke_mpi          outputs/smoke_mpi
-python -m cluster.status /data/out/run7     a run directory
+python -m cluster status                    all runs in outputs/, the one that changed last first
+python -m cluster status --watch            the same, kept fresh
+python -m cluster status smoke_mpi          outputs/smoke_mpi; a run directory and a job id do too
 """
 
 import json
+import shutil
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from argparse import Namespace
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from cluster.errors import COMPLETE, RequestError
 from cluster.goodput import Goodput, duration, goodput_lines, totals
-from cluster.options import OptionParser, run
-from cluster.rundir import DEFAULT_OUTPUT_DIR, launcher_holds
-from cluster.runfile import read_json, read_run
+from cluster.jobs import Job
+from cluster.options import OptionParser, at_least, run
+from cluster.progress import Progress, read_progress
+from cluster.run_state import QUEUED, RUNNING, Run, RunState, look, states
+from cluster.rundir import DEFAULT_OUTPUT_DIR
+from cluster.runfile import read_json
+from cluster.runs import all_runs, find_run
 
-USAGE = "python -m cluster.status [options] [RUN_DIR | EXPERIMENT]"
+USAGE = "python -m cluster status [options] [RUN]"
+EPILOG = """\
+The state comes from the run directory, then from squeue, scontrol and sacct, as far as there are any.
+exit status: 0, whatever became of the runs; 64 no such run"""
+WATCH_EVERY = 5
 
 
 def main(arguments: list[str]) -> int:
     options = parser().parse_options(arguments)
-    run_dir = find_run(options.run, Path(options.output_dir))
-    try:
-        report = describe(run_dir, read_run(run_dir), launcher_holds(run_dir))
-    except ValueError as error:
-        raise RequestError(f"{run_dir / 'run.json'} cannot be read: {error}") from error
-    if options.json:
-        print(json.dumps(report, indent=1))
+    if options.watch:
+        watch(lambda: shown(options), options.watch)
     else:
-        print(*report_lines(report), sep="\n")
+        print(*shown(options), sep="\n")
     return COMPLETE
 
 
 def parser() -> OptionParser:
-    options = OptionParser("python -m cluster.status", USAGE, str(__doc__))
-    options.add_argument("run", nargs="?", metavar="RUN", help="run directory, or name of an experiment")
+    options = OptionParser("python -m cluster status", USAGE, str(__doc__), EPILOG)
+    options.add_argument("run", nargs="?", metavar="RUN", help="name of an experiment, run directory or job id")
     options.add_argument("--json", action="store_true", help="everything as one JSON object")
+    options.add_argument(
+        "--watch",
+        nargs="?",
+        type=at_least(1),
+        const=WATCH_EVERY,
+        metavar="SECONDS",
+        help=f"show it again every so many seconds (default {WATCH_EVERY}), in place on a terminal",
+    )
     options.add_argument(
         "--output-dir",
         default=DEFAULT_OUTPUT_DIR,
@@ -48,44 +61,119 @@ def parser() -> OptionParser:
     return options
 
 
-def find_run(given: str | None, output_dir: Path) -> Path:
-    """The run directory that is meant, absolute. Raises `RequestError` where there is none."""
-    if given is None:
-        runs = sorted(output_dir.glob("*/run.json"), key=lambda path: path.stat().st_mtime)
-        if not runs:
-            raise RequestError(f"no run in {output_dir.absolute()}: name a run directory, or give --output-dir")
-        return runs[-1].parent.absolute()
-    for candidate in (Path(given), output_dir / given):
-        if (candidate / "run.json").exists():
-            return candidate.absolute()
-    import difflib
+def shown(options: Namespace) -> list[str]:
+    """The lines of one look."""
+    output_dir = Path(options.output_dir)
+    paths = all_runs(output_dir) if options.run is None else [find_run(options.run, output_dir)]
+    runs = [look(path) for path in paths]
+    if options.run is not None and (why := runs[0].damaged):
+        raise RequestError(f"{paths[0] / 'run.json'} cannot be read: {why}")
+    known, jobs = states(runs)
+    now = time.time()
+    facts = [
+        summary(run, state, jobs.known.get(run.job_id or ""), read_progress(run.path), now)
+        for run, state in zip(runs, known, strict=True)
+    ]
+    if options.run is None:
+        if options.json:
+            return [json.dumps({"output_dir": str(output_dir.absolute()), "runs": facts}, indent=1)]
+        return list_lines(facts) if facts else [f"no run in {output_dir.absolute()}"]
+    report = {**facts[0], **attempts_of(runs[0])}
+    return [json.dumps(report, indent=1)] if options.json else report_lines(report)
 
-    known = [path.parent.name for path in output_dir.glob("*/run.json")]
-    near = difflib.get_close_matches(given, known, 1)
-    hint = f"did you mean {near[0]}?" if near else "wanted a directory with run.json, or an experiment's name"
-    raise RequestError(f"no run {given}, neither here nor in {output_dir.absolute()}: {hint}")
 
-
-def describe(run_dir: Path, run_file: Mapping[str, Any], held: bool) -> dict[str, Any]:
-    """All that is shown, JSON-able. `state` is the newest verdict's kind, "running" or "unfinished"."""
-    attempts = list(run_file["attempts"])
-    newest = attempts[-1] if attempts else {}
-    plan = read_json(run_dir / f"attempt-{newest.get('attempt', 0):04d}" / "plan.json") or {}
+def summary(run: Run, state: RunState, job: Job | None, progress: Progress, now: float) -> dict[str, Any]:
+    """What the list shows of a run, JSON-able; times are seconds since 1970, lengths of time seconds."""
+    queued = job if job is not None and state.name == QUEUED else Job("")
+    steps = [(attempt.get("steps") or {}).get("last") for attempt in run.attempts]
     return {
-        "experiment": run_file["experiment"],
-        "run_dir": str(run_dir),
-        "state": _state(newest, held),
-        "attempts": attempts,
-        "goodput": totals(attempts).to_json(),
-        "excluded_hosts": run_file["excluded_hosts"],
+        "experiment": run.path.name,
+        "run_dir": str(run.path),
+        "state": state.name,
+        "detail": state.detail,
+        "step": progress.step if progress.step is not None else next(filter(None, reversed(steps)), None),
+        "total_steps": progress.total,
+        "loss": progress.loss,
+        "held_out_loss": progress.held_out_loss,
+        "tokens_per_second": progress.tokens_per_second,
+        "seconds_left": progress.seconds_left if state.name == RUNNING else None,
+        "restarts": run.restarts,
+        "effective": totals(run.attempts).effective,
+        "gpu_hours": gpu_hours(run.attempts, now if state.name == RUNNING else None),
+        "job_id": run.job_id,
+        "partition": queued.partition or None,
+        "queue_position": queued.position,
+        "queue_length": queued.waiting,
+        "expected_start": queued.start,
+    }
+
+
+def attempts_of(run: Run) -> dict[str, Any]:
+    """What a run's own page has beside that."""
+    plan = read_json(run.path / f"attempt-{run.newest.get('attempt', 0):04d}" / "plan.json") or {}
+    return {
+        "attempts": list(run.attempts),
+        "goodput": totals(run.attempts).to_json(),
+        "excluded_hosts": list(run.excluded_hosts),
         "logs": plan.get("log_dir"),
     }
 
 
+def gpu_hours(attempts: Sequence[Mapping[str, Any]], now: float | None) -> float | None:
+    """GPUs of the hosts used times hours, over all attempts; one that runs counts until `now`. None without GPUs."""
+    total = 0.0
+    for attempt in attempts:
+        gpus = sum(host[2] or 0 for host in attempt.get("hosts", []))
+        is_running = now is not None and attempt is attempts[-1] and "verdict" not in attempt
+        total += gpus * (now - attempt["started"] if is_running and now else attempt.get("seconds", 0.0)) / 3600
+    return total or None
+
+
+def list_lines(facts: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The list for people: one line a run."""
+    head = ("run", "state", "step", "loss", "tokens/s", "ETA", "restarts", "goodput", "job", "")
+    return table([head, *map(_row, facts)], right=range(2, 8))
+
+
+def _row(fact: Mapping[str, Any]) -> tuple[str, ...]:
+    effective = fact["effective"]
+    return (
+        fact["experiment"],
+        fact["state"],
+        steps_of(fact),
+        "–" if fact["loss"] is None else f"{fact['loss']:.4f}",
+        "–" if fact["tokens_per_second"] is None else f"{fact['tokens_per_second']:,.0f}",
+        "–" if fact["seconds_left"] is None else duration(fact["seconds_left"]),
+        str(fact["restarts"]),
+        "–" if effective is None else f"{effective:.1%}",
+        fact["job_id"] or "–",
+        queue_words(fact),
+    )
+
+
+def steps_of(fact: Mapping[str, Any]) -> str:
+    """``204/450``."""
+    total = "" if fact["total_steps"] is None else f"/{fact['total_steps']}"
+    return "–" if fact["step"] is None else f"{fact['step']}{total}"
+
+
+def queue_words(fact: Mapping[str, Any]) -> str:
+    """Why the state is as it is, and for a queued job its place and Slurm's estimate of its start."""
+    words = [fact["detail"]] if fact["detail"] else []
+    if fact["queue_position"] is not None:
+        words.append(f"{fact['queue_position']} of {fact['queue_length']} in {fact['partition']}")
+    if fact["expected_start"] is not None:
+        words.append(f"starts about {_clock(fact['expected_start'])}")
+    return " · ".join(words)
+
+
 def report_lines(report: Mapping[str, Any]) -> list[str]:
-    """The same for people."""
-    lines = [f"{report['experiment']} · {report['state']} · {report['run_dir']}", ""]
-    lines += attempt_table(report["attempts"], report["state"])
+    """A run's own page for people."""
+    state = f"{report['state']} ({report['detail']})" if report["detail"] else report["state"]
+    lines = [f"{report['experiment']} · {state} · {report['run_dir']}"]
+    if now := now_line(report):
+        lines.append(now)
+    lines += ["", *attempt_table(report["attempts"], report["state"])]
     goodput = report["goodput"]
     if shares := goodput_lines(Goodput(goodput["seconds"], goodput["attempts"], goodput["restarts"])):
         lines += ["", *shares]
@@ -97,6 +185,26 @@ def report_lines(report: Mapping[str, Any]) -> list[str]:
         lines.append(f"next: {newest['next']}")
     lines.append(f"logs: {report['logs'] or report['run_dir']}")
     return lines
+
+
+def now_line(report: Mapping[str, Any]) -> str:
+    """Where it stands: ``step 204/450 · loss 0.3691 · 13,210 tokens/s · ETA 0:00:37 · job 12``."""
+    words = [] if report["step"] is None else [f"step {steps_of(report)}"]
+    if report["loss"] is not None:
+        words.append(f"loss {report['loss']:.4f}")
+    if report["held_out_loss"] is not None:
+        words.append(f"held-out loss {report['held_out_loss']:.4f}")
+    if report["tokens_per_second"] is not None:
+        words.append(f"{report['tokens_per_second']:,.0f} tokens/s")
+    if report["seconds_left"] is not None:
+        words.append(f"ETA {duration(report['seconds_left'])}")
+    if report["gpu_hours"] is not None:
+        words.append(f"{report['gpu_hours']:.1f} GPU hours")
+    if report["job_id"]:
+        words.append(f"job {report['job_id']}")
+    if queue := queue_words({**report, "detail": ""}):
+        words.append(queue)
+    return " · ".join(words)
 
 
 def attempt_table(attempts: Sequence[Mapping[str, Any]], state: str) -> list[str]:
@@ -123,15 +231,53 @@ def attempt_table(attempts: Sequence[Mapping[str, Any]], state: str) -> list[str
                 _or_dash(steps.get("saved")),
             )
         )
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return table(rows)
 
 
-def _state(newest: Mapping[str, Any], held: bool) -> str:
-    if held:
-        return "running"
-    verdict = newest.get("verdict")
-    return str(verdict["kind"]) if verdict else "unfinished (its launcher has gone without a verdict)"
+def table(rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> list[str]:
+    """Lines with their cells in columns; those of the columns `right` end below each other. No control characters."""
+    clean = [["".join(sign if sign.isprintable() else "?" for sign in cell) for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*clean, strict=True)]
+    return [
+        "  ".join(
+            cell.rjust(width) if column in right else cell.ljust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in clean
+    ]
+
+
+def watch(look_again: Callable[[], list[str]], seconds: float) -> None:
+    """Show the lines again and again until Ctrl-C; on a terminal in place, cut to its size."""
+    in_place = sys.stdout.isatty()
+    try:
+        while True:
+            lines = look_again()
+            if in_place:
+                sys.stdout.write(frame(lines, *shutil.get_terminal_size(), time.strftime("%H:%M:%S")))
+            else:
+                print(*lines, "", sep="\n")
+            sys.stdout.flush()
+            time.sleep(seconds)
+    except KeyboardInterrupt:
+        pass
+    finally:
+        if in_place:
+            sys.stdout.write("\x1b[?25h")
+            sys.stdout.flush()
+
+
+def frame(lines: Sequence[str], columns: int, rows: int, clock: str) -> str:
+    """What redraws a terminal of that size without a flicker: cursor home, every line cut and cleared to its end."""
+    room = max(1, rows - 2)
+    cut = [*lines[:room], *([f"… {len(lines) - room} more"] if len(lines) > room else [f"{clock}, Ctrl-C ends"])]
+    return "\x1b[?25l\x1b[H" + "".join(f"{line[:columns]}\x1b[K\n" for line in cut) + "\x1b[J"
+
+
+def _clock(seconds: float) -> str:
+    """Local time, with the day where it is another one."""
+    there, now = time.localtime(seconds), time.localtime()
+    return time.strftime("%H:%M" if there[:3] == now[:3] else "%Y-%m-%d %H:%M", there)
 
 
 def _guilty(verdict: Mapping[str, Any]) -> str:

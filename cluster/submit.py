@@ -10,9 +10,10 @@ import shutil
 import sys
 import time
 from argparse import Namespace
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 from cluster import slurm
 from cluster.allocation import Allocation
@@ -34,7 +35,15 @@ from cluster.plan import (
     check_sbatch_options,
 )
 from cluster.program import resolve_program
-from cluster.rundir import is_training, name_run_directory, next_attempt, option_value, run_directory
+from cluster.rundir import (
+    Attempt,
+    is_training,
+    launcher_holds,
+    name_run_directory,
+    next_attempt,
+    option_value,
+    run_directory,
+)
 
 USAGE = "python -m cluster.submit [options] -- [arguments of training.train_llm]"
 EPILOG = """\
@@ -91,8 +100,8 @@ def main(arguments: list[str]) -> int:
     if options.notify:
         read_webhook(options.notify)  # it is wrong now, or never
     if goes_to_slurm(options):
-        return submit_to_slurm(options, program)
-    return run_here(options, program)
+        return submit_to_slurm(options, program, arguments)
+    return run_here(options, program, arguments)
 
 
 def parser() -> OptionParser:
@@ -148,7 +157,7 @@ def goes_to_slurm(options: Namespace) -> bool:
     return False
 
 
-def run_here(options: Namespace, program: list[str]) -> int:
+def run_here(options: Namespace, program: list[str], arguments: Sequence[str]) -> int:
     """The same launcher, in the foreground, on this machine or on the hosts given."""
     if ignored := without_meaning_here(options):
         print(f"note: without Slurm {', '.join(ignored)} has no meaning")
@@ -164,7 +173,11 @@ def run_here(options: Namespace, program: list[str]) -> int:
     if options.prepare_first and (status := prepare_here(options, program, run_dir)):
         return status
     from cluster.launch import main as launch
+    from cluster.request import record_request
 
+    find_mpirun(options.mpirun, os.environ)  # before anything is written
+    if not launcher_holds(run_dir):
+        record_request(run_dir, arguments, None)
     place = [] if options.hosts or options.hostfile else ["--cluster", "local", "--nodes", str(options.nodes or 1)]
     ranks_per_node = options.ranks_per_node or options.gpus
     return launch([*place, *launch_arguments(options, ranks_per_node, run_dir), "--", *program])
@@ -191,17 +204,13 @@ def here(options: Namespace) -> Allocation:
     return this_machine(nodes, options.ranks_per_node or gpus or None)
 
 
-def submit_to_slurm(options: Namespace, program: list[str]) -> int:
+def submit_to_slurm(options: Namespace, program: list[str], given: Sequence[str]) -> int:
     plan = request(options)
     run_dir = experiment_directory(options, program)
-    log = run_dir / "%x-%j.log"
-    sbatch_options = {"job-name": run_dir.name, **plan.sbatch_options(str(log))}
-    setup = SITE_SETUP.absolute() if SITE_SETUP.exists() else None
-    before = preparation_script(options, plan, program, run_dir, setup) if options.prepare_first else None
+    before = preparation_script(options, plan, program, run_dir, site_setup()) if options.prepare_first else None
 
     def script(waits_for: str | None) -> str:
-        waiting = sbatch_options if waits_for is None else after(waits_for, sbatch_options)
-        return batch_script(waiting, setup, submitit_command(run_dir))
+        return training_script(plan, run_dir, waits_for)
 
     if options.dry_run:
         if before is not None:
@@ -217,7 +226,10 @@ def submit_to_slurm(options: Namespace, program: list[str]) -> int:
     arguments = [*launch_arguments(options, options.ranks_per_node, run_dir), "--", *program]
     with made(run_dir), queued(before, forwarded_environment(options)) as preparation_id:
         job_id = sbatch_by_submitit(script(preparation_id), run_dir, arguments)
-    log = run_dir / f"{sbatch_options['job-name']}-{job_id}.log"
+    from cluster.request import record_request
+
+    record_request(run_dir, given, job_id)
+    log = run_dir / f"{plan.options.get('job-name') or run_dir.name}-{job_id}.log"
     print(f"plan           {plan.expected_allocation().summary()}")
     if preparation_id:
         print(f"prepare        {preparation_id}")
@@ -229,6 +241,17 @@ def submit_to_slurm(options: Namespace, program: list[str]) -> int:
     from cluster.wait import wait_for_job
 
     return wait_for_job(job_id, log, options.follow)
+
+
+def site_setup() -> Path | None:
+    return SITE_SETUP.absolute() if SITE_SETUP.exists() else None
+
+
+def training_script(plan: ResourcePlan, run_dir: Path, waits_for: str | None = None) -> str:
+    """The batch script of the training, which may wait for another job."""
+    options = {"job-name": run_dir.name, **plan.sbatch_options(str(run_dir / "%x-%j.log"))}
+    waiting = options if waits_for is None else after(waits_for, options)
+    return batch_script(waiting, site_setup(), submitit_command(run_dir))
 
 
 @contextmanager
@@ -452,6 +475,25 @@ def sbatch_by_submitit(script: str, run_dir: Path, arguments: list[str]) -> str:
     return job_id
 
 
+class PlannedLaunch(NamedTuple):
+    """What the launcher would do: with which mpirun, by which command, in which environment of mpirun."""
+
+    mpirun: Mpirun
+    attempt: Attempt
+    command: list[str]
+    environ: dict[str, str]
+
+
+def planned_launch(
+    options: Namespace, allocation: Allocation, program: list[str], run_dir: Path, mpirun: Mpirun
+) -> PlannedLaunch:
+    """The launch of the run's next attempt. Nothing is written."""
+    attempt = next_attempt(run_dir, options.output_filename)
+    environ = mpirun_environment(os.environ, allocation, options.nic, mpirun.has_daemon)
+    command = launch_command(options, mpirun, allocation, name_run_directory(program, run_dir), attempt, environ)
+    return PlannedLaunch(mpirun, attempt, command, environ)
+
+
 def show_plan(options: Namespace, allocation: Allocation, program: list[str], run_dir: Path) -> None:
     """Hostfile, mpirun command and rank table that the launcher would use."""
     try:
@@ -459,12 +501,10 @@ def show_plan(options: Namespace, allocation: Allocation, program: list[str], ru
     except LauncherError:
         print("# no mpirun on this machine: shown as for Open MPI 5")
         mpirun = Mpirun("mpirun", OPEN_MPI_5)
-    attempt = next_attempt(run_dir, options.output_filename)
-    environ = mpirun_environment(os.environ, allocation, options.nic, mpirun.has_daemon)
-    command = launch_command(options, mpirun, allocation, name_run_directory(program, run_dir), attempt, environ)
+    planned = planned_launch(options, allocation, program, run_dir, mpirun)
     print(f"# plan: {allocation.summary()}")
     print(f"# hostfile\n{hostfile_text(allocation, mpirun.dialect)}")
-    print(f"# {mpirun.dialect.name}\n{shlex.join(command)}\n")
+    print(f"# {mpirun.dialect.name}\n{shlex.join(planned.command)}\n")
     print(*allocation.table(), sep="\n")
 
 

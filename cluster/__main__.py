@@ -1,0 +1,69 @@
+"""One command line for all of it: ``python -m cluster VERB …``. A verb's module is imported only when it is asked for.
+
+`python -m cluster.submit` and the like are the same commands.
+"""
+
+import sys
+from importlib import import_module
+
+VERBS = {
+    "submit": ("submit", "queue a training, or run it here where there is no Slurm"),
+    "launch": ("launch", "start the ranks, inside an allocation, over ssh or here"),
+    "doctor": ("doctor", "is this place fit for a run; --nodes measures an allocation's"),
+    "explain": ("explain", "script, hostfile, mpirun's command and rank map; starts nothing"),
+    "status": ("status", "all runs in a list; with RUN its attempts and where time went"),
+    "logs": ("log_view", "what the ranks print: all merged, one, or errors; --follow"),
+    "attach": ("attach", "a shell on a node of a running job; --stacks of every rank"),
+    "cancel": ("cancel", "stop a run, and say what became of it"),
+    "resubmit": ("resubmit", "the same request again: it goes on from its newest checkpoint"),
+    "bench": ("bench", "how long a start takes, beside bare mpirun, srun and torchrun"),
+    "completion": ("completion", "for bash: source <(slurm-mpi-train completion bash)"),
+}
+"""Verb → module with a `main`, and what it does in one line."""
+RUN_VERBS = ("explain", "status", "logs", "attach", "cancel", "resubmit")
+"""Those that take a RUN."""
+
+EXAMPLES = """\
+examples:
+  python -m cluster submit --nodes 2 --gpus 8 -- -e a  GPT-2 on alpaca
+  python -m cluster status --watch                     all runs, kept fresh
+  python -m cluster logs a --follow                    all ranks merged
+  python -m cluster resubmit a                         goes on where it was
+
+RUN is an experiment's name, a run directory or a job id.
+Exit status: 0 done, 64 the request is wrong, 70 this place cannot do it."""
+
+
+def main(arguments: list[str]) -> int:
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(help_text())
+        return 0
+    verb, *rest = arguments
+    if verb not in VERBS:
+        print(f"error: {unknown(verb)}", file=sys.stderr)
+        return 64
+    from cluster.options import run
+
+    return run(import_module(f"cluster.{VERBS[verb][0]}").main, rest)
+
+
+def help_text() -> str:
+    lines = [f"  {verb:<11} {what}" for verb, (_, what) in VERBS.items()]
+    usage = "usage: python -m cluster VERB [options]    (VERB --help tells its options)"
+    return "\n".join([usage, "", *lines, "", EXAMPLES])
+
+
+def unknown(verb: str) -> str:
+    import difflib
+
+    near = difflib.get_close_matches(verb, VERBS, 1)
+    return f"no verb {verb!r}: " + (f"did you mean {near[0]}?" if near else f"wanted one of {', '.join(VERBS)}")
+
+
+def console() -> None:
+    """The console script ``slurm-mpi-train``."""
+    sys.exit(main(sys.argv[1:]))
+
+
+if __name__ == "__main__":
+    console()

@@ -1,0 +1,172 @@
+"""Stop a run for good: scancel for its job, SIGTERM for a launcher of this machine; waits until it is over.
+
+python -m cluster cancel a                 a name, a run directory or a job id
+"""
+
+import json
+import os
+import re
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+from cluster import slurm
+from cluster.errors import COMPLETE, LauncherError, RequestError
+from cluster.jobs import record_of
+from cluster.options import OptionParser, run
+from cluster.progress import read_progress
+from cluster.run_state import Run, RunState, look, states
+from cluster.rundir import DEFAULT_OUTPUT_DIR, launcher_holds
+from cluster.runs import find_run
+
+USAGE = "python -m cluster cancel RUN [options]"
+EPILOG = """\
+The run stops where it is: what it made since its newest checkpoint is lost. To save first, send the warning
+(scancel --batch --signal=USR1 JOB).
+exit status: 0 it is over, 64 it was not running, 70 it could not be stopped from here"""
+
+WAIT_AT_MOST = 120.0
+"""Seconds from the request to the end; Slurm's KillWait is 30 s by default, and epilogs take their time."""
+LOOK_EVERY = 0.5
+
+
+def main(arguments: list[str]) -> int:
+    options = parser().parse_options(arguments)
+    run_dir = find_run(options.run, Path(options.output_dir))
+    found = look(run_dir)
+    [state], _ = states([found])
+    if state.is_over:
+        raise RequestError(f"{run_dir.name} is not running: {state}")
+    holder = read_holder(run_dir) if found.held else None
+    job_id = holder.job_id if holder else found.job_id
+    if job_id is not None:
+        target = cancel_job(job_id)
+        what = f"job {target} cancelled"
+        await_end(run_dir, target)
+    else:
+        what = stop_launcher(run_dir, holder)
+        await_end(run_dir, None)
+    found = look(run_dir)
+    [state], _ = states([found])
+    if options.json:
+        from cluster.status import summary
+
+        print(json.dumps(summary(found, state, None, read_progress(run_dir), time.time()), indent=1))
+    else:
+        print(became(what, found, state))
+    return COMPLETE
+
+
+def parser() -> OptionParser:
+    options = OptionParser("python -m cluster cancel", USAGE, str(__doc__), EPILOG)
+    options.add_argument("run", metavar="RUN", help="name of an experiment, run directory or job id")
+    options.add_argument("--json", action="store_true", help="what became of it as one JSON object, as status has it")
+    options.add_argument(
+        "--output-dir",
+        default=DEFAULT_OUTPUT_DIR,
+        metavar="DIR",
+        help=f"parent of the run directories (default: {DEFAULT_OUTPUT_DIR})",
+    )
+    return options
+
+
+class Holder(NamedTuple):
+    """The launcher that holds a run directory, by its own words in the lock."""
+
+    pid: int
+    host: str
+    job_id: str | None
+
+
+def read_holder(run_dir: Path) -> Holder | None:
+    """From ``process 4711 on n1, job 12, start 0``; None where the lock says nothing (yet)."""
+    try:
+        text = (run_dir / "launcher.lock").read_text()
+    except OSError:
+        return None
+    words = re.match(r"process (\d+) on ([^,\s]+)(?:, job ([^,\s]+))?", text)
+    return Holder(int(words[1]), words[2], words[3]) if words else None
+
+
+def cancel_job(job_id: str) -> str:
+    """Have Slurm end the job; the id by which that was asked. Raises `LauncherError` with scancel's own words."""
+    target = element_of(slurm.job_detail(job_id, slurm.SOON) or "", job_id)
+    if words := slurm.cancel(target):
+        raise LauncherError(f"scancel {target}: {words}")
+    return target
+
+
+def element_of(detail: str, job_id: str) -> str:
+    """The id by which scancel means this job alone, by ``scontrol show job``.
+
+    The last element of an array has the array's own number, by which scancel would end all of its elements.
+    """
+    facts = dict(re.findall(r"\b(ArrayJobId|ArrayTaskId)=(\S+)", record_of(detail, job_id)))
+    element = facts.get("ArrayTaskId", "")
+    return f"{facts['ArrayJobId']}_{element}" if element.isdecimal() else job_id
+
+
+def stop_launcher(run_dir: Path, holder: Holder | None) -> str:
+    """SIGTERM to the launcher on this machine; what was done. Raises `LauncherError` where it is not here."""
+    if holder is None:
+        raise LauncherError(f"{run_dir.name} is just starting: try again in a moment")
+    here = os.uname().nodename
+    if holder.host != here:
+        raise LauncherError(
+            f"the launcher of {run_dir.name} runs on {holder.host}, this is {here}: "
+            f"ssh {holder.host} kill -TERM {holder.pid}"
+        )
+    try:
+        if not _has_open(holder.pid, run_dir / "launcher.lock"):
+            raise ProcessLookupError
+        os.kill(holder.pid, signal.SIGTERM)
+    except OSError as error:
+        raise LauncherError(
+            f"process {holder.pid} holds {run_dir}, and cannot be stopped from here ({error.strerror or 'not seen'}): "
+            "it is another user's, or runs in a container"
+        ) from error
+    return f"launcher {holder.pid} stopped"
+
+
+def _has_open(pid: int, path: Path) -> bool:
+    """Whether the process has this file open: in a container the number may mean another process."""
+    wanted = path.stat()
+    for descriptor in Path(f"/proc/{pid}/fd").iterdir():
+        try:
+            if os.path.samestat(descriptor.stat(), wanted):
+                return True
+        except OSError:
+            pass  # closed meanwhile
+    return False
+
+
+def await_end(run_dir: Path, job_id: str | None) -> None:
+    """Return once nothing of it runs any more. Raises `LauncherError` where that takes longer than `WAIT_AT_MOST`."""
+    deadline = time.monotonic() + WAIT_AT_MOST
+    while time.monotonic() < deadline:
+        if not launcher_holds(run_dir):
+            state = slurm.job_state(job_id) if job_id else None
+            if state is None or state.ended:
+                return
+        time.sleep(LOOK_EVERY)
+    raise LauncherError(
+        f"{run_dir.name} still ends after {WAIT_AT_MOST:.0f} s: python -m cluster status {run_dir.name}"
+    )
+
+
+def became(what: str, found: Run, state: RunState) -> str:
+    """``job 12 cancelled · a: cancelled · step 17, saved 10``, and how to go on."""
+    steps = found.newest.get("steps") or {}
+    words = [what, f"{found.path.name}: {state}"]
+    if steps.get("last") is not None:
+        words.append(f"step {steps['last']}, saved {'none' if steps.get('saved') is None else steps['saved']}")
+    again = (
+        f"\nnext: python -m cluster resubmit {found.path.name}" if found.request and state.name != "complete" else ""
+    )
+    return " · ".join(words) + again
+
+
+if __name__ == "__main__":
+    sys.exit(run(main, sys.argv[1:]))

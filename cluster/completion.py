@@ -1,0 +1,64 @@
+"""Completion for the console script: verbs, their options as their own parsers have them, and names of runs.
+
+source <(slurm-mpi-train completion bash)
+"""
+
+import sys
+from importlib import import_module
+
+from cluster.__main__ import RUN_VERBS, VERBS
+from cluster.errors import COMPLETE
+from cluster.options import OptionParser, run
+
+USAGE = "python -m cluster completion bash"
+EPILOG = "Put the line above into ~/.bashrc. Runs are looked for in outputs/."
+
+BASH = """\
+_slurm_mpi_train() {{
+    local word=${{COMP_WORDS[COMP_CWORD]}} verb=${{COMP_WORDS[1]}} words="" run
+    if ((COMP_CWORD == 1)); then
+        words="{verbs}"
+    elif [[ $word == -* ]]; then
+        case $verb in
+{options}
+        esac
+    elif [[ " {run_verbs} " == *" $verb "* ]]; then
+        for run in outputs/*/run.json outputs/*/request.json; do
+            if [[ -e $run ]]; then
+                run=${{run%/*}}
+                words+=" ${{run##*/}}"
+            fi
+        done
+    fi
+    mapfile -t COMPREPLY < <(compgen -W "$words" -- "$word" | sort -u)
+}}
+complete -o default -F _slurm_mpi_train slurm-mpi-train
+"""
+
+
+def main(arguments: list[str]) -> int:
+    options = OptionParser("python -m cluster completion", USAGE, str(__doc__), EPILOG)
+    options.add_argument("shell", choices=["bash"], help="for which shell")
+    options.parse_options(arguments)
+    print(bash_script(), end="")
+    return COMPLETE
+
+
+def bash_script() -> str:
+    """The script; a run's name with a blank in it cannot be (see `rundir.check_experiment_name`)."""
+    cases = (f'            {verb}) words="{" ".join(names)}" ;;' for verb in VERBS if (names := options_of(verb)))
+    return BASH.format(verbs=" ".join(VERBS), options="\n".join(cases), run_verbs=" ".join(RUN_VERBS))
+
+
+def options_of(verb: str) -> list[str]:
+    """The long options of a verb; none where its module has no parser of its own to ask."""
+    module = import_module(f"cluster.{VERBS[verb][0]}")
+    if not hasattr(module, "parser"):
+        return []
+    return sorted(
+        name for action in module.parser()._actions for name in action.option_strings if name.startswith("--")
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(run(main, sys.argv[1:]))

@@ -1,0 +1,356 @@
+"""What a request would run, or what a job runs: batch script, hostfile, mpirun's command, environment, rank map.
+
+python -m cluster explain --nodes 2 --gpus 8 -- -e a                      a request, as for submit
+python -m cluster explain --nodelist 'n[01-16]' --tasks-per-node '8(x16)' an allocation, by Slurm's own words for it
+python -m cluster explain 12                                              a job, run or run directory
+
+Starts nothing, writes nothing.
+"""
+
+import json
+import os
+import re
+import shlex
+import shutil
+import sys
+from argparse import Namespace
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from cluster import slurm, submit
+from cluster.allocation import Allocation, RankPlace, from_slurm, parse_granted_gpus
+from cluster.environment import default_omp_threads, forwarded_names, rank_environment
+from cluster.errors import COMPLETE, LauncherError, RequestError
+from cluster.hostfile import hostfile_text
+from cluster.mpirun import HYDRA, OPEN_MPI_4, OPEN_MPI_5, Mpirun, find_mpirun
+from cluster.nodelist import expand_nodelist
+from cluster.options import OptionParser, run, split_program
+from cluster.program import resolve_program
+from cluster.records import read_records
+from cluster.rundir import DEFAULT_OUTPUT_DIR
+from cluster.runfile import read_json
+from cluster.runs import find_run
+
+USAGE = """python -m cluster explain [options as for submit] -- [arguments of training.train_llm]
+       python -m cluster explain [options] RUN"""
+EPILOG = "exit status: 0; 64 the request is wrong, also where sbatch would refuse it; 70 this place cannot tell"
+
+DIALECTS = {"openmpi4": OPEN_MPI_4, "openmpi5": OPEN_MPI_5, "hydra": HYDRA}
+
+SECRET = re.compile(
+    r"(^|_)(AUTH|CREDENTIALS?|KEY|PASSWD|PASSWORD|SECRET|TOKEN)(_|$)|(KEY|PASSWORD|SECRET|TOKEN)S?$", re.IGNORECASE
+)
+"""Names of variables whose values are not shown."""
+_USER_IN_URL = re.compile(r"(?<=://)[^/@\s]+(?=@)")
+MASK = "***"
+
+
+class Explanation(NamedTuple):
+    """All that is shown. A part is empty or None where there is none, or where it cannot be known from here."""
+
+    allocation: Allocation
+    before: str | None
+    """The batch script of the job that makes the tokens first (`--prepare-first`)."""
+    script: str | None
+    test_only: slurm.TestOnly | None
+    """What sbatch itself says of the script."""
+    hostfile: str
+    dialect: str
+    command: str
+    environment: dict[str, str]
+    """Of every rank, secrets masked."""
+    first_rank: dict[str, str]
+    """What rank 0 is given of its own."""
+    binding: str
+    records: list[dict[str, Any]]
+    """What the ranks of a job said themselves as they began."""
+
+
+def main(arguments: list[str]) -> int:
+    before, rest = split_program(arguments)
+    options = parser().parse_options(before)
+    explanation = explain_run(options) if options.run_or_job else explain_request(options, rest)
+    print(json.dumps(to_json(explanation), indent=1) if options.json else "\n".join(lines(explanation)))
+    return RequestError.status if words_of_sbatch(explanation.test_only) == "refuses it" else COMPLETE
+
+
+def parser() -> OptionParser:
+    """The options of submit, and a few."""
+    options = submit.parser()
+    options.prog, options.usage, options.description, options.epilog = (
+        "python -m cluster explain",
+        USAGE,
+        str(__doc__),
+        EPILOG,
+    )
+    options.add_argument("run_or_job", nargs="?", metavar="RUN", help="a job id, an experiment's name, a run directory")
+    explained = options.add_argument_group("explain")
+    explained.add_argument(
+        "--tasks-per-node",
+        metavar="COUNTS",
+        help="with --nodelist: SLURM_TASKS_PER_NODE, such as '8(x16)' (default: 1 each, or one for each GPU)",
+    )
+    explained.add_argument(
+        "--mpi", choices=DIALECTS, help="show the command for this mpirun (default: the one that is here)"
+    )
+    explained.add_argument("--json", action="store_true", help="everything as one JSON object")
+    return options
+
+
+def explain_request(options: Namespace, rest: list[str]) -> Explanation:
+    """What submit would do with the same options."""
+    program = rest if options.program else [sys.executable, "-m", submit.TRAINER, *rest]
+    program = resolve_program(program, options.wdir or ".")
+    run_dir = submit.experiment_directory(options, program)
+    before = script = None
+    if options.nodelist and not options.nodes:
+        allocation = pasted(options.nodelist, options.tasks_per_node, options.gpus, options.ranks_per_node)
+    elif options.tasks_per_node:
+        raise RequestError("--tasks-per-node says how an allocation was granted: give its --nodelist, and no --nodes")
+    elif options.cluster == "slurm" or submit.goes_to_slurm(options):
+        plan = submit.request(options)
+        allocation, script = plan.expected_allocation(), submit.training_script(plan, run_dir)
+        if options.prepare_first:
+            before = submit.preparation_script(options, plan, program, run_dir, submit.site_setup())
+    else:
+        allocation = submit.here(options)
+    mpirun = chosen_mpirun(options)
+    planned = submit.planned_launch(options, allocation, program, run_dir, mpirun)
+    names = forwarded_names(planned.environ, (name for name, _ in options.forward))
+    plan_of_ranks = {
+        "master_addr": "127.0.0.1" if allocation.source == "local" else allocation.hosts[0].name,
+        "master_port": "(chosen by the launcher)",
+        "attempt_dir": str(planned.attempt.path),
+        "run_dir": str(run_dir),
+        "attempt": planned.attempt.number,
+    }
+    return Explanation(
+        allocation,
+        before,
+        script,
+        slurm.test_only(script) if script and shutil.which("sbatch") else None,
+        hostfile_text(allocation, mpirun.dialect),
+        mpirun.dialect.name,
+        shlex.join(planned.command),
+        {name: masked(name, planned.environ[name]) for name in names if name in planned.environ},
+        given_to_first(plan_of_ranks, allocation),
+        options.bind_to,
+        [],
+    )
+
+
+def chosen_mpirun(options: Namespace) -> Mpirun:
+    """The mpirun asked for, or the one that is here; Open MPI 5 where there is none."""
+    try:
+        found = find_mpirun(options.mpirun, os.environ)
+    except LauncherError:
+        if options.mpirun:
+            raise
+        found = Mpirun("mpirun", OPEN_MPI_5)
+    if options.mpi and DIALECTS[options.mpi] is not found.dialect:
+        return Mpirun("mpirun", DIALECTS[options.mpi])
+    return found
+
+
+def pasted(nodelist: str, tasks: str | None, gpus: int | None, ranks_per_node: int | None) -> Allocation:
+    """The allocation that Slurm describes so; `gpus` are those of each node."""
+    names = expand_nodelist(nodelist)
+    environ = {
+        "SLURM_JOB_NODELIST": nodelist,
+        "SLURM_TASKS_PER_NODE": tasks or f"{ranks_per_node or 1}(x{len(names)})",
+    }
+    return from_slurm(environ, dict.fromkeys(names, gpus or 0), ranks_per_node)
+
+
+def explain_run(options: Namespace) -> Explanation:
+    """The newest attempt of a run as its files tell it; a job that has had none yet by Slurm's words."""
+    try:
+        run_dir = find_run(options.run_or_job, Path(options.output_dir or DEFAULT_OUTPUT_DIR))
+    except RequestError:
+        detail = slurm.job_detail(options.run_or_job, slurm.SOON) if options.run_or_job.isdecimal() else None
+        if detail is None:
+            raise
+        return explain_job(options, detail)
+    attempts = sorted(run_dir.glob("attempt-*/plan.json"))
+    if not attempts:
+        raise RequestError(f"{run_dir.name} has had no attempt yet: python -m cluster explain JOB_ID, or its request")
+    folder = attempts[-1].parent
+    plan = read_json(folder / "plan.json")
+    allocation = Allocation.from_json(plan)
+    command = (folder / "mpirun.txt").read_text().strip()
+    words = shlex.split(command)
+    names = forwarded_by(words)
+    job_id = next((entry.get("job_id") for entry in _attempts(run_dir) if entry["attempt"] == plan["attempt"]), None)
+    return Explanation(
+        allocation,
+        None,
+        slurm.batch_script_of(job_id) if job_id else None,
+        None,
+        (folder / "hostfile").read_text(),
+        "mpirun",
+        command,
+        {name: masked(name, os.environ[name]) if name in os.environ else "(not set here)" for name in names},
+        given_to_first(plan, allocation),
+        bound_to(words),
+        [record for record in read_records(folder) if record["state"] == "started"],
+    )
+
+
+def _attempts(run_dir: Path) -> Sequence[Mapping[str, Any]]:
+    run_file = read_json(run_dir / "run.json") or {"attempts": []}
+    found: Sequence[Mapping[str, Any]] = run_file["attempts"]
+    return found
+
+
+def explain_job(options: Namespace, detail: str) -> Explanation:
+    """A job that has left no run directory yet: what its launcher will find."""
+    allocation = allocation_of_job(detail, options.ranks_per_node)
+    mpirun = chosen_mpirun(options)
+    return Explanation(
+        allocation,
+        None,
+        slurm.batch_script_of(options.run_or_job),
+        None,
+        hostfile_text(allocation, mpirun.dialect),
+        mpirun.dialect.name,
+        "",
+        {},
+        {},
+        options.bind_to,
+        [],
+    )
+
+
+def allocation_of_job(detail: str, ranks_per_node: int | None) -> Allocation:
+    """From ``scontrol show job -d``; a job that still waits gets stand-in host names.
+
+    Raises `RequestError` where Slurm has not said yet how many tasks each node will have.
+    """
+    facts = dict(re.findall(r"\b(NodeList|NumNodes|NumTasks|NtasksPerN:B:S:C|TresPerNode)=(\S+)", detail))
+    nodes = int(facts.get("NumNodes", "1").partition("-")[0])
+    nodelist = facts.get("NodeList", "(null)")
+    if nodelist == "(null)":
+        names = [f"node{number}" for number in range(1, nodes + 1)]
+        asked = re.search(r"gpu(?::[^:,=()]+)?[:=](\d+)", facts.get("TresPerNode", ""))
+        gpus = dict.fromkeys(names, int(asked[1]) if asked else 0)
+    else:
+        names, gpus = expand_nodelist(nodelist), parse_granted_gpus(detail)
+    per_node, tasks = facts.get("NtasksPerN:B:S:C", "").partition(":")[0], int(facts.get("NumTasks", nodes))
+    if per_node.isdecimal() and int(per_node):
+        each = int(per_node)
+    elif tasks % len(names) == 0 or ranks_per_node or any(gpus.values()):
+        each = max(1, tasks // len(names))
+    else:
+        raise RequestError(
+            f"{tasks} tasks on {len(names)} nodes: Slurm says how they are spread only in the job itself"
+        )
+    environ = {"SLURM_JOB_NODELIST": ",".join(names), "SLURM_TASKS_PER_NODE": f"{each}(x{len(names)})"}
+    return from_slurm(environ, gpus, ranks_per_node)
+
+
+def given_to_first(plan: Mapping[str, Any], allocation: Allocation) -> dict[str, str]:
+    """What rank 0's watcher adds to its environment."""
+    place = allocation.place(0)
+    threads = str(default_omp_threads(allocation.hosts[0]))
+    return {**rank_environment(plan, allocation, place), "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", threads)}
+
+
+def forwarded_by(command: Sequence[str]) -> list[str]:
+    """Names of the variables that an mpirun command line forwards, in either dialect."""
+    names = [name for flag, name in pairwise(command) if flag == "-x"]
+    for flag, value in pairwise(command):
+        if flag == "-genvlist":
+            names += value.split(",")
+    return names
+
+
+def bound_to(command: Sequence[str]) -> str:
+    """What an mpirun command line binds to."""
+    for flag, value in pairwise(command):
+        if flag.lstrip("-") == "bind-to":
+            return value
+    return "none"
+
+
+def masked(name: str, value: str) -> str:
+    """The value, or a mask where the name says that it is secret; users and passwords in addresses are masked too."""
+    return MASK if SECRET.search(name) else _USER_IN_URL.sub(MASK, value)
+
+
+def cpus_of(place: RankPlace, allocation: Allocation, binding: str) -> str | None:
+    """The CPU that mpirun binds a rank to, among those of the job on its host; None where it does not bind.
+
+    mpirun goes through a host's cores in the order of its ranks; simulated nodes share one host.
+    """
+    if binding == "none":
+        return None
+    if binding not in ("core", "hwthread"):
+        return f"a {binding}"
+    return f"{binding} {place.rank if allocation.source == 'local' else place.local_rank}"
+
+
+def words_of_sbatch(said: slurm.TestOnly | None) -> str:
+    """Whether sbatch takes the script; a controller that cannot be reached says nothing about it."""
+    if said is None or (not said.accepted and (slurm.is_down(said.words) or "fetch_config" in said.words)):
+        return "gives no answer"
+    return "accepts it" if said.accepted else "refuses it"
+
+
+def map_lines(explanation: Explanation) -> list[str]:
+    """The rank map: rank, node, host, local rank, GPU, and CPUs where ranks are bound."""
+    allocation, binding = explanation.allocation, explanation.binding
+    head, *rows = allocation.table(longest=allocation.world_size)
+    if binding == "none":
+        return [head, *rows]
+    cpus = [cpus_of(place, allocation, binding) for place in allocation.rank_map()]
+    return [f"{head}  CPUs", *(f"{row}  {cpu}" for row, cpu in zip(rows, cpus, strict=True))]
+
+
+def lines(explanation: Explanation) -> list[str]:
+    """All of it for people; what is no part of a file begins with #."""
+    shown = [f"# plan: {explanation.allocation.summary()}", ""]
+    if explanation.before:
+        shown += [
+            "# batch script of the job that goes first; the other one waits for it",
+            explanation.before.rstrip(),
+            "",
+        ]
+    if explanation.script:
+        shown += ["# batch script", explanation.script.rstrip(), ""]
+    if said := explanation.test_only:
+        shown += [f"# sbatch --test-only {words_of_sbatch(said)}: {said.words}", ""]
+    shown += ["# hostfile", explanation.hostfile]
+    if explanation.command:
+        shown += [f"# {explanation.dialect}", explanation.command, ""]
+    if explanation.environment:
+        shown += ["# environment of every rank: forwarded by name, with the values of this machine"]
+        shown += [*(f"{name}={value}" for name, value in explanation.environment.items()), ""]
+    if explanation.first_rank:
+        shown += ["# and of rank 0 alone", *(f"{name}={value}" for name, value in explanation.first_rank.items()), ""]
+    shown += ["# rank map", *map_lines(explanation)]
+    if explanation.records:
+        shown += ["", "# as the ranks themselves said when they began"]
+        for record in sorted(explanation.records, key=lambda record: record["rank"]):
+            gpu = "-" if record.get("gpu") is None else record["gpu"]
+            shown.append(f"rank {record['rank']} on {record['host']}, GPU {gpu}, process {record['pid']}")
+    return shown
+
+
+def to_json(explanation: Explanation) -> dict[str, Any]:
+    allocation = explanation.allocation
+    return {
+        **explanation._asdict(),
+        "allocation": allocation.to_json(),
+        "summary": allocation.summary(),
+        "test_only": explanation.test_only and explanation.test_only._asdict(),
+        "ranks": [
+            {**place._asdict(), "cpus": cpus_of(place, allocation, explanation.binding)}
+            for place in allocation.rank_map()
+        ],
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(run(main, sys.argv[1:]))

@@ -1,0 +1,123 @@
+"""What Slurm says of the jobs of many runs: squeue once, then scontrol and sacct for what it does not know.
+
+Any of the three may be missing, not answer, or have forgotten a job.
+"""
+
+import re
+from collections.abc import Collection, Iterable, Sequence
+from typing import NamedTuple
+
+from cluster import slurm
+
+
+class Job(NamedTuple):
+    """A job. `start` (seconds since 1970) is Slurm's estimate while it is pending. `position` counts from 1, among
+    the `waiting` pending jobs of its partition, by priority; None where it does not wait or that is not known."""
+
+    state: str
+    reason: str = ""
+    start: float | None = None
+    partition: str = ""
+    priority: int = 0
+    position: int | None = None
+    waiting: int | None = None
+
+    @property
+    def ended(self) -> bool:
+        return self.state in slurm.ENDED
+
+
+class Jobs(NamedTuple):
+    """Jobs by id. `answered`: those that are not among them are in no queue; else nobody could be asked."""
+
+    known: dict[str, Job]
+    answered: bool
+
+
+def look_up(job_ids: Collection[str], unsettled: Iterable[str]) -> Jobs:
+    """What Slurm knows of these jobs. Accounting is asked for the `unsettled` ones alone, of which the run directory
+    does not say how they ended."""
+    if not job_ids:
+        return Jobs({}, False)
+    text = slurm.queue()
+    known = {job_id: job for job_id, job in with_positions(parse_queue(text or "")).items() if job_id in job_ids}
+    left = [job_id for job_id in (unsettled if text is not None else job_ids) if job_id not in known]
+    answered = text is not None
+    if text is None:
+        for job_id in list(left):
+            if (detail := slurm.job_detail(job_id, slurm.SOON)) is None:
+                break  # scontrol is missing too, or the controller is away, or has forgotten this one
+            answered = True
+            known[job_id] = parse_detail(record_of(detail, job_id))
+            left.remove(job_id)
+    if left and (rows := slurm.accounted(left)) is not None:
+        known |= {job_id: job for job_id, job in parse_accounted(rows).items() if job_id in left}
+        answered = True
+    return Jobs(known, answered)
+
+
+def parse_queue(text: str) -> dict[str, Job]:
+    """From the lines of `slurm.queue`: ``12|PENDING|Resources|2026-01-31T12:00:00|gpu|4294901757``."""
+    jobs: dict[str, Job] = {}
+    for line in text.splitlines():
+        fields = line.split("|")
+        if len(fields) == 6:
+            job_id, state, reason, start, partition, priority = fields
+            number = int(priority) if priority.isdecimal() else 0
+            jobs[job_id] = Job(state, reason, slurm.seconds_of(start), partition, number)
+    return jobs
+
+
+def with_positions(jobs: dict[str, Job]) -> dict[str, Job]:
+    """Pending jobs with their place among those that wait for one of the same partitions."""
+    lines: dict[str, list[str]] = {}
+    for job_id, job in sorted(jobs.items(), key=lambda item: (-item[1].priority, _number(item[0]))):
+        if job.state == "PENDING":
+            for partition in job.partition.split(","):
+                lines.setdefault(partition, []).append(job_id)
+    places = {
+        (partition, job_id): number
+        for partition, waiting in lines.items()
+        for number, job_id in enumerate(waiting, start=1)
+    }
+
+    def placed(job_id: str, job: Job) -> Job:
+        if job.state != "PENDING":
+            return job
+        position, partition = min((places[name, job_id], name) for name in job.partition.split(","))
+        return job._replace(position=position, waiting=len(lines[partition]))
+
+    return {job_id: placed(job_id, job) for job_id, job in jobs.items()}
+
+
+def record_of(detail: str, job_id: str) -> str:
+    """That job's own part of ``scontrol show job``: of an array's number all elements are shown, one after another."""
+    records = re.split(r"\n\s*\n", detail)
+    return next((record for record in records if re.match(rf"\s*JobId={job_id}\b", record)), "")
+
+
+def parse_detail(detail: str) -> Job:
+    """From ``scontrol show job``."""
+    facts = dict(re.findall(r"\b(JobState|Reason|StartTime|Partition|Priority)=(\S+)", detail))
+    priority = facts.get("Priority", "")
+    return Job(
+        facts.get("JobState", ""),
+        facts.get("Reason", ""),
+        slurm.seconds_of(facts.get("StartTime", "")),
+        facts.get("Partition", ""),
+        int(priority) if priority.isdecimal() else 0,
+    )
+
+
+def parse_accounted(rows: str) -> dict[str, Job]:
+    """From ``12|CANCELLED by 0|2026-01-31T12:00:00|gpu``; after a requeue the last row counts."""
+    jobs: dict[str, Job] = {}
+    for line in rows.splitlines():
+        fields: Sequence[str] = line.split("|")
+        if len(fields) == 4 and fields[1]:
+            jobs[fields[0]] = Job(fields[1].split()[0], "", slurm.seconds_of(fields[2]), fields[3])
+    return jobs
+
+
+def _number(job_id: str) -> int:
+    return int(job_id) if job_id.isdecimal() else 0

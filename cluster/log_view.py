@@ -1,0 +1,219 @@
+"""What a run prints: all ranks merged, one of them, errors alone, or the launcher. Reads only.
+
+python -m cluster logs a                     the last lines of every rank
+python -m cluster logs a --rank 3 -n all     all of one rank
+python -m cluster logs a --follow            every line from now on, through requeues, until the run has ended
+python -m cluster logs a --errors            tracebacks, and the ranks that failed
+"""
+
+import re
+import sys
+import time
+from argparse import ArgumentTypeError, Namespace
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from cluster import slurm
+from cluster.error_lines import Tracebacks, failures
+from cluster.errors import COMPLETE, RequestError
+from cluster.growing_logs import GrowingLog, prefixed, read_all, rest_of_all
+from cluster.options import OptionParser, at_least, run
+from cluster.run_state import Run, RunState, look, states
+from cluster.rundir import DEFAULT_OUTPUT_DIR, launcher_holds, next_attempt
+from cluster.runfile import read_json
+from cluster.runs import find_run
+
+USAGE = "python -m cluster logs RUN [options]"
+EPILOG = """\
+A line of all ranks begins with its rank. Notes of this command (a new attempt, the end) go to standard error.
+exit status: 0, also where the run failed; 64 no such run, rank or attempt"""
+
+DEFAULT_LINES = 25
+LOOK_EVERY = 0.25
+"""Seconds between two looks at the files; longer where a look itself takes long, as on a slow file system."""
+LOOK_AT_RUN_EVERY = 1.0
+ASK_SLURM_EVERY = 10.0
+
+
+def main(arguments: list[str]) -> int:
+    options = parser().parse_options(arguments)
+    run_dir = find_run(options.run, Path(options.output_dir))
+    newest = newest_attempt(run_dir)
+    if options.attempt is not None and not attempt_path(run_dir, options.attempt).is_dir():
+        raise RequestError(f"{run_dir} has no attempt {options.attempt}: the newest is {newest}")
+    number = options.attempt or newest
+    if not options.follow:
+        if not number and not options.launcher:
+            raise RequestError(
+                f"{run_dir.name} has no attempt yet: python -m cluster status {run_dir.name}, or --follow"
+            )
+        logs = logs_of(run_dir, number, options, options.lines)
+        copy(rest_of_all(logs), sys.stdout.buffer)
+        return COMPLETE
+    follow(run_dir, number, options)
+    return COMPLETE
+
+
+def parser() -> OptionParser:
+    options = OptionParser("python -m cluster logs", USAGE, str(__doc__), EPILOG)
+    options.add_argument("run", nargs="?", metavar="RUN", help="name, run directory or job id (default: the newest)")
+    which = options.add_mutually_exclusive_group()
+    which.add_argument("--rank", type=at_least(0), metavar="R", help="this rank alone, its lines as they are")
+    which.add_argument("--errors", action="store_true", help="tracebacks of all ranks, and how ranks failed")
+    which.add_argument("--launcher", action="store_true", help="the launcher's own log: plan, rank 0, verdicts")
+    options.add_argument("--follow", action="store_true", help="go on until the run has ended")
+    options.add_argument("--attempt", type=at_least(1), metavar="N", help="this attempt (default: the newest)")
+    options.add_argument(
+        "-n",
+        "--lines",
+        type=number_of_lines,
+        default=DEFAULT_LINES,
+        metavar="LINES",
+        help=f"last lines of each log to begin with (default {DEFAULT_LINES}; 0: none, all: from its beginning)",
+    )
+    options.add_argument(
+        "--output-dir",
+        default=DEFAULT_OUTPUT_DIR,
+        metavar="DIR",
+        help=f"parent of the run directories (default: {DEFAULT_OUTPUT_DIR})",
+    )
+    return options
+
+
+def number_of_lines(text: str) -> int | None:
+    """An argparse type: a whole number, or None for ``all``."""
+    if text == "all":
+        return None
+    if not text.isdecimal():
+        raise ArgumentTypeError(f"given {text!r}, wanted a whole number or all")
+    return int(text)
+
+
+def newest_attempt(run_dir: Path) -> int:
+    """Its number, 0 before the first."""
+    return next_attempt(run_dir, None).number - 1
+
+
+def attempt_path(run_dir: Path, number: int) -> Path:
+    return run_dir / f"attempt-{number:04d}"
+
+
+def logs_of(run_dir: Path, number: int, options: Namespace, last: int | None) -> list[GrowingLog]:
+    """The files to read of an attempt. Raises `RequestError` where it has no such rank."""
+    attempt = attempt_path(run_dir, number)
+    if options.launcher:
+        return [GrowingLog(launcher_log(run_dir, number), prefixed(""), last)]
+    log_dir, ranks = places_of_logs(attempt)
+    if options.rank is not None:
+        if options.rank >= ranks:
+            raise RequestError(f"attempt {number} of {run_dir.name} has ranks 0 to {ranks - 1}, no rank {options.rank}")
+        return [GrowingLog(log_dir / f"rank-{options.rank}.log", prefixed(""), last)]
+    width = len(str(max(0, ranks - 1)))
+    if options.errors:
+        records = GrowingLog(attempt / "ranks.jsonl", failures)
+        logs = [GrowingLog(log_dir / f"rank-{rank}.log", Tracebacks(f"{rank:>{width}}: ")) for rank in range(ranks)]
+        return [*logs, records, GrowingLog(attempt / "stacks.txt", prefixed(""))]
+    return [GrowingLog(log_dir / f"rank-{rank}.log", prefixed(f"{rank:>{width}}: "), last) for rank in range(ranks)]
+
+
+def places_of_logs(attempt: Path) -> tuple[Path, int]:
+    """Directory of the ranks' logs, and how many ranks there are."""
+    plan: dict[str, Any] = read_json(attempt / "plan.json") or {}
+    if plan:
+        return Path(plan["log_dir"]), sum(host[1] for host in plan["hosts"])
+    names = (re.fullmatch(r"rank-(\d+)\.log", path.name) for path in (attempt / "logs").glob("rank-*.log"))
+    return attempt / "logs", max((int(name[1]) + 1 for name in names if name), default=0)
+
+
+def launcher_log(run_dir: Path, number: int) -> Path:
+    """The job's log; mpirun's own output where there is no job, because that launcher prints to its terminal.
+
+    Of a job that was submitted since and has had no attempt yet, its log counts as soon as it is there.
+    """
+    found = look(run_dir)
+    entry = next((one for one in found.attempts if one["attempt"] == number), {})
+    is_newest = not found.attempts or entry is found.attempts[-1]
+    for job_id in filter(None, [found.job_id if is_newest else None, entry.get("job_id")]):
+        logs = [path for path in run_dir.glob(f"*-{job_id}.log") if not path.name.endswith(f"-prepare-{job_id}.log")]
+        if logs:
+            return logs[0]
+        told = re.search(r"^\s*StdOut=(.+)$", slurm.job_detail(job_id, slurm.SOON) or "", re.MULTILINE)
+        if told and Path(told[1]).exists():
+            return Path(told[1])
+    return attempt_path(run_dir, number) / "mpirun.log"
+
+
+def follow(run_dir: Path, number: int, options: Namespace) -> None:
+    """Show what comes until the run has ended, or the attempt where one was named."""
+    out, ended = sys.stdout.buffer, Ending(run_dir)
+    logs: list[GrowingLog] = []
+    if number and not attempt_begun(run_dir, number):
+        number -= 1  # its directory is just being made
+    if number >= (options.attempt or 1):
+        logs = logs_of(run_dir, number, options, options.lines)
+    while True:
+        began = time.monotonic()
+        state = ended.seen(began)
+        newest = newest_attempt(run_dir)
+        over = state.is_over or (options.attempt is not None and newest > options.attempt)
+        for later in range(number + 1, (options.attempt or newest) + 1):
+            if not attempt_begun(run_dir, later):
+                break
+            copy(rest_of_all(logs), out)
+            if later > 1:
+                note(f"── attempt {later}")
+            number, logs = later, logs_of(run_dir, later, options, None)
+        if over:
+            if options.launcher and not number:  # it failed before it could begin, as where a module is missing
+                logs = logs_of(run_dir, 0, options, None)
+            copy(rest_of_all(logs), out)
+            note(f"── {run_dir.name}: {state}")
+            return
+        copy(read_all(logs), out)
+        time.sleep(max(LOOK_EVERY, time.monotonic() - began))
+
+
+def attempt_begun(run_dir: Path, number: int) -> bool:
+    """Whether it is known where its logs are."""
+    return (attempt_path(run_dir, number) / "plan.json").exists()
+
+
+class Ending:
+    """Whether the run has ended, looked at now and then: Slurm is asked only while no launcher holds the directory."""
+
+    def __init__(self, run_dir: Path, ask: Callable[[Run], RunState] = lambda run: states([run])[0][0]) -> None:
+        self._run_dir, self._ask = run_dir, ask
+        self._look_at = self._ask_at = 0.0
+        self._state = RunState("running")
+        self._said = ""
+
+    def seen(self, now: float) -> RunState:
+        """The state as it was lately."""
+        if now < self._look_at:
+            return self._state
+        self._look_at = now + LOOK_AT_RUN_EVERY
+        if launcher_holds(self._run_dir):
+            self._state, self._ask_at = RunState("running"), 0.0
+        elif now >= self._ask_at:
+            run = look(self._run_dir)
+            self._state = self._ask(run)
+            if run.job_id:
+                self._ask_at = time.monotonic() + ASK_SLURM_EVERY
+        if self._state.name == "queued" and str(self._state) != self._said:
+            self._said = str(self._state)
+            note(f"── {self._run_dir.name}: {self._state}")
+        return self._state
+
+
+def copy(chunks: Iterable[bytes], out: BinaryIO) -> None:
+    out.writelines(chunks)
+    out.flush()
+
+
+def note(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(run(main, sys.argv[1:]))

@@ -1,0 +1,86 @@
+"""How far a run is, by the ends of the files that its trainer leaves; other programs leave none of them.
+
+Of metrics.jsonl only the end is read, however long the run.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from cluster.runfile import read_json
+
+TAIL_BYTES = 16_384
+"""Some 40 rows."""
+ROWS = 10
+"""Of the last rows, over which speed is taken: one row may be of a slow step."""
+
+
+class Progress(NamedTuple):
+    """Steps made and to be made, losses in nats per token, tokens per second over all ranks, and seconds that the
+    steps left would take at that speed. Whatever is not known is None."""
+
+    step: int | None = None
+    total: int | None = None
+    loss: float | None = None
+    held_out_loss: float | None = None
+    tokens_per_second: float | None = None
+    seconds_left: float | None = None
+
+
+def read_progress(run_dir: Path) -> Progress:
+    """Of the run in this directory; never raises for what lies there."""
+    try:
+        settings = (read_json(run_dir / "config.json") or {}).get("config", {})
+    except (OSError, ValueError, AttributeError):
+        settings = {}
+    return progress(last_rows(run_dir / "metrics.jsonl"), settings)
+
+
+def last_rows(path: Path) -> list[dict[str, Any]]:
+    """The whole rows at the end of a metrics file."""
+    try:
+        with path.open("rb") as file:
+            begin = max(0, file.seek(0, 2) - TAIL_BYTES)
+            file.seek(begin)
+            lines = file.read().split(b"\n")
+    except OSError:
+        return []
+    rows = []
+    for line in lines[1 if begin else 0 : -1]:
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(row, dict) and isinstance(row.get("step"), int):
+            rows.append(row)
+    return rows
+
+
+def progress(rows: Sequence[Mapping[str, Any]], settings: Mapping[str, Any]) -> Progress:
+    """From the last rows of metrics.jsonl and the trainer's options."""
+    steps = [row for row in rows if row.get("loss") is not None]
+    if not steps:
+        return Progress(max((row["step"] for row in rows), default=None), settings.get("max_steps"))
+    last = steps[-1]
+    total = settings.get("max_steps") or _by_epochs(last, settings.get("num_epochs"))
+    seconds = _median([row["step_seconds"] for row in steps[-ROWS:] if row.get("step_seconds")])
+    return Progress(
+        last["step"],
+        total,
+        last["loss"],
+        next((row["eval_loss"] for row in reversed(rows) if row.get("eval_loss") is not None), None),
+        _median([row["tokens_per_second"] for row in steps[-ROWS:] if row.get("tokens_per_second")]),
+        None if total is None or seconds is None else max(0, total - last["step"]) * seconds,
+    )
+
+
+def _by_epochs(row: Mapping[str, Any], epochs: float | None) -> int | None:
+    """All steps, by how many epochs the steps so far were. The last step of an epoch's rest is not made."""
+    if not epochs or not row.get("epoch"):
+        return None
+    return max(int(row["step"]), int(row["step"] / row["epoch"] * epochs + 1e-3))
+
+
+def _median(values: Sequence[float]) -> float | None:
+    return sorted(values)[len(values) // 2] if values else None

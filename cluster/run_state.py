@@ -1,0 +1,147 @@
+"""In which state a run is: by its run directory first, then by what Slurm says of its job. Pure but for `look`."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from cluster.jobs import Job, Jobs, look_up
+from cluster.request import Request, read_request
+from cluster.rundir import launcher_holds
+from cluster.runfile import read_run
+
+WAITING = frozenset(["PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "RESV_DEL_HOLD", "SPECIAL_EXIT"])
+"""States of Slurm in which a job has no nodes (squeue(1), JOB STATE CODES)."""
+CLOCKS_DIFFER = 5.0
+"""Seconds by which Slurm's clock and the launcher's may differ."""
+LAST_EVENT_BYTES = 4096
+
+RUNNING, STARTING, ENDING, QUEUED, SUSPENDED, UNFINISHED = (
+    "running",
+    "starting",
+    "ending",
+    "queued",
+    "suspended",
+    "unfinished",
+)
+
+
+class RunState(NamedTuple):
+    """`name` is one of the six above, or how the run ended: its verdict's kind, or Slurm's word for a job that never
+    came to an attempt. `detail` says why, where there is more to say."""
+
+    name: str
+    detail: str = ""
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing more happens unless somebody submits again."""
+        return self.name not in (RUNNING, STARTING, ENDING, QUEUED, SUSPENDED)
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.detail})" if self.detail else self.name
+
+
+class Run(NamedTuple):
+    """What lies in a run directory. `damaged`: why its run.json cannot be read."""
+
+    path: Path
+    attempts: Sequence[Mapping[str, Any]]
+    excluded_hosts: Sequence[str]
+    request: Request | None
+    held: bool
+    """Whether a launcher holds the directory now. False also where the file system shows no locks of other hosts."""
+    requeued: bool
+    """Whether the last thing that happened was that the launcher asked Slurm to queue the job again."""
+    damaged: str | None = None
+
+    @property
+    def newest(self) -> Mapping[str, Any]:
+        return self.attempts[-1] if self.attempts else {}
+
+    @property
+    def job_id(self) -> str | None:
+        """The job that was submitted last for it; None without Slurm."""
+        if self.request and self.request.submitted > self.newest.get("started", 0.0):
+            return self.request.job_id
+        return self.newest.get("job_id")
+
+    @property
+    def restarts(self) -> int:
+        return max(0, len(self.attempts) - 1)
+
+
+def look(run_dir: Path) -> Run:
+    """Read a run directory; never raises for what lies in it."""
+    held, request = launcher_holds(run_dir), read_request(run_dir)
+    try:
+        run = read_run(run_dir)
+        return Run(run_dir, run["attempts"], run["excluded_hosts"], request, held, _was_requeued(run_dir))
+    except (OSError, ValueError, KeyError) as error:
+        return Run(run_dir, [], [], request, held, False, damaged=str(error))
+
+
+def states(runs: Sequence[Run]) -> tuple[list[RunState], Jobs]:
+    """The state of each run, with one question to Slurm for all of them."""
+    ids = {run.job_id for run in runs if run.job_id and (run.held or not _is_complete(run))}
+    jobs = look_up(ids, {run.job_id for run in runs if run.job_id in ids and not run.held and not _is_settled(run)})
+    return [state_of(run, jobs.known.get(run.job_id or ""), jobs.answered) for run in runs], jobs
+
+
+def state_of(run: Run, job: Job | None, answered: bool) -> RunState:
+    """The state of one run. `job` is its job, `answered` whether Slurm could be asked for it at all."""
+    newest = run.newest
+    verdict = newest.get("verdict")
+    own = bool(newest) and newest.get("job_id") == run.job_id  # the newest attempt is of this very job
+    if run.held:
+        return RunState(RUNNING)
+    if run.damaged:
+        return RunState(UNFINISHED, f"run.json cannot be read: {run.damaged}")
+    if job is not None and not job.ended:
+        if job.state in WAITING:
+            return RunState(QUEUED, "" if job.reason == "None" else job.reason)
+        if job.state in ("SUSPENDED", "STOPPED"):
+            return RunState(SUSPENDED)
+        if job.state == "COMPLETING":
+            return RunState(ENDING)
+        since_start = own and newest["started"] > (job.start or 0.0) - CLOCKS_DIFFER
+        if not since_start:
+            return RunState(STARTING)
+        return RunState(ENDING if verdict else RUNNING)
+    if run.job_id and not own:
+        if job is not None:
+            return RunState(job.state.lower().replace("_", " "), "before its launcher began")
+        if answered:
+            return RunState(UNFINISHED, f"Slurm no longer knows job {run.job_id}")
+        return RunState(QUEUED, "as it was submitted; Slurm does not answer here")
+    if verdict:
+        if run.requeued and run.job_id and not answered:
+            return RunState(QUEUED, "again, as its launcher said; Slurm does not answer here")
+        return RunState(str(verdict["kind"]))
+    if not newest:
+        return RunState(UNFINISHED, "its launcher never began")
+    if job is not None:
+        return RunState(UNFINISHED, f"job {run.job_id} {job.state.lower().replace('_', ' ')}, without a verdict")
+    return RunState(UNFINISHED, "its launcher has gone without a verdict")
+
+
+def _is_complete(run: Run) -> bool:
+    """Whether the run directory alone says that it is over, for good."""
+    newest = run.newest
+    return newest.get("job_id") == run.job_id and (newest.get("verdict") or {}).get("kind") == "complete"
+
+
+def _is_settled(run: Run) -> bool:
+    """Whether the run directory says how its present job ended, if that is in no queue any more."""
+    return run.newest.get("job_id") == run.job_id and "verdict" in run.newest
+
+
+def _was_requeued(run_dir: Path) -> bool:
+    try:
+        with (run_dir / "events.jsonl").open("rb") as file:
+            file.seek(0, 2)
+            file.seek(max(0, file.tell() - LAST_EVENT_BYTES))
+            lines = file.read().splitlines()
+        return bool(json.loads(lines[-1])["event"] == "requeue") if lines else False
+    except (OSError, ValueError, KeyError, TypeError):
+        return False

@@ -1,0 +1,127 @@
+"""`python -m cluster attach`: a shell on the right node, and the stacks of every rank."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from argparse import Namespace
+from pathlib import Path
+
+import pytest
+
+from cluster import attach
+from cluster.allocation import Allocation, Host
+from cluster.attach import hosts_of, shell_command, stack_lines
+from cluster.errors import RequestError
+from cluster.records import read_records
+from cluster.stacks import from_lines, to_lines
+from conftest import ROOT, Mpi
+from waiting import wait_until
+
+WAITS = """
+import os, time
+
+def waits_alone():
+    print("ready", flush=True)
+    time.sleep(600)
+
+def spins():
+    print("ready", flush=True)
+    while True:
+        pass
+
+waits_alone() if os.environ["RANK"] == "1" else spins()
+"""
+
+TWO = Allocation("slurm", (Host("n1", 2, 2, 8), Host("n2", 2, 2, 8)))
+
+
+@pytest.mark.parametrize("mpi", ["openmpi-5.0.11"], indirect=True)
+def test_the_stacks_of_every_rank_are_shown_and_the_run_goes_on(
+    mpi: Mpi, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "waits.py").write_text(WAITS)
+    place = ["--cluster", "local", "--nodes", "2", "--ranks-per-node", "1", "--mpirun", str(mpi.mpirun)]
+    launcher = subprocess.Popen(
+        [sys.executable, "-m", "cluster", "launch", *place, "--", "python", "waits.py"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.DEVNULL,
+    )
+    run_dir = tmp_path / "outputs/waits"
+    try:
+        logs = run_dir / "attempt-0001/logs"
+        wait_until(lambda: [log.read_text() for log in logs.glob("*.log")] == ["ready\n"] * 2)
+
+        assert attach.main([str(run_dir), "--stacks"]) == 0
+        first, second = capsys.readouterr().out.split("\n\n")
+        assert attach.main([str(run_dir), "--stacks", "--rank", "1"]) == 0
+        alone = capsys.readouterr().out
+        assert attach.main([str(run_dir), "--stacks", "--json"]) == 0
+        as_json = json.loads(capsys.readouterr().out)
+
+        assert first.startswith("rank 0 on localhost:\n")
+        assert "in spins" in first
+        assert second.startswith("rank 1 on localhost:\n")
+        assert "in waits_alone" in second
+        assert "in waits_alone" in alone
+        assert "rank 0" not in alone
+        assert [("in spins" in one["stacks"], one["rank"]) for one in as_json] == [(True, 0), (False, 1)]
+        with pytest.raises(RequestError, match="on the machine of its launcher"):
+            attach.main([str(run_dir)])
+        assert launcher.poll() is None
+        assert {record["state"] for record in read_records(run_dir / "attempt-0001")} == {"started"}
+    finally:
+        launcher.send_signal(signal.SIGTERM)
+        launcher.wait(60)
+
+
+def test_a_run_that_is_over_has_nothing_to_attach_to(tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text('{"experiment": "a", "attempts": []}')
+
+    with pytest.raises(RequestError, match="is not running: unfinished"):
+        attach.main([str(tmp_path)])
+
+
+def test_the_shell_opens_on_the_node_of_the_rank_beside_what_runs_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SHELL", "/bin/zsh")
+    [host] = hosts_of(TWO, rank=3, node=None)
+    options = Namespace(ssh="ssh -p 2222")
+
+    assert shell_command(options, "12", "slurm", host) == [
+        *("srun", "--jobid=12", "--overlap", "--nodes=1", "--ntasks=1", "--ntasks-per-node=1", "--nodelist=n2"),
+        *("--pty", "/bin/zsh"),
+    ]
+    assert shell_command(options, None, "ssh", host) == ["ssh", "-p", "2222", "-t", "n2"]
+
+
+def test_a_rank_or_node_that_is_not_there_is_an_error_that_says_which_are() -> None:
+    assert hosts_of(TWO, None, None) == ["n1", "n2"]
+    with pytest.raises(RequestError, match="there are ranks 0 to 3, no rank 4"):
+        hosts_of(TWO, 4, None)
+    with pytest.raises(RequestError, match="n3 is no node of this run: it has n1, n2"):
+        hosts_of(TWO, None, "n3")
+
+
+def test_answers_of_several_nodes_are_told_apart_whatever_else_is_printed() -> None:
+    one = {"rank": 0, "host": "n1", "state": "S", "stacks": "a\nb\n"}
+    two = {"rank": 1, "host": "n2", "state": "T", "stacks": ""}
+    mixed = [line for pair in zip(to_lines(one), [*to_lines(two), "srun: words", "[1]"], strict=True) for line in pair]
+
+    assert from_lines("\n".join(mixed)) == [one, two]
+
+
+def test_a_rank_without_an_answer_says_why() -> None:
+    told = [
+        {"rank": 0, "host": "n1", "state": "S", "stacks": "Thread 0x1 (most recent call first):\n"},
+        {"rank": 1, "host": "n1", "state": "T", "stacks": ""},
+        {"rank": 2, "host": "n2", "state": "S", "stacks": ""},
+    ]
+
+    assert stack_lines(told, TWO, ["n1", "n2"], None) == [
+        "rank 0 on n1:\nThread 0x1 (most recent call first):",
+        "rank 1 on n1: no answer (stopped)",
+        "rank 2 on n2: no answer (its program is no Python)",
+        "rank 3 on n2: has not begun, or has ended",
+    ]

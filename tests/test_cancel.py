@@ -1,0 +1,140 @@
+"""`cancel`, `resubmit`, and the request that is kept with a run: what is stopped, what is asked for again."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cluster import cancel, resubmit
+from cluster.cancel import element_of, read_holder
+from cluster.errors import LauncherError, RequestError
+from cluster.request import read_request, record_request
+from cluster.rundir import only_launcher_of
+from conftest import ROOT
+from waiting import wait_until
+
+SLEEPS = "import time\nprint('ready', flush=True)\ntime.sleep(600)\n"
+ENDED = {"attempt": 1, "started": 1.0, "seconds": 1.0, "verdict": {"kind": "complete", "status": 0}}
+
+
+def python(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", *arguments],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+
+
+def is_ready(run_dir: Path, attempt: int = 1) -> bool:
+    log = run_dir / f"attempt-{attempt:04d}/logs/rank-0.log"
+    return log.exists() and log.read_text() == "ready\n"
+
+
+def test_a_local_run_is_cancelled_and_the_same_request_starts_it_again(tmp_path: Path) -> None:
+    (tmp_path / "sleeps.py").write_text(SLEEPS)
+    request = ["--cluster", "local", "--ranks-per-node", "2", "--program", "--", "python", "sleeps.py"]
+    run_dir = tmp_path / "outputs/sleeps"
+    submit = [sys.executable, "-m", "cluster.submit", *request]
+    environ = {**os.environ, "PYTHONPATH": str(ROOT)}
+    first = subprocess.Popen(submit, cwd=tmp_path, env=environ, stdout=subprocess.PIPE, text=True)
+    wait_until(lambda: is_ready(run_dir))
+
+    refused = python("cluster", "resubmit", "sleeps", cwd=tmp_path)
+    done = python("cluster", "cancel", "sleeps", cwd=tmp_path)
+    first.communicate(timeout=60)
+    twice = python("cluster", "cancel", "sleeps", cwd=tmp_path)
+    shown = python("cluster", "resubmit", "sleeps", "--dry-run", cwd=ROOT)
+
+    assert "sleeps is running: it goes on by itself" in refused.stderr
+    assert done.stdout.splitlines() == [
+        f"launcher {first.pid} stopped · sleeps: cancelled",
+        "next: python -m cluster resubmit sleeps",
+    ], done.stderr
+    assert (twice.returncode, twice.stderr) == (64, "error: sleeps is not running: cancelled\n")
+    assert "error: no run sleeps" in shown.stderr
+
+    again = subprocess.Popen(
+        [sys.executable, "-m", "cluster", "resubmit", str(run_dir)], env=environ, stdout=subprocess.PIPE, text=True
+    )
+    wait_until(lambda: is_ready(run_dir, 2))
+    became = json.loads(python("cluster", "cancel", str(run_dir), "--json", cwd=tmp_path).stdout)
+    out, _ = again.communicate(timeout=60)
+
+    assert (became["state"], became["restarts"]) == ("cancelled", 1)
+    command = (
+        f"cd {tmp_path} && python -m cluster.submit --cluster local --ranks-per-node 2 --program -- python sleeps.py"
+    )
+    assert out.splitlines()[0] == f"submit         {command}"
+
+
+def test_the_request_is_kept_for_its_owner_alone(tmp_path: Path) -> None:
+    record_request(tmp_path / "a", ["-x", "KEY=secret", "--", "-e", "a b"], "12")
+
+    assert (tmp_path / "a").stat().st_mode & 0o777 == 0o700
+    assert (tmp_path / "a/request.json").stat().st_mode & 0o777 == 0o600
+    request = read_request(tmp_path / "a")
+    assert request is not None
+    assert request.job_id == "12"
+    assert request.command == f"cd {os.getcwd()} && python -m cluster.submit -x KEY=secret -- -e 'a b'"
+
+
+def test_a_run_that_is_over_is_not_cancelled(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a/run.json").write_text(json.dumps({"experiment": "a", "attempts": [ENDED]}))
+
+    with pytest.raises(RequestError, match=r"^a is not running: complete$"):
+        cancel.main([str(tmp_path / "a")])
+
+
+def test_a_run_that_submit_did_not_start_is_not_submitted_again(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a/run.json").write_text(json.dumps({"experiment": "a", "attempts": [ENDED]}))
+
+    with pytest.raises(RequestError, match="was not started by cluster submit: give its own command again"):
+        resubmit.main([str(tmp_path / "a")])
+
+
+def test_a_launcher_of_another_machine_is_left_alone_and_named(tmp_path: Path) -> None:
+    with only_launcher_of(tmp_path / "a"):
+        (tmp_path / "a/run.json").write_text(json.dumps({"experiment": "a", "attempts": []}))
+        (tmp_path / "a/launcher.lock").write_text("process 4711 on elsewhere\n")
+
+        with pytest.raises(LauncherError, match=r"runs on elsewhere, this is .*: ssh elsewhere kill -TERM 4711"):
+            cancel.main([str(tmp_path / "a")])
+
+
+def test_a_process_that_does_not_hold_the_run_is_not_signalled(tmp_path: Path) -> None:
+    other = subprocess.Popen(["sleep", "600"])
+    try:
+        with only_launcher_of(tmp_path / "a"):
+            (tmp_path / "a/run.json").write_text(json.dumps({"experiment": "a", "attempts": []}))
+            (tmp_path / "a/launcher.lock").write_text(f"process {other.pid} on {os.uname().nodename}\n")
+
+            with pytest.raises(LauncherError, match="cannot be stopped from here"):
+                cancel.main([str(tmp_path / "a")])
+        assert other.poll() is None
+    finally:
+        other.kill()
+        other.wait()
+
+
+def test_the_lock_tells_who_holds_a_run(tmp_path: Path) -> None:
+    (tmp_path / "launcher.lock").write_text("process 4711 on n1, job 12, start 0\n")
+
+    assert read_holder(tmp_path) == (4711, "n1", "12")
+
+
+def test_of_an_array_only_the_element_is_cancelled() -> None:
+    detail = (
+        "JobId=12 ArrayJobId=12 ArrayTaskId=3 JobState=RUNNING\n\nJobId=13 ArrayJobId=12 ArrayTaskId=0 JobState=RUNNING"
+    )
+
+    assert element_of(detail, "12") == "12_3"
+    assert element_of(detail, "13") == "12_0"
+    assert element_of("JobId=14 JobState=RUNNING", "14") == "14"
+    assert element_of("", "15") == "15"

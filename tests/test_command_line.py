@@ -1,0 +1,105 @@
+"""`python -m cluster VERB`: one command line for all of it."""
+
+import os
+import subprocess
+import sys
+import tomllib
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+from cluster.__main__ import VERBS, help_text, main
+from cluster.completion import bash_script
+from conftest import ROOT
+
+
+def test_the_help_fits_one_screen() -> None:
+    lines = help_text().splitlines()
+
+    assert len(lines) < 24
+    assert max(map(len, lines)) <= 80
+
+
+@pytest.mark.parametrize("arguments", [[], ["--help"], ["-h"]], ids=str)
+def test_without_a_verb_the_help_is_shown(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments) == 0
+
+    assert capsys.readouterr().out == help_text() + "\n"
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_has_a_command_and_a_line_of_help(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert callable(import_module(f"cluster.{VERBS[verb][0]}").main)
+
+    with pytest.raises(SystemExit, match=r"^0$"):
+        main([verb, "--help"])
+    assert capsys.readouterr().out.startswith("usage: python -m cluster")
+
+
+@pytest.mark.parametrize(
+    ("given", "words"), [("statsu", "did you mean status?"), ("zzz", "wanted one of submit, launch, ")]
+)
+def test_an_unknown_verb_is_an_error_that_says_what_was_probably_meant(
+    given: str, words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([given]) == 64
+
+    assert f"error: no verb '{given}': {words}" in capsys.readouterr().err
+
+
+def test_the_help_imports_no_module_of_a_verb() -> None:
+    code = "import sys; from cluster.__main__ import main; main(['--help']); print(sorted(sys.modules))"
+
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+
+    loaded = done.stdout.splitlines()[-1]
+    assert "cluster.__main__" in loaded
+    for module in ("argparse", "cluster.options", *(f"cluster.{module}" for module, _ in VERBS.values())):
+        assert f"'{module}'" not in loaded
+
+
+def test_the_console_script_is_this_command() -> None:
+    scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
+
+    module, _, function = scripts["slurm-mpi-train"].partition(":")
+
+    assert callable(getattr(import_module(module), function))
+
+
+@pytest.mark.parametrize(
+    ("typed", "offered"),
+    [
+        (["re"], ["resubmit"]),
+        (["status", "--w"], ["--watch"]),
+        (["submit", "--spare"], ["--spare-nodes"]),
+        (["cancel", "smoke"], ["smoke_a", "smoke_b"]),
+        (["submit", "smoke"], []),
+        (["bench", "--"], []),
+    ],
+    ids=" ".join,
+)
+def test_bash_completes_verbs_options_and_runs(typed: list[str], offered: list[str], tmp_path: Path) -> None:
+    for name, mark in (("smoke_a", "run.json"), ("smoke_b", "request.json"), ("smoke_c", "other")):
+        (tmp_path / "outputs" / name).mkdir(parents=True)
+        (tmp_path / "outputs" / name / mark).touch()
+    words = " ".join(["slurm-mpi-train", *typed])
+    ask = f"COMP_WORDS=({words}); COMP_CWORD={len(typed)}; _slurm_mpi_train; printf '%s\\n' \"${{COMPREPLY[@]}}\""
+
+    done = subprocess.run(
+        ["bash", "-c", f"{bash_script()}\n{ask}"], capture_output=True, text=True, cwd=tmp_path, env=dict(os.environ)
+    )
+
+    assert done.stderr == ""
+    assert done.stdout.split() == offered
+
+
+def test_the_page_shows_this_help_and_an_explanation_that_is_true(capsys: pytest.CaptureFixture[str]) -> None:
+    page = (ROOT / "docs/operate.md").read_text()
+
+    assert help_text().split("\n\nexamples")[0] in page
+    assert main(["explain", "--nodelist", "a,b", "--tasks-per-node", "2,1", "--bind-to", "core"]) == 0
+    said = capsys.readouterr().out
+    shown = page.partition("$ python -m cluster explain --nodelist 'a,b'")[2].partition("\n")[2].partition("```")[0]
+    for part in shown.split("…\n"):
+        assert part in said
