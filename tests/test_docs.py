@@ -26,4 +26,5 @@ def test_every_option_of_the_trainer_is_listed_with_its_default(field: "dataclas
 
     default = row.split("|")[2].strip()
 
-    assert default == ("–" if field.default is None else "off" if field.default is False else f"`{field.default}`")
+    value = " ".join(field.default) if isinstance(field.default, tuple) else field.default
+    assert default == ("–" if value is None else "off" if value is False else f"`{value}`")
