@@ -183,6 +183,10 @@ def test_a_tracker_that_fails_is_one_warning_and_the_others_are_told(
     assert recorder.rows == [(1, {"loss": 1.0})]
 
 
+def wait(event: threading.Event) -> None:
+    event.wait()
+
+
 def test_a_tracker_that_hangs_is_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     release = threading.Event()
 
@@ -203,7 +207,7 @@ def test_the_end_of_the_training_does_not_wait_for_a_tracker_for_ever(tmp_path: 
     release = threading.Event()
 
     def open_it(run: Tracked, known: str | None) -> Opened:
-        return Opened("x", lambda rows: None, lambda: release.wait() and None)
+        return Opened("x", lambda rows: None, lambda: wait(release))
 
     monkeypatch.setattr(trackers, "OPENERS", {"wandb": open_it})
     told = Trackers(["wandb"], tracked(tmp_path))

@@ -251,7 +251,7 @@ def parse_options(argv: Sequence[str], prog: str, kind: type[Options], defaults:
         InputError: an unknown option, one that is missing, or a value of the wrong kind.
     """
     printed = io.StringIO()
-    more = {} if defaults is None else {"default": defaults}
+    more: dict[str, Any] = {} if defaults is None else {"default": defaults}
     try:
         with contextlib.redirect_stderr(printed):
             options, unknown = tyro.cli(kind, prog=prog, args=list(argv), return_unknown_args=True, **more)
@@ -284,9 +284,11 @@ def _one_line(box: str) -> str:
     """The sentence inside the box that tyro prints, without the box, the help text below it and Python's
     jargon."""
     lines: list[str] = []
-    for line in box.splitlines():
+    printed = [line for line in box.splitlines() if line.strip()]
+    # Where only ASCII can be printed the box has no sides, and begins with its title and a line below that.
+    for line in printed if "╭" in box else printed[2:]:
         text = line.strip(" │|")
-        if text.startswith(("─", "╰")) and lines:
+        if (text.startswith(("─", "╰")) or set(text) == {"-"}) and lines:
             break
         if text and not text.startswith(("╭", "╰", "─")):
             lines.append(text)
@@ -297,6 +299,9 @@ def _one_line(box: str) -> str:
         r"\2 is not a whole number, nor \1",
         sentence,
     )
+    sentence = re.sub(r"no type matching \{None\}\|INT .*? from \[(.*?)\].*", r"\1 is not a whole number", sentence)
+    sentence = re.sub(r"no type matching \{None\}\|FLOAT .*? from \[(.*?)\].*", r"\1 is not a number", sentence)
+    sentence = re.sub(r"Missing from (.*?): (\S+) .*", r"\2 is missing; see `\1 --help`", sentence)
     sentence = re.sub(r"could not convert string to float: (.*)", r"\1 is not a number", sentence)
     return sentence or "the command line cannot be read; see --help"
 

@@ -126,6 +126,8 @@ def request_of(options: EvaluateOptions, trained: "Trained") -> TrainConfig:
     """
     known = trained.options()
     config = replace(TrainConfig(), **{name: known[name] for name in AS_TRAINED if name in known})
+    # A path that was given to the training was relative to where it ran; its run knows the whole of it.
+    config = replace(config, dataset_name=trained.identity().get("--dataset-name") or config.dataset_name)
     if options.dataset_name is not None:
         default = TrainConfig()
         config = replace(

@@ -110,8 +110,8 @@ def export(options: ExportOptions) -> str:
         _put_in_place(aside, folder)
     except OSError as error:
         raise InputError(
-            f"{folder} cannot be written: {error.filename or aside}: {error.strerror or error}; make room there, or give "
-            f"another --output DIR"
+            f"{folder} cannot be written: {error.filename or aside}: {error.strerror or error}; make room there, or "
+            f"give another --output DIR"
         ) from error
     finally:
         shutil.rmtree(aside, ignore_errors=True)

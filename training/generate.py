@@ -216,7 +216,11 @@ def answers(model: Any, tokenizer: Any, prompt: str, options: GenerateOptions) -
     given = torch.tensor([prompt_ids(tokenizer, prompt, most)], device=model.device)
     drawing: dict[str, Any] = {"do_sample": options.samples}
     if options.samples:
-        drawing |= {"temperature": options.temperature or 1.0, "top_k": options.top_k or 0, "top_p": options.top_p or 1.0}
+        drawing |= {
+            "temperature": options.temperature or 1.0,
+            "top_k": options.top_k or 0,
+            "top_p": options.top_p or 1.0,
+        }
     torch.manual_seed(options.seed)
     with torch.no_grad():
         written = model.generate(

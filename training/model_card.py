@@ -21,6 +21,15 @@ SETTINGS = {
     "seed": "seed",
     "packing": "packing",
 }
+HOW_TO_LOAD = """```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+folder = "."  # this folder, or its name on the hub
+model = AutoModelForCausalLM.from_pretrained(folder)
+tokenizer = AutoTokenizer.from_pretrained(folder)
+inputs = tokenizer("Once", return_tensors="pt")
+print(tokenizer.decode(model.generate(**inputs, max_new_tokens=32)[0]))
+```"""
 
 
 @dataclass(frozen=True)
@@ -53,10 +62,13 @@ class CardFacts:
     @property
     def base_model(self) -> str | None:
         """The hub's name of the model whose weights it began with."""
-        name = self.options.get("model_name")
-        known = str(self.description.get("identity", {}).get("--model-name", ""))
-        local = name in (None, "demo") or not known or known.startswith("/")
-        return None if local or self.options.get("from_scratch") else name
+        return self.options["model_name"] if self.hub_model and not self.options.get("from_scratch") else None
+
+    @property
+    def hub_model(self) -> bool:
+        """The model's name is one of the hub; a run knows the whole of a path."""
+        known = self.description.get("identity", {}).get("--model-name")
+        return known not in (None, "demo") and not known.startswith("/")
 
     @property
     def held_out_loss(self) -> float | None:
@@ -103,15 +115,9 @@ def _text(facts: CardFacts) -> str:
     options, manifest = facts.options, facts.manifest
     parts = [
         f"# {facts.name}",
-        f"A causal language model ({facts.model_type}, {facts.parameters:,} parameters, float32), trained with "
-        f"slurm-mpi-train: the checkpoint of step {manifest.step:,}.",
+        _opening(facts),
         "## Use",
-        "```python\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
-        'folder = "."  # this folder, or its name on the hub\n'
-        "model = AutoModelForCausalLM.from_pretrained(folder)\n"
-        "tokenizer = AutoTokenizer.from_pretrained(folder)\n"
-        'inputs = tokenizer("Once", return_tensors="pt")\n'
-        "print(tokenizer.decode(model.generate(**inputs, max_new_tokens=32)[0]))\n```",
+        HOW_TO_LOAD,
     ]
     if facts.held_out_loss is not None:
         parts += [
@@ -130,9 +136,16 @@ def _text(facts: CardFacts) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def _opening(facts: CardFacts) -> str:
+    return (
+        f"A causal language model ({facts.model_type}, {facts.parameters:,} parameters, float32), trained with "
+        f"slurm-mpi-train: the checkpoint of step {facts.manifest.step:,}."
+    )
+
+
 def _settings(facts: CardFacts) -> list[tuple[str, str]]:
     options, manifest = facts.options, facts.manifest
-    model = f"`{_label(options['model_name'], facts.base_model is not None)}`"
+    model = f"`{_label(options['model_name'], facts.hub_model)}`"
     if options.get("from_scratch") or options["model_name"] == "demo":
         model += ", from random initialisation"
     batch, accumulation = options["batch_size"], options["gradient_accumulation_steps"]

@@ -260,7 +260,9 @@ def _open_trackio(run: Tracked, known: str | None) -> Opened:
     import trackio
 
     name = known or f"{run.name}-{secrets.token_hex(4)}"
-    opened = trackio.init(PROJECT, name=name, config=dict(run.config), resume="allow", embed=False, auto_log_cpu=False, auto_log_gpu=False)
+    opened = trackio.init(
+        PROJECT, name=name, config=dict(run.config), resume="allow", embed=False, auto_log_cpu=False, auto_log_gpu=False
+    )
 
     def log(rows: Rows) -> None:
         for step, values in rows:

@@ -32,6 +32,10 @@ class Trained:
         """What the run was given, by field name of `TrainConfig`; empty where that is not known."""
         return described(self.run).get("config", {})
 
+    def identity(self) -> Mapping[str, Any]:
+        """Model and data of the run, by `training.run_directory.run_identity`; empty where that is not known."""
+        return described(self.run).get("identity", {})
+
 
 def described(run: RunDirectory | None) -> dict[str, Any]:
     """The content of a run's `config.json`; empty where there is none that can be read."""
@@ -57,8 +61,8 @@ def find_trained(name: str, output_dir: Path, checkpoint: str | None) -> Trained
     folder = next((path for path in (Path(name), output_dir / name) if name.strip() and path.is_dir()), None)
     if folder is None:
         raise InputError(
-            f"{name!r}: no such folder, and no run of that name in {output_dir}; give a run's directory, a checkpoint's "
-            f"or a model's folder (--output-dir says where runs lie)"
+            f"{name!r}: no such folder, and no run of that name in {output_dir}; give a run's directory, a "
+            f"checkpoint's or a model's folder (--output-dir says where runs lie)"
         )
     try:
         if not (folder / MANIFEST).exists() and (folder / "checkpoints").is_dir():
@@ -69,16 +73,14 @@ def find_trained(name: str, output_dir: Path, checkpoint: str | None) -> Trained
             raise InputError(f"--checkpoint {checkpoint} is for a run's directory, and {folder} is none; leave it out")
         if (folder / MANIFEST).exists():
             above = folder.absolute().parent
-            return Trained(
-                folder, _proved(folder), RunDirectory(above.parent) if above.name == "checkpoints" else None
-            )
+            return Trained(folder, _proved(folder), RunDirectory(above.parent) if above.name == "checkpoints" else None)
     except OSError as error:
         raise InputError(f"{error.filename or folder} cannot be read: {error.strerror or error}; try again") from error
     if (folder / "config.json").is_file() and any(folder.glob("*.safetensors")):
         return Trained(folder)
     raise InputError(
-        f"{folder}: there is neither a checkpoint nor a model (config.json and *.safetensors) in it; a run has its first "
-        f"checkpoint after --ckpt-freq steps"
+        f"{folder}: there is neither a checkpoint nor a model (config.json and *.safetensors) in it; a run has its "
+        f"first checkpoint after --ckpt-freq steps"
     )
 
 
