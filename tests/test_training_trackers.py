@@ -149,18 +149,26 @@ def test_what_is_no_number_is_not_told(recorder: Recorder, tmp_path: Path):
     assert recorder.rows == [(1, {"lr": 0.1})]
 
 
-def test_only_the_first_rank_has_trackers_and_its_log_tells_them_each_row_it_writes(
-    recorder: Recorder, tmp_path: Path, capsys
-):
-    trackers_of_run = Trackers(["wandb"], tracked(tmp_path))
-    with RunLog(RunDirectory(tmp_path), 0, 4, 2, RankInfo("single"), trackers_of_run) as log:
+def log_of(rank: int, tmp_path: Path, told: Trackers) -> None:
+    """What a rank logs of four steps, each second of them in metrics.jsonl, and of an evaluation."""
+    with RunLog(RunDirectory(tmp_path), 0, 4, 2, RankInfo("torchrun's variables", rank, 2), told) as log:
         for step in (1, 2, 3, 4):
-            row = {"step": step, "epoch": 0.1, "loss": 1.0, "lr": 0.1, "tokens_per_second": 1.0}
-            log.step(row)
+            log.step({"step": step, "epoch": 0.1, "loss": 1.0, "lr": 0.1, "tokens_per_second": 1.0})
         log.evaluation(4, 2.0)
+
+
+def test_the_first_rank_tells_each_row_that_it_writes(recorder: Recorder, tmp_path: Path):
+    log_of(0, tmp_path, Trackers(["wandb"], tracked(tmp_path)))
     assert recorder.closed.is_set()
     assert [step for step, _ in recorder.rows] == [2, 4, 4]
     assert recorder.rows[-1][1]["eval_loss"] == 2.0
+
+
+def test_the_other_ranks_tell_nothing(recorder: Recorder, tmp_path: Path):
+    told = Trackers(["wandb"], tracked(tmp_path))
+    log_of(1, tmp_path, told)
+    told.close()
+    assert recorder.rows == []
 
 
 def broken(message: str) -> Callable[[Tracked, str | None], Opened]:

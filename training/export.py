@@ -233,7 +233,7 @@ def push(options: ExportOptions) -> str:
     api = HfApi()
     try:
         url = api.create_repo(options.push, private=not options.public, exist_ok=True)
-        api.upload_folder(repo_id=url.repo_id, folder_path=folder, commit_message=f"Export of {options.run}")
+        api.upload_folder(repo_id=url.repo_id, folder_path=folder, commit_message="Upload by slurm-mpi-train")
     except HfHubHTTPError as error:
         raise InputError(f"--push {options.push}: the hub refused: {_first_line(error)}") from error
     except Exception as error:
