@@ -74,6 +74,18 @@ def test_other_data_is_read_whole_and_by_split(run: Path, capsys, tmp_path: Path
     assert sequences("--dataset-name", str(data), "--split", "test", "--max-eval-samples", "7") == ("test", 7)
 
 
+def test_a_split_of_a_saved_dataset_is_taken_by_its_name(run: Path, capsys, tmp_path: Path):
+    datasets = pytest.importorskip("datasets")
+    datasets.disable_progress_bars()
+    parts = {name: datasets.Dataset.from_dict({"text": ["abcdefgh"] * rows}) for name, rows in (("train", 9), ("x", 5))}
+    datasets.DatasetDict(parts).save_to_disk(str(tmp_path / "data"))
+    argv = [str(run), "--dataset-name", str(tmp_path / "data"), "--seq-length", "9"]
+    result = evaluated(capsys, *argv, "--split", "x")
+    assert (result["split"], result["sequences"]) == ("x", 5)
+    assert evaluate_model.main([*argv, "--split", "y"]) == 64
+    assert "has none of that name (there are train, x)" in capsys.readouterr().err
+
+
 def test_it_prints_lines_for_a_reader(run: Path, capsys):
     assert evaluate_model.main([str(run)]) == 0
     first, second, _ = capsys.readouterr().out.splitlines()

@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -266,8 +266,12 @@ def named_split(config: TrainConfig, split: str) -> "Corpus":
             if is_hub_name(name):
                 loaded = datasets.load_dataset(name, config.dataset_subset, split=split)
             else:
-                loaded = datasets.load_from_disk(name)[split]
-        except (OSError, ValueError, KeyError) as error:
+                saved = datasets.load_from_disk(name)
+                there = list(saved) if isinstance(saved, Mapping) else []
+                if split not in there:
+                    raise ValueError(f"there are {', '.join(there) or 'no splits'}")
+                loaded = saved[split]
+        except (OSError, ValueError) as error:
             first = (str(error).splitlines() or [type(error).__name__])[0][:200]
             raise InputError(f"--split {split}: --dataset-name {name} has none of that name ({first})") from error
         table, source = ArrowTable(loaded), str(loaded._fingerprint)
