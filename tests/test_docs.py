@@ -6,6 +6,9 @@ import pytest
 
 from conftest import ROOT
 from training.config import TrainConfig
+from training.evaluate_model import EvaluateOptions
+from training.export import ExportOptions
+from training.generate import GenerateOptions
 
 
 @pytest.mark.parametrize("package", ["cluster", "training", "training.bench"])
@@ -18,12 +21,33 @@ def test_every_module_has_its_line_in_the_walk(package: str) -> None:
     assert listed == {path.stem for path in (ROOT / package.replace(".", "/")).glob("*.py")} - {"__init__"}
 
 
+def shown(default: object) -> str:
+    """A default as the tables of options have it."""
+    value = " ".join(default) if isinstance(default, tuple) else default
+    return "–" if value is None else "off" if value is False else f"`{value}`"
+
+
+def defaults(table: str) -> dict[str, str]:
+    """Of every option of a table of options, by the option's name."""
+    rows = [line.split("|") for line in table.splitlines() if line.startswith("| `--")]
+    return {row[1].split("`")[1]: row[2].strip() for row in rows}
+
+
 @pytest.mark.parametrize("field", dataclasses.fields(TrainConfig), ids=lambda field: field.name)
 def test_every_option_of_the_trainer_is_listed_with_its_default(field: "dataclasses.Field[object]") -> None:
     page = (ROOT / "docs/training.md").read_text()
     table = page[page.index("| option | default | meaning |") :].split("\n\n")[0]
-    [row] = [line for line in table.splitlines() if line.startswith(f"| `--{field.name.replace('_', '-')}`")]
 
-    default = row.split("|")[2].strip()
+    assert defaults(table)[f"--{field.name.replace('_', '-')}"] == shown(field.default)
 
-    assert default == ("–" if field.default is None else "off" if field.default is False else f"`{field.default}`")
+
+@pytest.mark.parametrize(
+    ("section", "options"),
+    [("Export", ExportOptions), ("Generate", GenerateOptions), ("Evaluate", EvaluateOptions)],
+)
+def test_every_option_of_the_commands_for_models_is_listed_with_its_default(section: str, options: type) -> None:
+    page = (ROOT / "docs/models.md").read_text()
+    table = page[page.index(f"\n## {section}\n") :].split("| option | default | meaning |")[1].split("\n\n")[0]
+    by_name = [each for each in dataclasses.fields(options) if "Positional" not in str(each.type)]
+
+    assert defaults(table) == {f"--{each.name.replace('_', '-')}": shown(each.default) for each in by_name}

@@ -1,6 +1,7 @@
 """A tiny model with its optimizer, and a saver for it: what the tests of checkpoints save."""
 
 import io
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from training.config import TrainConfig
 from training.demo import demo_architecture, demo_tokenizer
 from training.errors import InputError
 from training.manifest import DamagedError, check_files, read_manifest
@@ -80,3 +82,21 @@ def unreadable(monkeypatch: pytest.MonkeyPatch, path: Path, number: int) -> None
         return opened(file, *arguments, **options)
 
     monkeypatch.setattr(io, "open", refuse)
+
+
+def tiny_run(root: Path, losses: dict[int, float]) -> Path:
+    """A run directory with a checkpoint for each step, as a training would leave it; `losses` are the held-out ones."""
+    root.mkdir(parents=True)
+    model, optimizer = tiny()
+    saver = saver_of(root / "checkpoints", model, optimizer, keep=len(losses))
+    rows: list[dict[str, Any]] = []
+    for step, loss in losses.items():
+        train_on(model, optimizer)
+        save(saver, step, loss)
+        rows += [{"step": step, "epoch": 0.1, "loss": loss + 0.5, "tokens_per_second": 100.0}]
+        rows += [{"step": step, "eval_loss": loss}]
+    (root / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = TrainConfig(dataset_name="demo", model_name="demo", seq_length=16, batch_size=4).to_json()
+    identity = {"--model-name": "demo", "--dataset-name": "demo"}
+    (root / "config.json").write_text(json.dumps({"config": config, "identity": identity, "world_size": 1}))
+    return root

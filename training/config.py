@@ -12,7 +12,7 @@ import tomllib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import tyro
 from tyro.conf import arg
@@ -22,7 +22,11 @@ from training.interval import parse_interval
 from training.presets import PRESETS
 
 PresetName = Literal["demo", "smoke"]
+TrackerName = Literal["none", "tensorboard", "wandb", "trackio", "mlflow"]
 assert set(get_args(PresetName)) == set(PRESETS)
+
+Options = TypeVar("Options")
+"""A frozen dataclass whose fields are the options of a command."""
 
 
 @dataclass(frozen=True)
@@ -177,6 +181,10 @@ class TrainConfig:
     """Threads per rank that read batches ahead. 0 reads in the training thread, which costs well under 1 ms a batch
     where the file system is fast or the tokens are in memory."""
 
+    report_to: Annotated[tuple[TrackerName, ...], arg(metavar="TRACKER …")] = ("none",)
+    """Trackers that also get the rows of metrics.jsonl: tensorboard, wandb, trackio, mlflow; several may be named. They
+    write below the run directory, and to a server only where their own variables say so."""
+
     preset: PresetName | None = None
     """Defaults for a purpose: `demo` visibly trains a small GPT-2 on the built-in data in minutes on two CPU
     cores, `smoke` shows in half a minute that everything works. What the file or the command line says still
@@ -186,8 +194,14 @@ class TrainConfig:
     """A TOML file of these options, by the same names."""
 
     def to_json(self) -> dict[str, Any]:
-        """The options by field name, paths as text."""
-        return {name: str(value) if isinstance(value, Path) else value for name, value in asdict(self).items()}
+        """The options by field name, as JSON has them: paths as text, several values as a list."""
+        return {name: _as_json(value) for name, value in asdict(self).items()}
+
+
+def _as_json(value: Any) -> Any:
+    if isinstance(value, Path):
+        return str(value)
+    return list(value) if isinstance(value, tuple) else value
 
 
 def config_from_argv(argv: Sequence[str], prog: str) -> TrainConfig:
@@ -198,7 +212,7 @@ def config_from_argv(argv: Sequence[str], prog: str) -> TrainConfig:
     Raises:
         InputError: an unknown option or key, a value of the wrong kind or out of range, an unreadable file.
     """
-    given = _parse(argv, prog, TrainConfig())
+    given = parse_options(argv, prog, TrainConfig, TrainConfig())
     layers: dict[str, Any] = dict(PRESETS[given.preset]) if given.preset else {}
     if given.config is not None:
         from_file = read_toml(given.config)
@@ -206,7 +220,7 @@ def config_from_argv(argv: Sequence[str], prog: str) -> TrainConfig:
             layers = dict(PRESETS[from_file["preset"]])
         layers = _below(from_file, layers) | from_file
     layers = _below([name for name in ("num_epochs", "max_steps") if _is_given(name, argv)], layers)
-    config = _parse(argv, prog, replace(TrainConfig(), **layers)) if layers else given
+    config = parse_options(argv, prog, TrainConfig, replace(TrainConfig(), **layers)) if layers else given
     check_values(config)
     return config
 
@@ -224,34 +238,44 @@ def _is_given(name: str, argv: Sequence[str]) -> bool:
     return any(word.split("=")[0].replace("_", "-") in _spellings(name) for word in argv)
 
 
-def _parse(argv: Sequence[str], prog: str, defaults: TrainConfig) -> TrainConfig:
+def parse_options(argv: Sequence[str], prog: str, kind: type[Options], defaults: Options | None = None) -> Options:
+    """The options of a command line; `--help` prints them and raises SystemExit(0).
+
+    Args:
+        argv: the command line, without the program.
+        prog: the program, for the messages.
+        kind: the options and what they say about themselves.
+        defaults: what is not given; without it those of `kind`.
+
+    Raises:
+        InputError: an unknown option, one that is missing, or a value of the wrong kind.
+    """
     printed = io.StringIO()
+    more: dict[str, Any] = {} if defaults is None else {"default": defaults}
     try:
         with contextlib.redirect_stderr(printed):
-            config, unknown = tyro.cli(
-                TrainConfig, prog=prog, args=list(argv), default=defaults, return_unknown_args=True
-            )
+            options, unknown = tyro.cli(kind, prog=prog, args=list(argv), return_unknown_args=True, **more)
     except SystemExit as stop:
         if stop.code in (0, None):
             raise
         raise InputError(_one_line(printed.getvalue())) from None
     if unknown:
-        raise InputError(_unknown_option(unknown[0].split("=")[0], prog))
-    return config
+        raise InputError(_unknown_option(unknown[0].split("=")[0], prog, kind))
+    return options
 
 
-def _unknown_option(option: str, prog: str) -> str:
+def _unknown_option(option: str, prog: str, kind: type[Any]) -> str:
     if not option.startswith("-"):
         return f"{option!r} is no option: every value needs the option it belongs to; see `{prog} --help`"
-    known = [name for field in fields(TrainConfig) for name in _spellings(field.name)]
+    known = [name for field in fields(kind) for name in _spellings(field.name, kind)]
     close = difflib.get_close_matches(option.replace("_", "-"), known, n=1, cutoff=0.5)
     hint = f"did you mean {close[0]}?" if close else "there is nothing like it;"
     return f"unknown option {option}: {hint} see `{prog} --help`"
 
 
-def _spellings(name: str) -> list[str]:
+def _spellings(name: str, kind: type[Any] = TrainConfig) -> list[str]:
     """Every way to write an option on the command line, the field's own name first."""
-    hints = TrainConfig.__annotations__[name]
+    hints = kind.__annotations__[name]
     aliases = [alias for extra in getattr(hints, "__metadata__", ()) for alias in getattr(extra, "aliases", None) or ()]
     return ["--" + name.replace("_", "-"), *aliases]
 
@@ -260,9 +284,11 @@ def _one_line(box: str) -> str:
     """The sentence inside the box that tyro prints, without the box, the help text below it and Python's
     jargon."""
     lines: list[str] = []
-    for line in box.splitlines():
+    printed = [line for line in box.splitlines() if line.strip()]
+    # Where only ASCII can be printed the box has no sides, and begins with its title and a line below that.
+    for line in printed if "╭" in box else printed[2:]:
         text = line.strip(" │|")
-        if text.startswith(("─", "╰")) and lines:
+        if (text.startswith(("─", "╰")) or set(text) == {"-"}) and lines:
             break
         if text and not text.startswith(("╭", "╰", "─")):
             lines.append(text)
@@ -273,6 +299,9 @@ def _one_line(box: str) -> str:
         r"\2 is not a whole number, nor \1",
         sentence,
     )
+    sentence = re.sub(r"no type matching \{None\}\|INT .*? from \[(.*?)\].*", r"\1 is not a whole number", sentence)
+    sentence = re.sub(r"no type matching \{None\}\|FLOAT .*? from \[(.*?)\].*", r"\1 is not a number", sentence)
+    sentence = re.sub(r"Missing from (.*?): (\S+) .*", r"\2 is missing; see `\1 --help`", sentence)
     sentence = re.sub(r"could not convert string to float: (.*)", r"\1 is not a number", sentence)
     return sentence or "the command line cannot be read; see --help"
 
@@ -313,11 +342,17 @@ def _typed(key: str, value: Any, path: Path) -> Any:
         if TrainConfig.__annotations__[name] is not bool:
             raise InputError(f"--config {path}: `{key}` = {str(value).lower()}: a value is wanted, not true or false")
         return value
-    if TrainConfig.__annotations__[name] is bool or not isinstance(value, str | int | float):
+    several = isinstance(getattr(TrainConfig(), name), tuple)
+    if several and isinstance(value, list) and value and all(isinstance(each, str) for each in value):
+        words = [f"--{name.replace('_', '-')}", *value]
+    elif TrainConfig.__annotations__[name] is bool or not isinstance(value, str | int | float):
         wanted = "true or false" if TrainConfig.__annotations__[name] is bool else "one value"
+        wanted = "a name, or a list of names," if several else wanted
         raise InputError(f"--config {path}: `{key}` = {value!r}: {wanted} is wanted")
+    else:
+        words = [f"--{name.replace('_', '-')}={value}"]
     try:
-        return getattr(_parse([f"--{name.replace('_', '-')}={value}"], "train_llm", TrainConfig()), name)
+        return getattr(parse_options(words, "train_llm", TrainConfig, TrainConfig()), name)
     except InputError as error:
         raise InputError(f"--config {path}: {error}") from error
 
@@ -354,6 +389,9 @@ def check_values(config: TrainConfig) -> None:
     if config.mtbf_hours is not None and config.mtbf_hours <= 0:
         raise InputError(f"--mtbf-hours {config.mtbf_hours}: a number above 0 is wanted")
     parse_interval(config.ckpt_freq)
+    if not config.report_to or ("none" in config.report_to and len(set(config.report_to)) > 1):
+        given = " ".join(config.report_to)
+        raise InputError(f"--report-to {given}".rstrip() + ": none alone, or one or more names of trackers are wanted")
     if not 0 <= config.validation_split_percentage < 100:
         raise InputError(
             f"--validation-split-percentage {config.validation_split_percentage}: at least 0 and below 100 is wanted"

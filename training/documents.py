@@ -262,7 +262,7 @@ def is_held_out_file(stem: str) -> bool:
 
 
 def _saved_dataset(path: Path) -> tuple[Table, Table | None, str]:
-    datasets = _import_datasets(str(path))
+    datasets = import_datasets(str(path))
     try:
         return _tables(datasets.load_from_disk(str(path)), str(path))
     except (OSError, ValueError) as error:
@@ -279,7 +279,7 @@ def _hub_dataset(name: str, subset: str | None) -> tuple[Table, Table | None, st
         import huggingface_hub.constants
 
         huggingface_hub.constants.HF_HUB_OFFLINE = True
-    datasets = _import_datasets(name)
+    datasets = import_datasets(name)
     try:
         return _tables(datasets.load_dataset(name, subset), name)
     except (OSError, ValueError) as error:
@@ -293,7 +293,7 @@ def _stream(name: str, subset: str | None) -> tuple[Any, Any | None, str]:
     """The same as `_load`, as iterable datasets."""
     if is_demo(name) or (not is_hub_name(name) and is_saved_dataset(Path(name))):
         raise InputError(f"--dataset-name {name} is on this machine as it is: leave out --streaming")
-    datasets = _import_datasets(name)
+    datasets = import_datasets(name)
     try:
         if is_hub_name(name):
             revision = hub_revision(name)
@@ -382,7 +382,12 @@ def _splits(loaded: Any, name: str) -> tuple[Any, Any | None]:
     return train, next((loaded[split] for split in HELD_OUT_SPLITS if split in loaded), None)
 
 
-def _import_datasets(name: str) -> Any:
+def import_datasets(name: str) -> Any:
+    """The library `datasets`, quiet.
+
+    Raises:
+        InputError: it is not installed, and the dataset of this name needs it.
+    """
     try:
         import datasets
     except ImportError as error:

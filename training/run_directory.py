@@ -1,7 +1,7 @@
 """The run directory: where it is, who may name it, and whether what lies in it is the same run.
 
-Training owns `config.json`, `metrics.jsonl`, `checkpoints/` and `summary.json`; whatever else lies there is
-left alone."""
+Training owns `config.json`, `metrics.jsonl`, `checkpoints/`, `summary.json`, `trackers/` and `export/`; whatever else
+lies there is left alone."""
 
 import json
 import os
@@ -54,6 +54,11 @@ class RunDirectory:
     def summary(self) -> Path:
         """What came out, once the run is complete."""
         return self.root / "summary.json"
+
+    @property
+    def trackers(self) -> Path:
+        """What the trackers of --report-to write, where any were asked for."""
+        return self.root / "trackers"
 
 
 def run_directory(config: TrainConfig, environ: Mapping[str, str]) -> RunDirectory:

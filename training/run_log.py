@@ -1,6 +1,7 @@
-"""What a run tells while it runs: to `metrics.jsonl`, and to whoever looks on. Only rank 0 tells anything."""
+"""What a run tells while it runs: to `metrics.jsonl`, to trackers, and to whoever looks on. Only rank 0 tells
+anything."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from types import TracebackType
 from typing import Any
 
@@ -12,12 +13,22 @@ from training.metrics import MetricsFile
 from training.ranks import RankInfo
 from training.run_directory import RunDirectory
 from training.saver import SaveReport
+from training.trackers import Trackers
 
 
 class RunLog:
     """Takes steps and evaluations; silent on the other ranks."""
 
-    def __init__(self, run: RunDirectory, done: int, total: int, log_freq: int, ranks: RankInfo) -> None:
+    def __init__(
+        self,
+        run: RunDirectory,
+        done: int,
+        total: int,
+        log_freq: int,
+        ranks: RankInfo,
+        trackers: Trackers | None = None,
+    ) -> None:
+        self._trackers = trackers
         self._total, self._log_freq = total, log_freq
         self._outlets: tuple[MetricsFile, Display] | None = None
         if ranks.rank == 0:
@@ -30,17 +41,17 @@ class RunLog:
         """A step's row of metrics."""
         if self._outlets is None:
             return
-        metrics, display = self._outlets
+        _, display = self._outlets
         if row["step"] % self._log_freq == 0 or row["step"] == self._total:
-            metrics.write(row)
+            self._write(row)
         display.step(row)
 
     def evaluation(self, step: int, loss: float | None) -> None:
         """A loss on the held-out documents, in nats per token; None where nothing is held out."""
         if self._outlets is None or loss is None:
             return
-        metrics, display = self._outlets
-        metrics.write({"step": step, "eval_loss": loss, "perplexity": perplexity(loss)})
+        _, display = self._outlets
+        self._write({"step": step, "eval_loss": loss, "perplexity": perplexity(loss)})
         display.line(f"step {step}/{self._total} · held-out loss {loss:.4f} · perplexity {perplexity(loss):.2f}")
 
     def event(self, row: Mapping[str, Any], text: str) -> None:
@@ -48,15 +59,15 @@ class RunLog:
         line."""
         if self._outlets is None:
             return
-        self._outlets[0].write(row)
+        self._write(row)
         self.line(text)
 
     def checkpoint(self, report: SaveReport) -> None:
         """A checkpoint that has come onto the disk."""
         if self._outlets is None:
             return
-        metrics, display = self._outlets
-        metrics.write(report.row())
+        _, display = self._outlets
+        self._write(report.row())
         display.line(
             f"step {report.step}/{self._total} · checkpoint of {size(report.bytes)} saved in {report.seconds:.2f} s, "
             f"{report.blocking_seconds:.3f} s of them waited for"
@@ -66,6 +77,15 @@ class RunLog:
         """Something that happened."""
         if self._outlets is not None:
             self._outlets[1].line(text)
+
+    def _write(self, row: Mapping[str, Any]) -> None:
+        if self._outlets is not None:
+            self._outlets[0].write(row)
+            self._lines(self._trackers.tell(row) if self._trackers is not None else [])
+
+    def _lines(self, texts: Iterable[str]) -> None:
+        for text in texts:
+            self.line(text)
 
     def __enter__(self) -> "RunLog":
         return self
@@ -82,4 +102,5 @@ class RunLog:
                 if error is None:
                     raise
             finally:
+                self._lines(self._trackers.close() if self._trackers is not None else [])
                 display.close()

@@ -46,7 +46,7 @@ def sample_answer(
     prompt, expected = question
     model.eval()
     new_tokens = min(NEW_TOKENS, positions // 2)
-    given = torch.tensor([together(lambda: _ids(tokenizer, prompt, positions - new_tokens))], device=device)
+    given = torch.tensor([together(lambda: prompt_ids(tokenizer, prompt, positions - new_tokens))], device=device)
     answer: list[int] = []
     cache = None
     # Not compiled: every new length would be compiled anew.
@@ -63,7 +63,7 @@ def sample_answer(
     return together(lambda: Sample(prompt, tokenizer.decode(answer), expected))
 
 
-def _ids(tokenizer: Any, prompt: str, most: int) -> list[int]:
+def prompt_ids(tokenizer: Any, prompt: str, most: int) -> list[int]:
     """The last tokens of a prompt, at least one."""
     ids = tokenizer(prompt, add_special_tokens=False, verbose=False)["input_ids"][-most:]
     return ids or [tokenizer.eos_token_id]

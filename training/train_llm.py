@@ -25,6 +25,7 @@ from training.run_directory import RUN_DIRECTORY_VARIABLE, RunDirectory, run_dir
 from training.start_clock import StartClock
 from training.stop import StopRequest, takes_interrupts
 from training.teardown import exit_with, keep_until_the_end
+from training.trackers import Tracked, Trackers, check_installed
 
 PROG = "python -m training.train_llm"
 SAMPLES = 3
@@ -41,6 +42,7 @@ def main(argv: Sequence[str]) -> int:
         config = config_from_argv(argv, PROG)
         run = run_directory(config, os.environ)
         check_rendezvous(ranks, os.environ)
+        check_installed(config.report_to)
     except InputError as error:
         return refuse(error, ranks)
     if takes_interrupts(ranks.launcher, RUN_DIRECTORY_VARIABLE in os.environ):
@@ -292,7 +294,11 @@ def train(config: TrainConfig, run: RunDirectory, ranks: RankInfo, stop: StopReq
     step_tokens = per_step * config.seq_length
     token_flops = flops.model_flops_per_token(model, config.seq_length)
     save_is_due = saver.due if saver is not None else lambda step: False
-    with RunLog(run, done.step, total, config.log_freq, ranks) as log:
+    trackers: Trackers | None = None
+    if ranks.rank == 0:
+        tracked = Tracked(run.trackers, run.root.absolute().name, config.to_json(), done.step)
+        trackers = Trackers(config.report_to, tracked)
+    with RunLog(run, done.step, total, config.log_freq, ranks, trackers) as log:
         if found.resume_from is not None:
             log.event(*resumed_event(done.step, changes))
         if process_group.any_rank(stop.requested, device):
