@@ -12,11 +12,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from slurm_lab import LabUnavailable, SlurmLab
 
 ROOT = Path(__file__).resolve().parents[1]
+
+# How long an example takes says more about what else the machine does than about the code.
+hypothesis.settings.register_profile("project", deadline=None)
+hypothesis.settings.load_profile("project")
 
 # Triton's kernels then run on the CPU, one operation after the other. Read when triton is first imported.
 os.environ.setdefault("TRITON_INTERPRET", "1")
