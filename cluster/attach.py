@@ -20,9 +20,9 @@ from cluster import slurm
 from cluster.allocation import Allocation
 from cluster.command import add_project
 from cluster.errors import COMPLETE, LauncherError, RequestError
-from cluster.options import OptionParser, at_least, run
+from cluster.options import OptionParser, add_output_dir, at_least, run
 from cluster.run_state import RUNNING, look, states
-from cluster.rundir import DEFAULT_OUTPUT_DIR, next_attempt
+from cluster.rundir import next_attempt
 from cluster.runfile import read_json
 from cluster.runs import find_run
 
@@ -54,7 +54,8 @@ def main(arguments: list[str]) -> int:
         open_shell(shell_command(options, found.job_id, allocation.source, hosts[0]), hosts[0])
     told = ask_nodes(options, found.job_id, allocation.source, hosts, attempt_dir)
     if options.json:
-        print(json.dumps([one for one in told if options.rank in (None, one["rank"])], indent=1))
+        wanted = [one for one in told if options.rank in (None, one["rank"])]
+        print(json.dumps(sorted(wanted, key=lambda one: one["rank"]), indent=1))  # nodes answer in any order
     else:
         print("\n\n".join(stack_lines(told, allocation, hosts, options.rank)))
     return COMPLETE
@@ -69,12 +70,7 @@ def parser() -> OptionParser:
     options.add_argument("--stacks", action="store_true", help="print Python stacks, rank by rank, and no shell")
     options.add_argument("--json", action="store_true", help="with --stacks: a JSON list, one object a rank")
     options.add_argument("--ssh", metavar="COMMAND", default="ssh", help="for machines without a scheduler")
-    options.add_argument(
-        "--output-dir",
-        default=DEFAULT_OUTPUT_DIR,
-        metavar="DIR",
-        help=f"parent of the run directories (default: {DEFAULT_OUTPUT_DIR})",
-    )
+    add_output_dir(options)
     return options
 
 

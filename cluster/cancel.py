@@ -15,10 +15,10 @@ from typing import NamedTuple
 from cluster import slurm
 from cluster.errors import COMPLETE, LauncherError, RequestError
 from cluster.jobs import record_of
-from cluster.options import OptionParser, run
+from cluster.options import OptionParser, add_output_dir, run
 from cluster.progress import read_progress
 from cluster.run_state import Run, RunState, look, states
-from cluster.rundir import DEFAULT_OUTPUT_DIR, launcher_holds
+from cluster.rundir import launcher_holds
 from cluster.runs import find_run
 
 USAGE = "python -m cluster cancel RUN [options]"
@@ -63,12 +63,7 @@ def parser() -> OptionParser:
     options = OptionParser("python -m cluster cancel", USAGE, str(__doc__), EPILOG)
     options.add_argument("run", metavar="RUN", help="name of an experiment, run directory or job id")
     options.add_argument("--json", action="store_true", help="what became of it as one JSON object, as status has it")
-    options.add_argument(
-        "--output-dir",
-        default=DEFAULT_OUTPUT_DIR,
-        metavar="DIR",
-        help=f"parent of the run directories (default: {DEFAULT_OUTPUT_DIR})",
-    )
+    add_output_dir(options)
     return options
 
 

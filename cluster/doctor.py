@@ -16,8 +16,7 @@ from pathlib import Path
 from cluster import checks
 from cluster.checks import OK, WRONG, Finding
 from cluster.errors import COMPLETE, LAUNCHER, RequestError
-from cluster.options import OptionParser, at_least, run
-from cluster.rundir import DEFAULT_OUTPUT_DIR
+from cluster.options import OptionParser, add_output_dir, at_least, run
 
 USAGE = "python -m cluster.doctor [options]"
 EPILOG = """\
@@ -50,12 +49,7 @@ def parser() -> OptionParser:
     options.add_argument(
         "--mpirun", metavar="PATH", help="which mpirun (default: first on PATH, then beside this Python)"
     )
-    options.add_argument(
-        "--output-dir",
-        default=DEFAULT_OUTPUT_DIR,
-        metavar="DIR",
-        help=f"parent of the run directories (default: {DEFAULT_OUTPUT_DIR})",
-    )
+    add_output_dir(options)
     options.add_argument("--json", action="store_true", help="the findings as JSON")
     return options
 

@@ -18,9 +18,9 @@ from cluster import slurm
 from cluster.error_lines import Tracebacks, failures
 from cluster.errors import COMPLETE, RequestError
 from cluster.growing_logs import GrowingLog, prefixed, read_all, rest_of_all
-from cluster.options import OptionParser, at_least, run
+from cluster.options import OptionParser, add_output_dir, at_least, run
 from cluster.run_state import Run, RunState, look, states
-from cluster.rundir import DEFAULT_OUTPUT_DIR, launcher_holds, next_attempt
+from cluster.rundir import launcher_holds, next_attempt
 from cluster.runfile import read_json
 from cluster.runs import find_run
 
@@ -72,12 +72,7 @@ def parser() -> OptionParser:
         metavar="LINES",
         help=f"last lines of each log to begin with (default {DEFAULT_LINES}; 0: none, all: from its beginning)",
     )
-    options.add_argument(
-        "--output-dir",
-        default=DEFAULT_OUTPUT_DIR,
-        metavar="DIR",
-        help=f"parent of the run directories (default: {DEFAULT_OUTPUT_DIR})",
-    )
+    add_output_dir(options)
     return options
 
 

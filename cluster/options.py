@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from cluster.errors import REQUEST, ClusterError, RequestError
+from cluster.rundir import DEFAULT_OUTPUT_DIR
 
 
 class OptionParser(argparse.ArgumentParser):
@@ -63,6 +64,16 @@ def at_least(minimum: int) -> Callable[[str], int]:
         return int(text)
 
     return parse
+
+
+def add_output_dir(parser: argparse.ArgumentParser) -> None:
+    """Where the runs lie that a command looks for."""
+    parser.add_argument(
+        "--output-dir",
+        default=DEFAULT_OUTPUT_DIR,
+        metavar="DIR",
+        help=f"parent of the run directories (default: {DEFAULT_OUTPUT_DIR})",
+    )
 
 
 def add_place_options(parser: argparse.ArgumentParser) -> None:

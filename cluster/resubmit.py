@@ -9,10 +9,9 @@ import sys
 from pathlib import Path
 
 from cluster.errors import COMPLETE, RequestError
-from cluster.options import OptionParser, run
+from cluster.options import OptionParser, add_output_dir, run
 from cluster.request import Request, read_request
 from cluster.run_state import look, states
-from cluster.rundir import DEFAULT_OUTPUT_DIR
 from cluster.runs import find_run
 
 USAGE = "python -m cluster resubmit RUN [options]"
@@ -43,12 +42,7 @@ def parser() -> OptionParser:
     options = OptionParser("python -m cluster resubmit", USAGE, str(__doc__), EPILOG)
     options.add_argument("run", metavar="RUN", help="name of an experiment, run directory or job id")
     options.add_argument("--dry-run", action="store_true", help="show the command, submit nothing")
-    options.add_argument(
-        "--output-dir",
-        default=DEFAULT_OUTPUT_DIR,
-        metavar="DIR",
-        help=f"parent of the run directories (default: {DEFAULT_OUTPUT_DIR})",
-    )
+    add_output_dir(options)
     return options
 
 

@@ -17,10 +17,9 @@ from typing import Any
 from cluster.errors import COMPLETE, RequestError
 from cluster.goodput import Goodput, duration, goodput_lines, totals
 from cluster.jobs import Job
-from cluster.options import OptionParser, at_least, run
+from cluster.options import OptionParser, add_output_dir, at_least, run
 from cluster.progress import Progress, read_progress
 from cluster.run_state import QUEUED, RUNNING, Run, RunState, look, states
-from cluster.rundir import DEFAULT_OUTPUT_DIR
 from cluster.runfile import read_json
 from cluster.runs import all_runs, find_run
 
@@ -52,12 +51,7 @@ def parser() -> OptionParser:
         metavar="SECONDS",
         help=f"show it again every so many seconds (default {WATCH_EVERY}), in place on a terminal",
     )
-    options.add_argument(
-        "--output-dir",
-        default=DEFAULT_OUTPUT_DIR,
-        metavar="DIR",
-        help=f"parent of the run directories (default: {DEFAULT_OUTPUT_DIR})",
-    )
+    add_output_dir(options)
     return options
 
 
