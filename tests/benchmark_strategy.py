@@ -63,8 +63,7 @@ class Variant:
 
     def step(self, tokens: torch.Tensor) -> None:
         """One optimizer step on these tokens."""
-        alone = self.name == ALONE or isinstance(self.trained, strategy.ExchangesAtEnd)
-        with strategy.without_reduction(self.trained) if alone else nullcontext():
+        with strategy.without_reduction(self.trained) if self.name == ALONE else nullcontext():
             self.trained(tokens).backward()
         strategy.exchange_gradients(self.trained)
         strategy.clip_gradients(self.trained.parameters(), 1.0)

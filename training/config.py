@@ -149,6 +149,10 @@ class TrainConfig:
     """fused: forward and backward pass of a GPT-2 by kernels of our own, on GPUs in bfloat16: the fastest, from the
     first step on. torch: the model's own forward. auto: fused where they fit and --compile is not given."""
 
+    cuda_graphs: Literal["auto", "on", "off"] = "auto"
+    """Record a step's passes by the fused kernels once and replay them, to the same bits: faster where a pass has so
+    few tokens that the GPU waits for Python. auto: up to 16,384 tokens in a pass, not with --ddp-overlap on."""
+
     compile: bool = False
     """Compile the model's own forward with torch.compile: slower to start, faster steps."""
 

@@ -29,6 +29,11 @@ class GPT2Loss(nn.Module):
         self._end_of_text = end_of_text
         self._copies: dict[nn.Parameter, torch.Tensor] = {}
 
+    @property
+    def capturable(self) -> bool:
+        """Whether it does the same for every batch of one shape, without asking the GPU: a CUDA graph can hold it."""
+        return self._end_of_text is None
+
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         """The loss of int64 tokens of shape [sequences, tokens], in nats per token: a float32 scalar."""
         core, config = self.model.transformer, self.model.config

@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -16,16 +16,11 @@ from training.divergence import NotFinite
 from training.heartbeat import Heartbeat
 from training.loader import Loader
 from training.optimizer import step_if
+from training.passes import CallByCall, Passes
 from training.process_group import gather, my_rank, sum_over_ranks
 from training.schedule import learning_rate
 from training.stop import StopRequest
-from training.strategy import (
-    ExchangesAtEnd,
-    clip_gradients,
-    exchange_gradients,
-    own_gradients_are_finite,
-    without_reduction,
-)
+from training.strategy import clip_gradients, exchange_gradients, own_gradients_are_finite
 
 PHASES = ("data", "forward", "backward", "agree", "update")
 # What a rank does without waiting for any other: by this a slow rank can be told from those that wait for it.
@@ -87,6 +82,7 @@ def train_steps(
     device: torch.device,
     heartbeat: Heartbeat,
     save_is_due: Callable[[int], bool] = lambda step: False,
+    passes: Passes | None = None,
 ) -> Iterator[StepResult]:
     """Make the remaining optimizer steps, yielding after each.
 
@@ -101,6 +97,7 @@ def train_steps(
         heartbeat: told what this rank does.
         save_is_due: whether a checkpoint is to be made after the step of this number; asked on every rank, and
             what one rank wants all do: clocks differ.
+        passes: how the forward and backward passes are made; call by call, unless given.
 
     Raises:
         FloatingPointError: loss or gradient is not finite here, and no more steps may be skipped; raised
@@ -110,23 +107,21 @@ def train_steps(
     batches = iter(loader)
     skipped = plan.skipped
     clock: PhaseClock | None = None
+    passes = passes or CallByCall(loss_of, optimizer, plan.accumulation)
     for step in range(plan.done, plan.total):
         clock = PhaseClock(device, heartbeat.at, before=clock)
         loss_of.train()
-        optimizer.zero_grad(set_to_none=True)
+        passes.begin()
         loss = torch.zeros((), device=device)
         random_state = _random_state(device)
         parts: list[torch.Tensor] = []
-        for part in range(plan.accumulation):
+        for _ in range(plan.accumulation):
             with clock.phase("data"):
                 parts.append(next(batches))
-            exchanges = part + 1 == plan.accumulation and not isinstance(loss_of, ExchangesAtEnd)
-            with nullcontext() if exchanges else without_reduction(loss_of):
-                with clock.phase("forward"):
-                    part_loss = loss_of(parts[-1]) / plan.accumulation
-                with clock.phase("backward"):
-                    part_loss.backward()
-            loss += part_loss.detach()
+            with clock.phase("forward"):
+                loss += passes.forward(parts[-1])
+            with clock.phase("backward"):
+                passes.backward()
         with clock.phase("agree"):
             exchange_gradients(loss_of)
             lr = learning_rate(step, plan.total, plan.warmup, plan.peak_lr, plan.lr_scheduler)
@@ -231,7 +226,7 @@ def settle_buckets(loss_of: nn.Module, batch_size: int, length: int, device: tor
     DDP sorts its gradient buckets anew after its first iteration, and from three ranks on the order of a sum
     changes its last bits. A resumed run must sum in the order that the undisturbed run had by then.
     """
-    if not isinstance(loss_of, DistributedDataParallel) or isinstance(loss_of, ExchangesAtEnd):
+    if not isinstance(loss_of, DistributedDataParallel):
         return
     # A model that was loaded with its weights comes without dropout, and would not do what a step does.
     loss_of.train()

@@ -26,38 +26,45 @@ from training.model import build_model
 from training.process_group import gather, rank_zero_first
 
 
-class ExchangesAtEnd(DistributedDataParallel):
-    """DDP whose ranks exchange their gradients after the backward pass, by `exchange_gradients`."""
+class ExchangesAtEnd(nn.Module):
+    """Data parallelism whose ranks exchange their gradients after the backward pass, by `exchange_gradients`."""
 
-    reduce_bfloat16 = False
+    def __init__(self, module: nn.Module, reduce_bfloat16: bool) -> None:
+        """All ranks get the weights and buffers of rank 0."""
+        super().__init__()
+        self.module, self.reduce_bfloat16 = module, reduce_bfloat16
+        for tensor in (*module.parameters(), *module.buffers()):
+            dist.broadcast(tensor.detach(), src=0)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        return self.module(tokens)
 
 
 def replicate(
     loss_of: nn.Module, device: torch.device, bucket_cap_mb: int, reduce_bfloat16: bool, overlap: bool
-) -> DistributedDataParallel:
-    """Wrap in DDP: all ranks get the weights of rank 0, and the mean of all gradients in every step.
+) -> nn.Module:
+    """All ranks get the weights of rank 0, and the mean of all gradients in every step.
 
     Args:
         loss_of: a batch's loss, from `TokenLoss`.
         device: of this rank.
         bucket_cap_mb: MiB of gradients that are summed in one message, with `overlap`.
         reduce_bfloat16: round them to bfloat16 for the sum; weights and gradients stay float32 on every rank.
-        overlap: exchange gradients while the backward pass still runs.
+        overlap: exchange gradients while the backward pass still runs, by DDP.
     """
-    kind = DistributedDataParallel if overlap else ExchangesAtEnd
+    if not overlap:
+        return ExchangesAtEnd(loss_of, reduce_bfloat16)
     with warnings.catch_warnings():
         # torch 2.13 has a new name for broadcast_buffers, which releases before it do not know.
         warnings.filterwarnings("ignore", category=FutureWarning, message="`broadcast_buffers`")
-        wrapped = kind(
+        wrapped = DistributedDataParallel(
             loss_of,
             device_ids=[device] if device.type == "cuda" else None,
             bucket_cap_mb=bucket_cap_mb,
             gradient_as_bucket_view=True,
             broadcast_buffers=False,
         )
-    if isinstance(wrapped, ExchangesAtEnd):
-        wrapped.reduce_bfloat16 = reduce_bfloat16
-    elif reduce_bfloat16:
+    if reduce_bfloat16:
         wrapped.register_comm_hook(None, _reduce_in_bfloat16)
     return wrapped
 

@@ -88,6 +88,7 @@ def train(config: TrainConfig, run: RunDirectory, ranks: RankInfo, stop: StopReq
         from training.model import build_model, check_predicts_next, load_tokenizer, quiet_libraries
         from training.optimizer import make_optimizer
         from training.packing import check_keeps_apart
+        from training.passes import make_passes
         from training.preflight import preflight
         from training.publish import step_folder
         from training.run_log import RunLog
@@ -174,6 +175,14 @@ def train(config: TrainConfig, run: RunDirectory, ranks: RankInfo, stop: StopReq
         trained = strategy.replicate(loss_of, device, config.ddp_bucket_cap_mb, reduce_bfloat16, overlap)
     keep_until_the_end(trained)
     optimizer = make_optimizer(model, config.weight_decay)
+    passes = make_passes(
+        config.cuda_graphs,
+        trained,
+        optimizer,
+        config.gradient_accumulation_steps,
+        found.batch_size * config.seq_length,
+        device,
+    )
     hardware = device_name(device)
     precision = "bfloat16" if bfloat16 else "float32"
     kernels = "torch" if isinstance(loss_of, TokenLoss) else "fused"
@@ -310,7 +319,7 @@ def train(config: TrainConfig, run: RunDirectory, ranks: RankInfo, stop: StopReq
             evaluate_held_out(done.step, None)
         start.ended("model")
         heartbeat.enter("compile" if config.compile else "train")
-        for result in loop.train_steps(trained, optimizer, loader, plan, stop, device, heartbeat, save_is_due):
+        for result in loop.train_steps(trained, optimizer, loader, plan, stop, device, heartbeat, save_is_due, passes):
             start.ended("first step")
             heartbeat.enter("train")
             now = checkpoint.Progress(result.step, done.samples + (result.step - done.step) * per_step)

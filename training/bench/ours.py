@@ -12,6 +12,7 @@ from training.loader import Loader
 from training.loop import LoopPlan, dropout_seed, train_steps
 from training.model import build_model
 from training.optimizer import make_optimizer
+from training.passes import make_passes
 from training.random_state import seed_all
 from training.sampler import RankBatches, SampleOrder
 from training.stop import StopRequest
@@ -24,10 +25,15 @@ class Ours:
     """`train_steps` as the trainer calls it, its heartbeat written to a file as under the launcher."""
 
     def __init__(
-        self, setting: Setting, kernels: Literal["auto", "torch"], compiled: bool, alone: bool = False
+        self,
+        setting: Setting,
+        kernels: Literal["auto", "torch"],
+        compiled: bool,
+        alone: bool = False,
+        cuda_graphs: Literal["auto", "on", "off"] = "auto",
     ) -> None:
-        """`kernels` and `compiled` are the trainer's options; `alone` leaves out the exchange of gradients, which the
-        trainer never does."""
+        """`kernels`, `compiled` and `cuda_graphs` are the trainer's options; `alone` leaves out the exchange of
+        gradients, which the trainer never does."""
         torch.manual_seed(setting.seed)
         with setting.device:  # a processor takes long to draw the weights of a large model
             model = build_model(setting.size.architecture(setting.dropout), None)
@@ -62,7 +68,12 @@ class Ours:
         heartbeat = Heartbeat(self._beats.name)
         heartbeat.enter("train")
         loader = Loader(blocks, batches, 0, setting.device)
-        self._results = train_steps(loss_of, self.optimizer, loader, plan, StopRequest(), setting.device, heartbeat)
+        passes = make_passes(
+            cuda_graphs, loss_of, self.optimizer, 1, setting.batch_size * setting.length, setting.device
+        )
+        self._results = train_steps(
+            loss_of, self.optimizer, loader, plan, StopRequest(), setting.device, heartbeat, passes=passes
+        )
 
     def steps(self, count: int) -> Any:
         """See `Subject`."""
