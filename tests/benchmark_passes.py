@@ -2,8 +2,8 @@
 
     python tests/benchmark_passes.py [ROUNDS [SEQUENCES …]]
 
-GPT-2 with 124M parameters on one GPU, 1, 2, 4, 8, 16 and 32 sequences of 1024 tokens (unless given), with dropout of
-0.1. Both are measured in one process in turns, after a round that only warms up and records. Printed are the median
+GPT-2 with 124M parameters on one GPU, 1, 2, 4, 8, 16, 32 and 64 sequences of 1024 tokens (unless given), with dropout
+of 0.1. Both are measured in one process in turns, after a round that only warms up and records. Printed are the median
 with the smallest and largest of the rounds.
 """
 
@@ -58,6 +58,6 @@ if __name__ == "__main__":
     gpu = torch.device("cuda", 0)
     count, *given = [int(argument) for argument in sys.argv[1:]] or [7]
     print(f"GPT-2 on {device_name(gpu)}, {count} rounds")
-    for each in given or (1, 2, 4, 8, 16, 32):
+    for each in given or (1, 2, 4, 8, 16, 32, 64):
         measure(gpu, count, each)
         torch.cuda.empty_cache()

@@ -3,7 +3,7 @@
     python tests/benchmark_step.py [ROUNDS [SEQUENCES]]
 
 GPT-2 with 124M parameters on one GPU, sequences of 1024 tokens (32, unless given), without dropout. Each variant has a
-model of its own and does one thing the usual way, in PyTorch's own operations; all are measured in one process in
+model of its own and does one thing the usual way, in PyTorch's own operations, call by call; all are measured in one process in
 turns, after a round that only warms up. Printed are the median with the smallest and largest of the rounds.
 """
 
@@ -66,7 +66,7 @@ class Variant:
             return time.perf_counter() - begun
 
     def build(self, setting: Setting) -> None:
-        self.subject = ours.Ours(setting, "auto", compiled=False)
+        self.subject = ours.Ours(setting, "auto", compiled=False, cuda_graphs="off")
 
     def steps(self, count: int) -> None:
         self.subject.steps(count)

@@ -84,7 +84,7 @@ def trained(graphs: str, accumulation: int) -> tuple[list[StepResult], Any, torc
     plan = LoopPlan(0, 6, accumulation, 1e-2, "constant", 0, 1.0)
     batches = RankBatches(SampleOrder(len(blocks), 0), 0, 1, 4, accumulation, 0, plan.total)
     optimizer, loader = make_optimizer(dropping, 0.1), Loader(blocks, batches, 0, GPU)
-    passes = make_passes("on" if graphs == "on" else "off", loss_of, optimizer, accumulation, 1024, GPU)
+    passes = make_passes("on" if graphs == "on" else "off", loss_of, optimizer, accumulation, (4, 256), GPU)
     assert isinstance(passes, Captured if graphs == "on" else CallByCall)
     torch.cuda.manual_seed(7)
     results = []

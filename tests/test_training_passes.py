@@ -42,13 +42,13 @@ def test_what_cannot_be_recorded_says_why(model: Any) -> None:
 def test_recording_that_is_insisted_on_and_impossible_is_an_error(model: Any) -> None:
     loss_of, optimizer = TokenLoss(model, bfloat16=False), make_optimizer(model, 0.0)
     with pytest.raises(InputError, match="--cuda-graphs on: there is no GPU; leave the option out"):
-        make_passes("on", loss_of, optimizer, 1, 1024, CPU)
-    assert isinstance(make_passes("auto", loss_of, optimizer, 1, 1024, CPU), CallByCall)
+        make_passes("on", loss_of, optimizer, 1, (2, 32), CPU)
+    assert isinstance(make_passes("auto", loss_of, optimizer, 1, (2, 32), CPU), CallByCall)
 
 
 def test_the_parts_of_a_step_add_up_to_its_mean(model: Any) -> None:
     loss_of = TokenLoss(model, bfloat16=False)
-    passes = make_passes("off", loss_of, make_optimizer(model, 0.0), 2, 64, CPU)
+    passes = make_passes("off", loss_of, make_optimizer(model, 0.0), 2, (2, 32), CPU)
     parts = torch.arange(4 * 32).view(4, 32) % 11
     passes.begin()
     losses = []

@@ -150,8 +150,8 @@ class TrainConfig:
     first step on. torch: the model's own forward. auto: fused where they fit and --compile is not given."""
 
     cuda_graphs: Literal["auto", "on", "off"] = "auto"
-    """Record a step's passes by the fused kernels once and replay them, to the same bits: faster where a pass has so
-    few tokens that the GPU waits for Python. auto: up to 16,384 tokens in a pass, not with --ddp-overlap on."""
+    """Record a step's passes by the fused kernels once and replay them, to the same bits: faster, most of all where a
+    pass has few tokens and the GPU waits for Python. auto: where memory suffices, and not with --ddp-overlap on."""
 
     compile: bool = False
     """Compile the model's own forward with torch.compile: slower to start, faster steps."""

@@ -1,8 +1,8 @@
 """A step's forward and backward passes: call by call, or recorded once as CUDA graphs and replayed.
 
-A GPU that is given a few thousand tokens ends each kernel sooner than Python can ask for the next one. A graph asks for
-all of a pass at once. It makes the same kernels in the same order, draws the same random numbers, and comes to the same
-bits.
+A GPU that is given a few thousand tokens ends each kernel sooner than Python can ask for the next one, and with more
+it still waits a little between two. A graph asks for all of a pass at once. It makes the same kernels in the same
+order, draws the same random numbers, and comes to the same bits.
 """
 
 from collections.abc import Callable
@@ -17,8 +17,6 @@ from training.errors import InputError
 from training.strategy import ExchangesAtEnd, without_reduction
 from training.token_loss import TokenLoss
 
-HOST_BOUND_TOKENS = 16 * 1024
-"""Up to so many tokens in a pass its kernels are shorter than Python's way to them (tests/benchmark_passes.py)."""
 WARMUP_PASSES = 2
 """Before a graph is recorded: kernels are compiled and libraries make their workspaces."""
 
@@ -41,17 +39,17 @@ def make_passes(
     loss_of: nn.Module,
     optimizer: torch.optim.Optimizer,
     accumulation: int,
-    tokens: int,
+    shape: tuple[int, int],
     device: torch.device,
 ) -> Passes:
-    """By the option --cuda-graphs.
+    """By the option --cuda-graphs. Each rank may choose for itself: both ways come to the same bits.
 
     Args:
-        choice: `auto` records where that is possible and pays.
+        choice: `auto` records where that is possible and there is memory for it.
         loss_of: a batch's loss, as the loop gets it.
         optimizer: of all its parameters.
         accumulation: parts of a step.
-        tokens: of one part.
+        shape: of one part's tokens: sequences, and tokens of each.
         device: where they are.
 
     Raises:
@@ -60,9 +58,19 @@ def make_passes(
     why_not = misfit(loss_of, device)
     if choice == "on" and why_not is not None:
         raise InputError(f"--cuda-graphs on: {why_not}; leave the option out")
-    if choice == "on" or (choice == "auto" and why_not is None and tokens <= HOST_BOUND_TOKENS):
-        return Captured(loss_of, accumulation)
-    return CallByCall(loss_of, optimizer, accumulation)
+    if choice == "off" or why_not is not None:
+        return CallByCall(loss_of, optimizer, accumulation)
+    tokens = torch.zeros(shape, dtype=torch.int64, device=device)
+    random_state = torch.cuda.get_rng_state(device)
+    loss_of.train()
+    try:
+        taken, room = warm_up(loss_of, tokens)
+        # A graph keeps its memory for itself; an evaluation and the optimizer's state come beside it.
+        if choice == "auto" and room < 2 * taken + 8 * sum(parameter.numel() for parameter in loss_of.parameters()):
+            return CallByCall(loss_of, optimizer, accumulation)
+        return Captured(loss_of, accumulation, tokens)
+    finally:
+        torch.cuda.set_rng_state(random_state, device)
 
 
 def misfit(loss_of: nn.Module, device: torch.device) -> str | None:
@@ -75,6 +83,23 @@ def misfit(loss_of: nn.Module, device: torch.device) -> str | None:
     if isinstance(inner, TokenLoss):
         return "the step is not that of the fused kernels"
     return None if inner.capturable else "documents differ in length from batch to batch with --packing varlen"
+
+
+def warm_up(loss_of: nn.Module, tokens: torch.Tensor) -> tuple[int, int]:
+    """Passes whose gradients are thrown away: bytes that one takes at its highest moment, and bytes there are."""
+    device = tokens.device
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    aside = torch.cuda.Stream(device)
+    aside.wait_stream(torch.cuda.current_stream(device))
+    with torch.cuda.stream(aside):
+        for _ in range(WARMUP_PASSES):
+            loss_of(tokens).backward()
+    torch.cuda.current_stream(device).wait_stream(aside)
+    loss_of.zero_grad(set_to_none=True)
+    free, _ = torch.cuda.mem_get_info(device)
+    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return torch.cuda.max_memory_allocated(device) - before, free + unused
 
 
 class CallByCall:
@@ -108,60 +133,49 @@ class CallByCall:
 
 
 class Captured:
-    """CUDA graphs, recorded at the first batch: two for a step's first part, whose gradients take the place of those of
-    the step before, and two for its other parts, whose gradients are added."""
+    """CUDA graphs: two for a step's first part, whose gradients take the place of those of the step before, and two for
+    its other parts, whose gradients are added."""
 
-    def __init__(self, loss_of: nn.Module, accumulation: int) -> None:
-        self._loss_of, self._accumulation = loss_of, accumulation
+    def __init__(self, loss_of: nn.Module, accumulation: int, tokens: torch.Tensor) -> None:
+        """Record them, over tokens of this shape; what `warm_up` does has been done."""
         self._parameters = [parameter for parameter in loss_of.parameters() if parameter.requires_grad]
-        self._gradients: list[torch.Tensor | None] = []
-        self._graphs: list[_Graphs] = []
         self._part = 0
+        self._tokens = tokens
+        pool, stream = torch.cuda.graph_pool_handle(), torch.cuda.Stream(tokens.device)
+        self._parts = [
+            _Graphs(lambda: loss_of(tokens) / accumulation, pool, stream) for _ in range(min(accumulation, 2))
+        ]
+        self._gradients = [parameter.grad for parameter in self._parameters]
 
     def begin(self) -> None:
         """See `Passes`."""
         self._part = 0
         # Whoever looked at gradients in between may have put others in their place.
-        for parameter, gradient in zip(self._parameters, self._gradients, strict=False):
+        for parameter, gradient in zip(self._parameters, self._gradients, strict=True):
             parameter.grad = gradient
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         """See `Passes`."""
-        if not self._graphs:
-            self._capture(tokens)
-        graphs = self._graphs[min(self._part, 1)]
+        self._tokens.copy_(tokens)
         self._part += 1
-        graphs.tokens.copy_(tokens)
-        graphs.forward.replay()
-        return graphs.loss
+        self._graphs.forward.replay()
+        return self._graphs.loss
 
     def backward(self) -> None:
         """See `Passes`."""
-        self._graphs[min(self._part - 1, 1)].backward.replay()
+        self._graphs.backward.replay()
 
-    def _capture(self, tokens: torch.Tensor) -> None:
-        """Record all graphs. Nothing is computed that stays, and no random number is used up."""
-        state = torch.cuda.get_rng_state(tokens.device)
-        aside = torch.cuda.Stream()
-        aside.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(aside):
-            for _ in range(WARMUP_PASSES):
-                self._loss_of(tokens).backward()
-        torch.cuda.current_stream().wait_stream(aside)
-        self._loss_of.zero_grad(set_to_none=True)
-        mine, pool = tokens.clone(), torch.cuda.graph_pool_handle()
-        for _ in range(min(self._accumulation, 2)):
-            self._graphs.append(_Graphs(mine, lambda: self._loss_of(mine) / self._accumulation, pool, aside))
-        self._gradients = [parameter.grad for parameter in self._parameters]
-        torch.cuda.set_rng_state(state, tokens.device)
+    @property
+    def _graphs(self) -> "_Graphs":
+        return self._parts[0 if self._part == 1 else -1]
 
 
 class _Graphs:
-    """A forward pass over `tokens`, which may be overwritten, and its backward pass. Where the parameters have no
-    gradients yet, they get them in memory of the graphs' own."""
+    """A forward pass and its backward pass. Where the parameters have no gradients yet, they get them in memory of the
+    graphs' own."""
 
-    def __init__(self, tokens: torch.Tensor, run: Callable[[], torch.Tensor], pool: Any, stream: Any) -> None:
-        self.tokens, self.forward, self.backward = tokens, torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
+    def __init__(self, run: Callable[[], torch.Tensor], pool: Any, stream: Any) -> None:
+        self.forward, self.backward = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
         # NCCL's watchdog, the loader and the saver are threads of their own, and may go on meanwhile.
         how = {"pool": pool, "stream": stream, "capture_error_mode": "thread_local"}
         with torch.cuda.graph(self.forward, **how):

@@ -180,7 +180,7 @@ def train(config: TrainConfig, run: RunDirectory, ranks: RankInfo, stop: StopReq
         trained,
         optimizer,
         config.gradient_accumulation_steps,
-        found.batch_size * config.seq_length,
+        (found.batch_size, config.seq_length),
         device,
     )
     hardware = device_name(device)

@@ -69,7 +69,7 @@ class Ours:
         heartbeat.enter("train")
         loader = Loader(blocks, batches, 0, setting.device)
         passes = make_passes(
-            cuda_graphs, loss_of, self.optimizer, 1, setting.batch_size * setting.length, setting.device
+            cuda_graphs, loss_of, self.optimizer, 1, (setting.batch_size, setting.length), setting.device
         )
         self._results = train_steps(
             loss_of, self.optimizer, loader, plan, StopRequest(), setting.device, heartbeat, passes=passes
