@@ -2,9 +2,10 @@
 
     python tests/benchmark_step.py [ROUNDS [SEQUENCES]]
 
-GPT-2 with 124M parameters on one GPU, sequences of 1024 tokens (32, unless given), without dropout. Each variant has a
-model of its own and does one thing the usual way, in PyTorch's own operations, without CUDA graphs; all are measured in
-one process in turns, after a round that only warms up. Printed are the median with the smallest and largest of the rounds.
+GPT-2 with 124M parameters on one GPU, sequences of 1024 tokens (32, unless given), without dropout and CUDA graphs.
+Each variant has a model of its own and does one thing the usual way, in PyTorch's own operations; all are measured in
+one process in turns, after a round that only warms up. Printed are the median with the smallest and largest of the
+rounds.
 """
 
 import sys
