@@ -20,6 +20,7 @@ from training.loader import Loader
 from training.loop import LoopPlan, train_steps
 from training.model import build_model
 from training.optimizer import make_optimizer
+from training.passes import make_passes
 from training.sampler import RankBatches, SampleOrder
 from training.stop import StopRequest
 from training.token_loss import TokenLoss, token_loss
@@ -40,9 +41,11 @@ def final_losses(folder: Path, steps: int, fused: bool, device: torch.device) ->
     blocks, held_out = (open_blocks(folder, part, LENGTH) for part in ("train", "held_out"))
     batches = RankBatches(SampleOrder(len(blocks), 0), 0, 1, BATCH, 1, 0, steps)
     plan = LoopPlan(0, steps, 1, PEAK_LR, "cosine", round(WARMUP_SHARE * steps), 1.0)
+    optimizer = make_optimizer(model, 0.1)
+    passes = make_passes("auto", loss_of, optimizer, 1, (BATCH, LENGTH), device)
     made = train_steps(
-        loss_of, make_optimizer(model, 0.1), Loader(blocks, batches, 0, device), plan, StopRequest(), device,
-        Heartbeat(None),
+        loss_of, optimizer, Loader(blocks, batches, 0, device), plan, StopRequest(), device, Heartbeat(None),
+        passes=passes,
     )  # fmt: skip
     losses = []
     for result in made:
