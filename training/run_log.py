@@ -1,5 +1,5 @@
-"""What a run tells while it runs: to `metrics.jsonl`, to trackers, and to whoever looks on. Only rank 0 tells
-anything."""
+"""What a run tells while it runs: to `metrics.jsonl` and `rank_times.jsonl`, to trackers, to the report, and to whoever
+looks on. Only rank 0 tells anything."""
 
 from collections.abc import Iterable, Mapping
 from types import TracebackType
@@ -9,7 +9,9 @@ from training.disk_space import size
 from training.display import Display, on_a_terminal
 from training.errors import StorageError
 from training.evaluate import perplexity
+from training.live_report import LiveReport
 from training.metrics import MetricsFile
+from training.rank_times import RankTimes
 from training.ranks import RankInfo
 from training.run_directory import RunDirectory
 from training.saver import SaveReport
@@ -27,11 +29,14 @@ class RunLog:
         log_freq: int,
         ranks: RankInfo,
         trackers: Trackers | None = None,
+        report: LiveReport | None = None,
     ) -> None:
-        self._trackers = trackers
+        self._trackers, self._report = trackers, report
         self._total, self._log_freq = total, log_freq
         self._outlets: tuple[MetricsFile, Display] | None = None
+        self._rank_times: MetricsFile | None = None
         if ranks.rank == 0:
+            self._rank_times = MetricsFile(run.rank_times, done)
             self._outlets = (
                 MetricsFile(run.metrics, done),
                 Display(done, total, on_a_terminal(ranks.launcher)),
@@ -45,6 +50,12 @@ class RunLog:
         if row["step"] % self._log_freq == 0 or row["step"] == self._total:
             self._write(row)
         display.step(row)
+        self._lines(self._report.rewrite() if self._report is not None else [])
+
+    def rank_times(self, times: RankTimes | None) -> None:
+        """How long the ranks were busy with a step, where that is known."""
+        if self._rank_times is not None and times is not None and times.step % self._log_freq == 0:
+            self._rank_times.write(times.row())
 
     def evaluation(self, step: int, loss: float | None) -> None:
         """A loss on the held-out documents, in nats per token; None where nothing is held out."""
@@ -96,11 +107,15 @@ class RunLog:
         if self._outlets is not None:
             metrics, display = self._outlets
             try:
-                metrics.close()
+                for file in (metrics, self._rank_times):
+                    if file is not None:
+                        file.close()
             except StorageError:
                 # What went wrong first is what must come out.
                 if error is None:
                     raise
             finally:
+                if self._report is not None:
+                    self._report.stop()
                 self._lines(self._trackers.close() if self._trackers is not None else [])
                 display.close()
