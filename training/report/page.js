@@ -1,0 +1,59 @@
+const drawn = JSON.parse(document.getElementById("drawn").textContent);
+const themes = JSON.parse(document.getElementById("themes").textContent);
+const dark = matchMedia("(prefers-color-scheme: dark)");
+const range = document.getElementById("steps");
+const views = new Map();
+
+/** The specification of a figure as the page's controls have it now. */
+function asked(plot) {
+  const spec = structuredClone(drawn[plot.dataset.figure]);
+  const from = range.from.valueAsNumber, to = range.to.valueAsNumber;
+  const log = document.querySelector(`[data-log="${plot.dataset.figure}"]`)?.checked;
+  for (const { encoding } of spec.layer ?? [spec]) {
+    if ("byStep" in plot.dataset && encoding.x) {
+      if (from < to) encoding.x.scale.domain = [from, to];
+      else if (!isNaN(from)) encoding.x.scale.domainMin = from;
+      else if (!isNaN(to)) encoding.x.scale.domainMax = to;
+    }
+    if (log && encoding.y) encoding.y.scale = { type: "log" };
+  }
+  if (log) spec.transform = [{ filter: "!isValid(datum.y) || datum.y > 0" }];
+  return spec;
+}
+
+async function draw(plot) {
+  const theme = dark.matches ? "dark" : "light";
+  views.get(plot)?.finalize();
+  const options = { mode: "vega-lite", actions: false, renderer: "canvas", config: themes[theme], tooltip: { theme } };
+  views.set(plot, await vegaEmbed(plot, asked(plot), options));
+}
+
+const plots = [...document.querySelectorAll("[data-figure]")];
+const drawAll = (which) => Promise.all(which.map(draw));
+const drawBySteps = () => drawAll(plots.filter((plot) => "byStep" in plot.dataset));
+
+/** Arrow keys read the values of a plot one after the other. */
+function read(event) {
+  const plot = event.currentTarget;
+  const spec = drawn[plot.dataset.figure];
+  const layer = [spec, ...(spec.layer ?? [])].findLast((each) => each.encoding?.tooltip);
+  const values = (layer.data ?? spec.data).values;
+  const at = Number(plot.dataset.at ?? -1);
+  const next = { ArrowRight: at + 1, ArrowLeft: at - 1, Home: 0, End: values.length - 1 }[event.key];
+  if (next === undefined) return;
+  event.preventDefault();
+  plot.dataset.at = Math.max(0, Math.min(next, values.length - 1));
+  const value = values[plot.dataset.at];
+  const told = layer.encoding.tooltip.map(({ field, title, type }) =>
+    `${title}: ${type === "temporal" ? new Date(value[field]).toISOString() : value[field]}`);
+  plot.parentElement.querySelector(".reading").textContent = told.join(" · ");
+}
+
+for (const plot of plots) plot.addEventListener("keydown", read);
+for (const box of document.querySelectorAll("[data-log]"))
+  box.addEventListener("change", () => draw(document.querySelector(`[data-figure="${box.dataset.log}"]`)));
+range.addEventListener("change", drawBySteps);
+range.addEventListener("submit", (event) => event.preventDefault());
+range.addEventListener("reset", () => setTimeout(drawBySteps));
+dark.addEventListener("change", () => drawAll(plots));
+drawAll(plots).then(() => { document.documentElement.dataset.drawn = "yes"; });
