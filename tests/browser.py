@@ -15,6 +15,8 @@ OPTIONS = (
     *("--no-first-run", "--disable-extensions", "--disable-background-networking", "--remote-debugging-pipe"),
 )
 
+KEYS = {"Tab": 9, "Space": 32, "End": 35, "Home": 36, "ArrowLeft": 37, "ArrowRight": 39}
+
 
 class Browser:
     """One browser with one page; notes every message of its console and every request."""
@@ -38,7 +40,7 @@ class Browser:
         [page] = [each for each in self.call("Target.getTargets")["targetInfos"] if each["type"] == "page"]
         attached = self.call("Target.attachToTarget", targetId=page["targetId"], flatten=True)
         self._session = attached["sessionId"]
-        for domain in ("Page", "Runtime", "Log", "Network", "Accessibility"):
+        for domain in ("Page", "Runtime", "Log", "Network"):
             self.call(f"{domain}.enable")
 
     def call(self, method: str, **parameters: Any) -> dict[str, Any]:
@@ -89,9 +91,15 @@ class Browser:
         for nudge in (1, 0):
             self.call("Input.dispatchMouseEvent", type="mouseMoved", x=x + nudge, y=y)
 
+    def wheel_with_ctrl(self, x: float, y: float) -> None:
+        """Turn the wheel there, away from the hand, while Ctrl is held."""
+        self.call("Input.dispatchMouseEvent", type="mouseWheel", x=x, y=y, deltaX=0, deltaY=-400, modifiers=2)
+
     def press(self, key: str) -> None:
+        """Press a key and let it go; `Space` types one."""
+        text = {"text": " "} if key == "Space" else {}
         for kind in ("keyDown", "keyUp"):
-            self.call("Input.dispatchKeyEvent", type=kind, key=key, code=key)
+            self.call("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=KEYS[key], **text)
 
     def screenshot(self, path: Path, whole: bool = True) -> Path:
         picture = self.call("Page.captureScreenshot", format="png", captureBeyondViewport=whole)

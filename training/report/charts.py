@@ -27,7 +27,7 @@ def theme(ink: str, paper: str, grid: str, lines: Sequence[str], heat: str) -> d
         "background": paper,
         "font": "system-ui, sans-serif",
         "axis": {**axis, "labelFontSize": 12, "titleFontSize": 12, "titleFontWeight": "normal"},
-        "legend": {"labelColor": ink, "titleColor": ink, "labelLimit": 240, "labelFontSize": 12},
+        "legend": {"labelColor": ink, "titleColor": ink, "labelLimit": 240, "labelFontSize": 12, "columns": 6},
         "title": {"color": ink, "anchor": "start"},
         "view": {"stroke": grid},
         "rule": {"color": ink},
@@ -64,6 +64,8 @@ class Figure:
     """A table of its numbers."""
     log: bool = False
     """It can have a logarithmic axis."""
+    log_first: bool = False
+    """It has one at first."""
     by_step: bool = False
     """Its x axis is the optimizer step."""
     notes: Sequence[str] = field(default_factory=tuple)
@@ -78,7 +80,8 @@ class Curve:
     axis: str
     names: Mapping[str, str]
     convert: Callable[[float], float] = float
-    format: str = "~g"
+    format: str = ",.6~g"
+    log_first: bool = False
 
 
 def as_perplexity(loss: float) -> float:
@@ -92,8 +95,9 @@ CURVES = (
         *("perplexity", "Perplexity", "perplexity (e^loss, no unit)"),
         {"loss": "training", "eval_loss": "held out"},
         as_perplexity,
+        log_first=True,
     ),
-    Curve("lr", "Learning rate", "learning rate (no unit)", {"lr": "learning rate"}, format=".1e"),
+    Curve("lr", "Learning rate", "learning rate (no unit)", {"lr": "learning rate"}),
     Curve("grad_norm", "Gradient norm", "L2 norm before clipping (no unit)", {"grad_norm": "gradient norm"}),
     Curve("tokens", "Speed", "speed (tokens/s, all ranks)", {"tokens_per_second": "tokens/s"}, format="~s"),
     Curve("mfu", "Model FLOPs utilisation", "MFU (% of peak)", {"mfu": "MFU"}, lambda share: 100 * share),
@@ -154,7 +158,10 @@ def curve_figure(curve: Curve, runs: Mapping[str, Run]) -> Figure | None:
     colour = {"field": "r", "title": "run"} if several else {"field": "s", "title": None}
     encoding: dict[str, Any] = {
         "x": _step_axis(),
-        "y": _quantity("y", curve.axis, format=curve.format, zero=False),
+        "y": {
+            **_quantity("y", curve.axis, format=curve.format),
+            "scale": {"type": "log"} if curve.log_first else {"zero": False},
+        },
         "color": {
             **colour,
             "type": "nominal",
@@ -197,6 +204,7 @@ def curve_figure(curve: Curve, runs: Mapping[str, Run]) -> Figure | None:
         ["series", "first", "last", "lowest", "highest"],
         rows,
         log=True,
+        log_first=curve.log_first,
         by_step=True,
         notes=[f"Dashed: the run went on at step {', '.join(_text(step) for step in resumed)}."] if resumed else [],
     )
@@ -279,7 +287,7 @@ def heat_figure(run: Run) -> Figure | None:
                 "field": "a",
                 "type": "quantitative",
                 "title": "rank (number)",
-                "scale": {"domain": [ranks - 0.5, -0.5], "nice": False},
+                "scale": {"domain": [-0.5, ranks - 0.5], "reverse": True, "nice": False},
                 "axis": {"grid": False, "tickMinStep": 1, "format": "d"},
             },
             "y2": {"field": "b"},
@@ -366,7 +374,7 @@ def time_line(run: Run, now: float) -> Figure | None:
     ]
     if points:
         mark = {"type": "point", "filled": True, "size": 90, "stroke": "white", "strokeWidth": 1, "clip": True}
-        shape = _nominal("k", "event", shapes)
+        shape = _nominal("k", "event", shapes, "bottom")
         layers.append(
             {
                 "data": {"values": points},
@@ -375,7 +383,7 @@ def time_line(run: Run, now: float) -> Figure | None:
             }
         )
     faults = [f"attempt {attempt.number}: {attempt.kind}" for attempt in run.attempts if attempt.kind not in GOOD]
-    spec = {"width": "container", "height": {"step": 28}, "layer": layers, "resolve": {"scale": {"color": "shared"}}}
+    spec = {"width": "container", "height": _height(len(bars)), "layer": layers}
     words = "1 attempt" if len(rows) == 1 else f"{len(rows)} attempts"
     return Figure(
         *("attempts", "Attempts and faults", spec),
@@ -399,7 +407,7 @@ def spent_figure(run: Run) -> Figure | None:
     ]
     spec = {
         "width": "container",
-        "height": {"step": 28},
+        "height": _height(len(told)),
         "data": {"values": values},
         "mark": {"type": "bar", "height": 16},
         "encoding": {
@@ -467,14 +475,18 @@ def _step_axis() -> dict[str, Any]:
     }
 
 
-def _quantity(name: str, title: str, format: str = "~g", zero: bool = True, **more: Any) -> dict[str, Any]:
-    kind = {"field": name, "type": "quantitative", "title": title, "axis": {"format": format}}
-    return kind | {"scale": {"zero": zero}} | more
+def _quantity(name: str, title: str, format: str = ",.6~g", **more: Any) -> dict[str, Any]:
+    return {"field": name, "type": "quantitative", "title": title, "axis": {"format": format}} | more
 
 
-def _nominal(name: str, title: str | None, domain: Sequence[str]) -> dict[str, Any]:
-    legend = {"orient": "top", "columns": 4}
+def _nominal(name: str, title: str | None, domain: Sequence[str], orient: str = "top") -> dict[str, Any]:
+    legend = {"orient": orient}
     return {"field": name, "type": "nominal", "title": title, "scale": {"domain": list(domain)}, "legend": legend}
+
+
+def _height(attempts: int) -> int:
+    """Of a figure with a bar for each attempt, in pixels."""
+    return min(600, 28 * attempts)
 
 
 def _extremes(points: Sequence[Point]) -> list[str]:

@@ -8,23 +8,25 @@ const views = new Map();
 function asked(plot) {
   const spec = structuredClone(drawn[plot.dataset.figure]);
   const from = range.from.valueAsNumber, to = range.to.valueAsNumber;
-  const log = document.querySelector(`[data-log="${plot.dataset.figure}"]`)?.checked;
+  const box = document.querySelector(`[data-log="${plot.dataset.figure}"]`);
   for (const { encoding } of spec.layer ?? [spec]) {
     if ("byStep" in plot.dataset && encoding.x) {
       if (from < to) encoding.x.scale.domain = [from, to];
       else if (!isNaN(from)) encoding.x.scale.domainMin = from;
       else if (!isNaN(to)) encoding.x.scale.domainMax = to;
     }
-    if (log && encoding.y) encoding.y.scale = { type: "log" };
+    if (box && encoding.y) encoding.y.scale = box.checked ? { type: "log" } : { zero: false };
   }
-  if (log) spec.transform = [{ filter: "!isValid(datum.y) || datum.y > 0" }];
+  if (box?.checked) spec.transform = [{ filter: "!isValid(datum.y) || datum.y > 0" }];
   return spec;
 }
 
 async function draw(plot) {
   const theme = dark.matches ? "dark" : "light";
+  const config = structuredClone(themes[theme]);
+  if (plot.clientWidth < 480) config.legend.columns = 3;
   views.get(plot)?.finalize();
-  const options = { mode: "vega-lite", actions: false, renderer: "canvas", config: themes[theme], tooltip: { theme } };
+  const options = { mode: "vega-lite", actions: false, renderer: "canvas", config, tooltip: { theme } };
   views.set(plot, await vegaEmbed(plot, asked(plot), options));
 }
 

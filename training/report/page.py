@@ -4,6 +4,7 @@ it, and the page's own policy lets no request out and no script in."""
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -41,7 +42,6 @@ def render(runs: Sequence[Run], now: float) -> str:
         now: seconds since 1970, when it is written.
     """
     import jinja2
-    import vl_convert
 
     names = labels(runs)
     together = figures_together(runs)
@@ -57,8 +57,7 @@ def render(runs: Sequence[Run], now: float) -> str:
         written=utc(now),
         nonce=secrets.token_urlsafe(16),
         style=(HERE / "page.css").read_text(encoding="utf-8"),
-        # Of the closing tag alone the parser of HTML takes notice within a script.
-        script=vl_convert.javascript_bundle((HERE / "page.js").read_text("utf-8")).replace("</script", r"<\/script"),
+        script=_script(),
         results=differences.results(runs),
         options=differences.different_options(runs) if len(runs) > 1 else _options(runs[0]),
         together=together,
@@ -66,6 +65,16 @@ def render(runs: Sequence[Run], now: float) -> str:
         drawn={figure.key: {**figure.spec, "description": figure.sentence} for figure in figures},
         themes=THEMES,
     )
+
+
+@cache
+def _script() -> str:
+    """What draws: Vega-Lite, and the page's own script."""
+    import vl_convert
+
+    script = vl_convert.javascript_bundle((HERE / "page.js").read_text(encoding="utf-8"))
+    # Of the closing tag alone HTML takes notice within a script.
+    return script.replace("</script", r"<\/script")
 
 
 def _part(name: str, run: Run, place: int, now: float) -> Part:
