@@ -15,6 +15,8 @@ OPTIONS = (
     *("--no-first-run", "--disable-extensions", "--disable-background-networking", "--remote-debugging-pipe"),
 )
 
+CTRL = 2
+"""As a held key."""
 KEYS = {"Tab": 9, "Space": 32, "End": 35, "Home": 36, "ArrowLeft": 37, "ArrowRight": 39}
 
 
@@ -75,9 +77,10 @@ class Browser:
         self.wait("document.documentElement?.dataset.drawn === 'yes'")
 
     def wait(self, condition: str) -> None:
-        """Wait until the page says so."""
+        """Wait until the page says so, at most 20 seconds."""
         self.value(
-            f"new Promise((done) => {{ const look = () => ({condition}) ? done() : setTimeout(look, 20); look(); }})"
+            "new Promise((done, fail) => { setTimeout(() => fail('it does not come'), 20000);"
+            f"const look = () => ({condition}) ? done() : setTimeout(look, 20); look(); }})"
         )
 
     def value(self, expression: str) -> Any:
@@ -91,15 +94,22 @@ class Browser:
         for nudge in (1, 0):
             self.call("Input.dispatchMouseEvent", type="mouseMoved", x=x + nudge, y=y)
 
-    def wheel_with_ctrl(self, x: float, y: float) -> None:
-        """Turn the wheel there, away from the hand, while Ctrl is held."""
-        self.call("Input.dispatchMouseEvent", type="mouseWheel", x=x, y=y, deltaX=0, deltaY=-400, modifiers=2)
+    def turn_wheel(self, x: float, y: float, held: int = 0) -> None:
+        """Turn the wheel there, away from the hand, while these keys are held."""
+        self.point_at(x, y)
+        self.call("Input.dispatchMouseEvent", type="mouseWheel", x=x, y=y, deltaX=0, deltaY=-400, modifiers=held)
+
+    def drag(self, x: float, y: float, to_x: float) -> None:
+        """Press the left button there, and let it go at `to_x`."""
+        self.point_at(x, y)
+        for kind, at in (("mousePressed", x), ("mouseMoved", to_x), ("mouseReleased", to_x)):
+            self.call("Input.dispatchMouseEvent", type=kind, x=at, y=y, button="left", clickCount=1)
 
     def press(self, key: str) -> None:
         """Press a key and let it go; `Space` types one."""
-        text = {"text": " "} if key == "Space" else {}
+        typed = {"key": " ", "text": " "} if key == "Space" else {"key": key}
         for kind in ("keyDown", "keyUp"):
-            self.call("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=KEYS[key], **text)
+            self.call("Input.dispatchKeyEvent", type=kind, code=key, windowsVirtualKeyCode=KEYS[key], **typed)
 
     def screenshot(self, path: Path, whole: bool = True) -> Path:
         picture = self.call("Page.captureScreenshot", format="png", captureBeyondViewport=whole)

@@ -143,7 +143,7 @@ def test_what_runs_write_is_text_and_never_markup(tmp_path: Path):
     (run / "config.json").write_text(json.dumps({"config": {HOSTILE: HOSTILE}}))
     write_lines(run / "events.jsonl", [{"time": BEGIN, "event": HOSTILE, HOSTILE: HOSTILE}])
     folder = run.rename(tmp_path / "<img src=x onerror=alert(3)>")
-    page, nonce, script = render([read_run(folder), read_run(folder)], BEGIN).partition("<script nonce=")
+    page, _, script = render([read_run(folder), read_run(folder)], BEGIN).partition("<script nonce=")
     assert "<img" not in page
     assert "<script>" not in page
     assert "&lt;img src=x onerror=alert(2)&gt;" in page

@@ -11,6 +11,8 @@ from typing import Any
 from training.report.run import NO_PHASE, PHASE, Run, Series
 from training.report.thin import Point, means, thin
 
+VEGA_LITE = "6.1"
+"""Version of the grammar. In 6.4 the tooltip of the nearest point does not know its text fields."""
 POINTS = 1600
 """Of one figure, over all of its lines."""
 FEW = 40
@@ -179,7 +181,7 @@ def curve_figure(curve: Curve, runs: Mapping[str, Run]) -> Figure | None:
         {"field": "x", "title": "step", "format": ",d"},
         {"field": "y", "title": curve.axis, "format": ",.5~g"},
         *([{"field": "r", "title": "run"}] if several else []),
-        {"field": "s", "title": "series"},
+        {"field": "s", "type": "nominal", "title": "series"},
     ]
     layers: list[dict[str, Any]] = [
         {"mark": {"type": "line", "clip": True, "strokeWidth": 1.5}, "encoding": encoding, "params": [_zoom()]},

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from training.report import differences
-from training.report.charts import THEMES, Figure, figures_of, figures_together, labels, utc
+from training.report.charts import THEMES, VEGA_LITE, Figure, figures_of, figures_together, labels, utc
 from training.report.run import Attempt, Run, mapping, number
 
 HERE = Path(__file__).parent
@@ -72,7 +72,7 @@ def _script() -> str:
     """What draws: Vega-Lite, and the page's own script."""
     import vl_convert
 
-    script = vl_convert.javascript_bundle((HERE / "page.js").read_text(encoding="utf-8"))
+    script = vl_convert.javascript_bundle((HERE / "page.js").read_text(encoding="utf-8"), VEGA_LITE)
     # Of the closing tag alone HTML takes notice within a script.
     return script.replace("</script", r"<\/script")
 

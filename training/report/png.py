@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from training.report.charts import THEMES, Figure
+from training.report.charts import THEMES, VEGA_LITE, Figure
 
 WIDTH, SCALE = 800, 2
 """Pixels, and how many of a picture's make one of them."""
@@ -18,6 +18,6 @@ def write_pictures(figures: Sequence[Figure], folder: Path) -> list[Path]:
     for figure in figures:
         spec = {**figure.spec, "width": WIDTH, "title": figure.title}
         path = folder / f"{figure.key}.png"
-        path.write_bytes(vl_convert.vegalite_to_png(spec, config=THEMES["light"], scale=SCALE))
+        path.write_bytes(vl_convert.vegalite_to_png(spec, VEGA_LITE, config=THEMES["light"], scale=SCALE))
         written.append(path)
     return written
