@@ -63,6 +63,7 @@ bench: .venv/.test
 	.venv/bin/python tests/benchmark_memory.py
 	.venv/bin/python -m training.bench
 	.venv/bin/python tests/benchmark_input.py
+	.venv/bin/python tests/benchmark_report.py
 
 .PHONY: faults
 faults: slurm-packages $(MPIS:%=.mpi/%/.made) .venv/.test

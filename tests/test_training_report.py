@@ -182,11 +182,11 @@ def test_several_runs_come_into_one_page_here_or_where_it_is_said(requeued: Path
 
 
 def test_the_plots_as_pictures(tmp_path: Path, capsys):
-    run = make_run(tmp_path / "a", steps=4)
-    assert main([str(run), "--png", str(tmp_path / "pictures")]) == 0
-    paths = [Path(line) for line in capsys.readouterr().out.splitlines()]
-    assert len(paths) == 12
-    assert all(path.read_bytes().startswith(b"\x89PNG") for path in paths)
+    write_lines(tmp_path / "metrics.jsonl", [{"step": step, "lr": 1 / step} for step in (1, 2, 3)])
+    assert main([str(tmp_path), "--png", str(tmp_path / "new/pictures")]) == 0
+    [path] = capsys.readouterr().out.splitlines()
+    assert path == str(tmp_path / "new/pictures/lr.png")
+    assert Path(path).read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from training.report.thin import Point, means, thin
 
 VEGA_LITE = "6.1"
 """Version of the grammar. In 6.4 the tooltip of the nearest point does not know its text fields."""
-POINTS = 1600
+POINTS = 1000
 """Of one figure, over all of its lines."""
 FEW = 40
 """Up to so many points of a line are drawn as such."""
