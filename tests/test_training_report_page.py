@@ -11,9 +11,9 @@ import pytest
 from browser import CTRL, Browser
 from conftest import cannot_run_here
 from report_runs import BEGIN, make_run
-from training.report.charts import THEMES
 from training.report.page import render
 from training.report.run import read_run
+from training.report.themes import THEMES
 
 LOSS = "[data-figure=loss]"
 END = BEGIN + 20_000

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from statistics import median
 from typing import NamedTuple
 
-from training.report.charts import as_perplexity
+from training.report.by_step import as_perplexity
 from training.report.run import Run
 
 ALIKE_BY_NATURE = ("experiment_name", "output_dir", "config", "report_interval")

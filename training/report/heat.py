@@ -31,9 +31,11 @@ class Heat:
         self._cells: dict[tuple[int, int], tuple[float, int, int]] = {}
         self._steps = self._ranks = 1
         """Steps and ranks of a cell."""
+        self.last_step = self.last_rank = 0
 
     def add(self, step: int, rank: int, seconds: float) -> None:
         """A rank was busy so long with a step."""
+        self.last_step, self.last_rank = max(step, self.last_step), max(rank, self.last_rank)
         while step // self._steps >= COLUMNS:
             self._steps *= 2
             self._merge(lambda column, row: (column // 2, row))

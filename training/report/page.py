@@ -9,8 +9,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from training.report import differences
-from training.report.charts import THEMES, VEGA_LITE, Figure, figures_of, figures_together, labels, utc
+from training.report.by_attempt import utc
+from training.report.charts import figures_of, figures_together, labels
+from training.report.figure import VEGA_LITE, Figure
 from training.report.run import Attempt, Run, mapping, number
+from training.report.themes import THEMES
 
 HERE = Path(__file__).parent
 LONGEST_TEXT = 2000

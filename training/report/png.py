@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from training.report.charts import THEMES, VEGA_LITE, Figure
+from training.report.figure import VEGA_LITE, Figure
+from training.report.themes import THEMES
 
 WIDTH, SCALE = 800, 2
 """Pixels, and how many of a picture's make one of them."""

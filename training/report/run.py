@@ -12,9 +12,6 @@ from typing import Any
 from training.errors import InputError
 from training.report.heat import Heat
 
-PHASE = "_seconds"
-NO_PHASE = ("step_seconds", "checkpoint_seconds", "checkpoint_blocking_seconds")
-
 
 @dataclass(frozen=True)
 class Series:
