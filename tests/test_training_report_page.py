@@ -169,6 +169,10 @@ def test_by_keyboard_the_scale_becomes_logarithmic_and_the_values_are_read(brows
     assert browser.value(reading).startswith("step: 200 · loss (nats per token): 2.")
     browser.press("ArrowLeft")
     assert browser.value(reading).startswith("step: 150 · ")
+    browser.value("document.querySelector('[data-figure=attempts-1]').focus()")
+    browser.press("ArrowRight")
+    first = browser.value("document.querySelector('#attempts-1 .reading').innerText")
+    assert first == "what: node lost · time (UTC): 2026-09-21T14:13:20.000Z · more: node lost it was"
 
 
 def test_a_screen_reader_finds_each_plot_named_told_and_as_a_table(browser: Browser, report: Path):

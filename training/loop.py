@@ -175,7 +175,7 @@ def train_steps(
             stops > 0,
             saves > 0,
             not_finite,
-            read_times(times, step, world_size(), plan.log_freq) if step > plan.done else None,
+            rank_times=read_times(times, step, world_size(), plan.log_freq) if step > plan.done else None,
         )
 
 

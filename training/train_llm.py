@@ -69,7 +69,7 @@ def train(
     ranks: RankInfo,
     stop: StopRequest,
     heartbeat: Heartbeat,
-    report_seconds: float | None = None,
+    report_seconds: float | None,
 ) -> int:
     """Join the other ranks, prepare, train, evaluate, save."""
     start = StartClock(process_age())

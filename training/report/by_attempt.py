@@ -78,7 +78,7 @@ def time_line(run: Run, now: float) -> Figure | None:
                 "encoding": {**shared, "shape": shape, "tooltip": tooltip},
             }
         )
-    faults = [f"attempt {attempt.number}: {attempt.kind}" for attempt in run.attempts if attempt.kind not in GOOD]
+    faults = [f"attempt {each.number}: {each.kind}" for each in run.attempts if each.kind and each.kind not in GOOD]
     spec = {"width": "container", "height": _height(len(bars)), "layer": layers}
     words = "1 attempt" if len(rows) == 1 else f"{len(rows)} attempts"
     return Figure(

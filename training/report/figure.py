@@ -44,6 +44,7 @@ def zoom() -> dict[str, Any]:
 
 
 def step_axis() -> dict[str, Any]:
+    """The x axis of what is drawn over the steps, field `x`."""
     return {
         "field": "x",
         "type": "quantitative",
@@ -54,15 +55,18 @@ def step_axis() -> dict[str, Any]:
 
 
 def quantity(name: str, title: str, format: str = ",.6~g", **more: Any) -> dict[str, Any]:
+    """An axis of numbers; `title` names the unit, `format` is d3's."""
     return {"field": name, "type": "quantitative", "title": title, "axis": {"format": format}} | more
 
 
 def nominal(name: str, title: str | None, domain: Sequence[str], orient: str = "top") -> dict[str, Any]:
+    """Colours or shapes of what has names, in the order of `domain`."""
     legend = {"orient": orient}
     return {"field": name, "type": "nominal", "title": title, "scale": {"domain": list(domain)}, "legend": legend}
 
 
 def extremes(points: Sequence[Point]) -> list[str]:
+    """First, last, lowest and highest value, each with its step."""
     lowest, highest = (choose(points, key=lambda point: point[1]) for choose in (min, max))
     return [_at(point) for point in (points[0], points[-1], lowest, highest)]
 
@@ -72,6 +76,7 @@ def _at(point: Point) -> str:
 
 
 def in_words(title: str, row: Sequence[str]) -> str:
+    """A sentence of a name and its `extremes`."""
     name, first, last, lowest, highest = row
     return f"{title} {name}: from {first} to {last}; lowest {lowest}, highest {highest}."
 

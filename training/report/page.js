@@ -38,17 +38,17 @@ const drawBySteps = () => drawAll(plots.filter((plot) => "byStep" in plot.datase
 function read(event) {
   const plot = event.currentTarget;
   const spec = drawn[plot.dataset.figure];
-  const layer = [spec, ...(spec.layer ?? [])].findLast((each) => each.encoding?.tooltip);
-  const values = (layer.data ?? spec.data).values;
+  const told = [spec, ...(spec.layer ?? [])].filter((layer) => layer.encoding?.tooltip);
+  const values = told.flatMap((layer) => (layer.data ?? spec.data).values.map((value) => [layer.encoding.tooltip, value]));
   const at = Number(plot.dataset.at ?? -1);
   const next = { ArrowRight: at + 1, ArrowLeft: at - 1, Home: 0, End: values.length - 1 }[event.key];
   if (next === undefined) return;
   event.preventDefault();
   plot.dataset.at = Math.max(0, Math.min(next, values.length - 1));
-  const value = values[plot.dataset.at];
-  const told = layer.encoding.tooltip.map(({ field, title, type }) =>
+  const [tooltip, value] = values[plot.dataset.at];
+  const words = tooltip.map(({ field, title, type }) =>
     `${title}: ${type === "temporal" ? new Date(value[field]).toISOString() : value[field]}`);
-  plot.parentElement.querySelector(".reading").textContent = told.join(" · ");
+  plot.parentElement.querySelector(".reading").textContent = words.join(" · ");
 }
 
 for (const plot of plots) plot.addEventListener("keydown", read);
