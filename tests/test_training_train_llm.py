@@ -67,8 +67,8 @@ def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def whole(output: Path) -> subprocess.CompletedProcess[str]:
-    """An undisturbed run of one process, in `output/whole`."""
-    done = alone(output, "-e", "whole", *TINY)
+    """An undisturbed run of one process, in `output/whole`, whose report is written all the time."""
+    done = alone(output, "-e", "whole", *TINY, "--report-interval", "0.0001")
     assert done.returncode == 0, done.stderr
     return done
 
@@ -109,7 +109,7 @@ def test_metrics_have_a_row_for_each_checkpoint(whole, output: Path):
 
 def test_the_run_directory_holds_what_was_promised(whole, output: Path):
     run = output / "whole"
-    names = {"config.json", "metrics.jsonl", "summary.json", "checkpoints"}
+    names = {"config.json", "metrics.jsonl", "rank_times.jsonl", "summary.json", "checkpoints", "report.html"}
     assert {path.name for path in run.iterdir()} == names
     assert sorted(os.listdir(run / "checkpoints")) == ["incarnations", "step-00000004", "step-00000006"]
     summary = json.loads((run / "summary.json").read_text())
@@ -117,6 +117,12 @@ def test_the_run_directory_holds_what_was_promised(whole, output: Path):
     assert set(summary["samples"][0]) == {"prompt", "answer", "expected"}
     assert Path(summary["checkpoint"]).is_dir()
     assert summary["weights_sha256"] == manifest(run, 6)["weights_sha256"]
+
+
+def test_the_last_report_shows_the_whole_run(whole, output: Path):
+    page = (output / "whole" / "report.html").read_text()
+    assert '<th scope="row">state</th><td>complete</td>' in page
+    assert '<th scope="row">steps</th><td>6</td>' in page
 
 
 def test_the_same_seed_gives_the_same_losses_to_the_last_digit(whole, output: Path):
@@ -157,6 +163,16 @@ def test_the_guides_mpirun_command_trains_one_model_on_all_ranks(pair, output: P
     assert "ranks: 2 on cpu by ddp, launcher: Open MPI" in pair.stdout
     assert pair.stdout.count("complete: 6 steps") == 1
     assert [step for step, _ in losses(output / "pair")] == [1, 2, 3, 4, 5, 6]
+
+
+def test_of_each_rank_is_known_how_long_it_was_busy_with_each_step(pair, output: Path):
+    told = [json.loads(line) for line in (output / "pair" / "rank_times.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in told] == [1, 2, 3, 4, 5]
+    own = {row["step"]: row["data_seconds"] + row["forward_seconds"] for row in rows(output / "pair") if "loss" in row}
+    for row in told:
+        first, second = row["busy_seconds"]
+        assert first == pytest.approx(own[row["step"]], abs=1e-5)
+        assert 0 < second != first
 
 
 def test_two_ranks_resume_to_the_same_losses(pair, output: Path):

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 from training.config import TrainConfig, config_from_argv
 from training.errors import COMPLETE, INPUT_ERROR, InputError
+from training.live_report import interval_seconds
 from training.run_directory import check_same_run, check_writable, run_directory
 from training.trackers import check_installed
 
@@ -55,6 +56,7 @@ def check(config: TrainConfig, ranks: int | None) -> None:
     run = run_directory(config, os.environ)
     check_writable(run)
     check_installed(config.report_to)
+    interval_seconds(config.report_interval)
     if config.max_steps is not None:
         from training.schedule import warmup_steps
 

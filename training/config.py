@@ -189,6 +189,10 @@ class TrainConfig:
     """Trackers that also get the rows of metrics.jsonl: tensorboard, wandb, trackio, mlflow; several may be named. They
     write below the run directory, and to a server only where their own variables say so."""
 
+    report_interval: Annotated[float | None, arg(metavar="MINUTES")] = None
+    """Minutes between two writings of RUN/report.html, by a process beside the training; the last at the end. 0: none.
+    Without it: 5 where the extra `report` is installed, else none."""
+
     preset: PresetName | None = None
     """Defaults for a purpose: `demo` visibly trains a small GPT-2 on the built-in data in minutes on two CPU
     cores, `smoke` shows in half a minute that everything works. What the file or the command line says still
@@ -365,7 +369,7 @@ MINIMUM: Mapping[str, float] = {
     "seed": 0, "max_steps": 1, "warmup_steps": 0, "weight_decay": 0, "max_grad_norm": 0, "batch_size": 1,
     "gradient_accumulation_steps": 1, "seq_length": 2, "log_freq": 1, "eval_freq": 0, "max_eval_samples": 1,
     "keep_checkpoints": 1, "num_workers": 0, "max_skipped_steps": 0, "ddp_bucket_cap_mb": 1,
-    "max_train_tokens": 1,
+    "max_train_tokens": 1, "report_interval": 0,
 }  # fmt: skip
 
 

@@ -102,6 +102,21 @@ def device_name(device: "torch.device") -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
 
 
+def memory_bytes(device: "torch.device") -> dict[str, int]:
+    """Memory that torch has allocated on the GPU, or the process's largest resident size on a CPU, in
+    bytes."""
+    if device.type == "cuda":
+        import torch
+
+        return {
+            "memory_allocated_bytes": torch.cuda.memory_allocated(device),
+            "memory_peak_bytes": torch.cuda.max_memory_allocated(device),
+        }
+    import resource
+
+    return {"memory_peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
+
+
 def joined_by_nvlink(uuids: Sequence[str]) -> bool:
     """Whether NVLink joins each two of these GPUs of this host; False where the driver does not say.
 

@@ -17,7 +17,8 @@ from training.heartbeat import Heartbeat
 from training.loader import Loader
 from training.optimizer import step_if
 from training.passes import CallByCall, Passes
-from training.process_group import gather, my_rank, sum_over_ranks
+from training.process_group import gather, my_rank, sum_over_ranks, world_size
+from training.rank_times import RankTimes, read_times, tell_time
 from training.schedule import learning_rate
 from training.stop import StopRequest
 from training.strategy import clip_gradients, exchange_gradients, own_gradients_are_finite
@@ -47,6 +48,8 @@ class StepResult:
     """A checkpoint is due after this step; all ranks see the same answer."""
     skipped: NotFinite | None = None
     """Why this step left the weights as they were, where it did."""
+    rank_times: RankTimes | None = None
+    """Of the step before, which every rank tells with this one's message; None at the first step of an attempt."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,8 @@ class LoopPlan:
     """Steps of the whole run whose update may be skipped because a number was not finite."""
     skipped: int = 0
     """Steps that were skipped before."""
+    log_freq: int = 1
+    """Steps between those whose times are kept, so that all ranks have their turn in them."""
 
 
 def dropout_seed(seed: int, rank: int, step: int) -> int:
@@ -108,6 +113,7 @@ def train_steps(
     skipped = plan.skipped
     clock: PhaseClock | None = None
     passes = passes or CallByCall(loss_of, optimizer, plan.accumulation)
+    busy = 0.0
     for step in range(plan.done, plan.total):
         clock = PhaseClock(device, heartbeat.at, before=clock)
         loss_of.train()
@@ -129,7 +135,8 @@ def train_steps(
                 group["lr"] = lr
             norm = clip_gradients(loss_of.parameters(), plan.max_grad_norm or math.inf)
             # One small message carries everything the ranks tell each other at a step, and comes to the host once.
-            asked = to_device([float(stop.requested), float(save_is_due(step + 1)), 1.0], device)
+            time_of_mine = tell_time(busy, step, my_rank(), world_size(), plan.log_freq)
+            asked = to_device([float(stop.requested), float(save_is_due(step + 1)), 1.0, *time_of_mine], device)
             own_norm = norm.detach().float().reshape(1)
             told = sum_over_ranks(torch.cat([loss.reshape(1), own_norm, asked]))
         # After that phase's last mark: once the message is there, every event that the clock reads is over.
@@ -137,7 +144,7 @@ def train_steps(
         with clock.phase("update"):
             step_if(torch.isfinite(told[:2]).all(), optimizer)
         heartbeat.at("agree")
-        loss_sum, norms, stops, saves, ranks, grad_norm = message.read()
+        loss_sum, norms, stops, saves, ranks, *times, grad_norm = message.read()
         not_finite = None
         if not (math.isfinite(loss_sum) and math.isfinite(norms)):
             own_loss = float(loss)
@@ -151,8 +158,20 @@ def train_steps(
                 raise not_finite.error(my_rank(), skipped)
             skipped += 1
         seconds, phases = clock.read()
-        heartbeat.made_step(step + 1, seconds, sum(phases[name] for name in BUSY))
-        yield StepResult(step + 1, loss_sum / ranks, lr, grad_norm, seconds, phases, stops > 0, saves > 0, not_finite)
+        busy = sum(phases[name] for name in BUSY)
+        heartbeat.made_step(step + 1, seconds, busy)
+        yield StepResult(
+            step + 1,
+            loss_sum / ranks,
+            lr,
+            grad_norm,
+            seconds,
+            phases,
+            stops > 0,
+            saves > 0,
+            not_finite,
+            rank_times=read_times(times, step, world_size(), plan.log_freq) if step > plan.done else None,
+        )
 
 
 def to_device(values: list[float], device: torch.device) -> torch.Tensor:

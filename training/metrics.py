@@ -6,16 +6,16 @@ import math
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import IO, Any
-
-import torch
+from typing import IO, TYPE_CHECKING, Any
 
 from training.errors import StorageError
-from training.loop import StepResult
+
+if TYPE_CHECKING:
+    from training.loop import StepResult
 
 
 def step_row(
-    result: StepResult, epoch: float, tokens: int, mfu: float | None, memory: Mapping[str, int]
+    result: "StepResult", epoch: float, tokens: int, mfu: float | None, memory: Mapping[str, int]
 ) -> dict[str, Any]:
     """The row of one optimizer step.
 
@@ -40,19 +40,6 @@ def step_row(
     if mfu is not None:
         row["mfu"] = mfu
     return row
-
-
-def memory_bytes(device: torch.device) -> dict[str, int]:
-    """Memory that torch has allocated on the GPU, or the process's largest resident size on a CPU, in
-    bytes."""
-    if device.type == "cuda":
-        return {
-            "memory_allocated_bytes": torch.cuda.memory_allocated(device),
-            "memory_peak_bytes": torch.cuda.max_memory_allocated(device),
-        }
-    import resource
-
-    return {"memory_peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:

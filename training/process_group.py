@@ -229,6 +229,11 @@ def my_rank() -> int:
     return dist.get_rank() if dist.is_initialized() else 0
 
 
+def world_size() -> int:
+    """How many ranks the group has; 1 where there is none."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
 def any_rank(answer: bool, device: torch.device) -> bool:
     """Whether any rank says so."""
     return bool(sum_over_ranks(torch.tensor([float(answer)], device=device)).item())

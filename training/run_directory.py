@@ -1,7 +1,7 @@
 """The run directory: where it is, who may name it, and whether what lies in it is the same run.
 
-Training owns `config.json`, `metrics.jsonl`, `checkpoints/`, `summary.json`, `trackers/` and `export/`; whatever else
-lies there is left alone."""
+Training owns `config.json`, `metrics.jsonl`, `rank_times.jsonl`, `checkpoints/`, `summary.json`, `trackers/`, `export/`
+and `report.html`; whatever else lies there is left alone."""
 
 import json
 import os
@@ -44,6 +44,11 @@ class RunDirectory:
     def metrics(self) -> Path:
         """One JSON object per logged step or evaluation."""
         return self.root / "metrics.jsonl"
+
+    @property
+    def rank_times(self) -> Path:
+        """How long each rank was busy with a step, one JSON object per logged step."""
+        return self.root / "rank_times.jsonl"
 
     @property
     def checkpoints(self) -> Path:
@@ -101,7 +106,7 @@ def check_writable(run: RunDirectory) -> None:
         raise InputError(f"the run directory {run.root} cannot be made: {existing} is not a directory; {_WAY_OUT}")
     if not os.access(existing, os.W_OK | os.X_OK):
         raise InputError(f"the run directory {run.root} cannot be written: no permission in {existing}; {_WAY_OUT}")
-    for owned in (run.config, run.metrics, run.summary):
+    for owned in (run.config, run.metrics, run.rank_times, run.summary):
         if os.path.exists(owned) and not os.access(owned, os.W_OK):
             raise InputError(f"the run directory {run.root} cannot be written: no permission for {owned}; {_WAY_OUT}")
 

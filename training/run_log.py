@@ -1,7 +1,8 @@
-"""What a run tells while it runs: to `metrics.jsonl`, to trackers, and to whoever looks on. Only rank 0 tells
-anything."""
+"""What a run tells while it runs: to `metrics.jsonl` and `rank_times.jsonl`, to trackers, to the report, and to whoever
+looks on. Only rank 0 tells anything."""
 
 from collections.abc import Iterable, Mapping
+from contextlib import closing
 from types import TracebackType
 from typing import Any
 
@@ -9,7 +10,9 @@ from training.disk_space import size
 from training.display import Display, on_a_terminal
 from training.errors import StorageError
 from training.evaluate import perplexity
+from training.live_report import LiveReport
 from training.metrics import MetricsFile
+from training.rank_times import RankTimes
 from training.ranks import RankInfo
 from training.run_directory import RunDirectory
 from training.saver import SaveReport
@@ -27,13 +30,15 @@ class RunLog:
         log_freq: int,
         ranks: RankInfo,
         trackers: Trackers | None = None,
+        report: LiveReport | None = None,
     ) -> None:
-        self._trackers = trackers
+        self._trackers, self._report = trackers, report
         self._total, self._log_freq = total, log_freq
-        self._outlets: tuple[MetricsFile, Display] | None = None
+        self._outlets: tuple[MetricsFile, MetricsFile, Display] | None = None
         if ranks.rank == 0:
             self._outlets = (
                 MetricsFile(run.metrics, done),
+                MetricsFile(run.rank_times, done),
                 Display(done, total, on_a_terminal(ranks.launcher)),
             )
 
@@ -41,16 +46,22 @@ class RunLog:
         """A step's row of metrics."""
         if self._outlets is None:
             return
-        _, display = self._outlets
+        _, _, display = self._outlets
         if row["step"] % self._log_freq == 0 or row["step"] == self._total:
             self._write(row)
         display.step(row)
+        self._lines(self._report.rewrite() if self._report is not None else [])
+
+    def rank_times(self, times: RankTimes | None) -> None:
+        """How long the ranks were busy with a step, where that is known."""
+        if self._outlets is not None and times is not None and times.step % self._log_freq == 0:
+            self._outlets[1].write(times.row())
 
     def evaluation(self, step: int, loss: float | None) -> None:
         """A loss on the held-out documents, in nats per token; None where nothing is held out."""
         if self._outlets is None or loss is None:
             return
-        _, display = self._outlets
+        _, _, display = self._outlets
         self._write({"step": step, "eval_loss": loss, "perplexity": perplexity(loss)})
         display.line(f"step {step}/{self._total} · held-out loss {loss:.4f} · perplexity {perplexity(loss):.2f}")
 
@@ -66,7 +77,7 @@ class RunLog:
         """A checkpoint that has come onto the disk."""
         if self._outlets is None:
             return
-        _, display = self._outlets
+        _, _, display = self._outlets
         self._write(report.row())
         display.line(
             f"step {report.step}/{self._total} · checkpoint of {size(report.bytes)} saved in {report.seconds:.2f} s, "
@@ -76,7 +87,7 @@ class RunLog:
     def line(self, text: str) -> None:
         """Something that happened."""
         if self._outlets is not None:
-            self._outlets[1].line(text)
+            self._outlets[2].line(text)
 
     def _write(self, row: Mapping[str, Any]) -> None:
         if self._outlets is not None:
@@ -94,13 +105,16 @@ class RunLog:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._outlets is not None:
-            metrics, display = self._outlets
+            metrics, rank_times, display = self._outlets
             try:
-                metrics.close()
+                with closing(metrics), closing(rank_times):
+                    pass
             except StorageError:
                 # What went wrong first is what must come out.
                 if error is None:
                     raise
             finally:
+                if self._report is not None:
+                    self._report.stop()
                 self._lines(self._trackers.close() if self._trackers is not None else [])
                 display.close()

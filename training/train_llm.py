@@ -19,6 +19,7 @@ from training.config import TrainConfig, config_from_argv
 from training.errors import COMPLETE, SAVED_FOR_REQUEUE, InputError, NodeError
 from training.heartbeat import Heartbeat, process_age
 from training.imports import collector_at_rest, import_model_code
+from training.live_report import LiveReport, interval_seconds
 from training.ranks import RankInfo, check_rendezvous
 from training.refuse import refuse
 from training.run_directory import RUN_DIRECTORY_VARIABLE, RunDirectory, run_directory, write_json
@@ -43,6 +44,7 @@ def main(argv: Sequence[str]) -> int:
         run = run_directory(config, os.environ)
         check_rendezvous(ranks, os.environ)
         check_installed(config.report_to)
+        report_seconds = interval_seconds(config.report_interval)
     except InputError as error:
         return refuse(error, ranks)
     if takes_interrupts(ranks.launcher, RUN_DIRECTORY_VARIABLE in os.environ):
@@ -54,14 +56,21 @@ def main(argv: Sequence[str]) -> int:
 
     def train_or_refuse() -> int:
         try:
-            return train(config, run, ranks, stop, heartbeat)
+            return train(config, run, ranks, stop, heartbeat, report_seconds)
         except (InputError, NodeError) as error:
             return refuse(error, ranks)
 
     return record(train_or_refuse)() or COMPLETE
 
 
-def train(config: TrainConfig, run: RunDirectory, ranks: RankInfo, stop: StopRequest, heartbeat: Heartbeat) -> int:
+def train(
+    config: TrainConfig,
+    run: RunDirectory,
+    ranks: RankInfo,
+    stop: StopRequest,
+    heartbeat: Heartbeat,
+    report_seconds: float | None,
+) -> int:
     """Join the other ranks, prepare, train, evaluate, save."""
     start = StartClock(process_age())
     with collector_at_rest():
@@ -69,7 +78,14 @@ def train(config: TrainConfig, run: RunDirectory, ranks: RankInfo, stop: StopReq
         from torch import nn
 
         from training import process_group
-        from training.device import choose_device, device_name, keep_memory_whole, make_deterministic, threads_per_rank
+        from training.device import (
+            choose_device,
+            device_name,
+            keep_memory_whole,
+            make_deterministic,
+            memory_bytes,
+            threads_per_rank,
+        )
 
         # The ranks, each on its device: they meet while the rest is imported.
         keep_memory_whole()
@@ -298,16 +314,20 @@ def train(config: TrainConfig, run: RunDirectory, ranks: RankInfo, stop: StopReq
         max_grad_norm=config.max_grad_norm,
         max_skipped=config.max_skipped_steps,
         skipped=skipped,
+        log_freq=config.log_freq,
     )
     norms = NormWatch(found.warmup)
     step_tokens = per_step * config.seq_length
     token_flops = flops.model_flops_per_token(model, config.seq_length)
     save_is_due = saver.due if saver is not None else lambda step: False
     trackers: Trackers | None = None
+    report: LiveReport | None = None
     if ranks.rank == 0:
+        if report_seconds is not None:
+            report = LiveReport(run.root, report_seconds)
         tracked = Tracked(run.trackers, run.root.absolute().name, config.to_json(), done.step)
         trackers = Trackers(config.report_to, tracked)
-    with RunLog(run, done.step, total, config.log_freq, ranks, trackers) as log:
+    with RunLog(run, done.step, total, config.log_freq, ranks, trackers, report) as log:
         if found.resume_from is not None:
             log.event(*resumed_event(done.step, changes))
         if process_group.any_rank(stop.requested, device):
@@ -324,9 +344,8 @@ def train(config: TrainConfig, run: RunDirectory, ranks: RankInfo, stop: StopReq
             heartbeat.enter("train")
             now = checkpoint.Progress(result.step, done.samples + (result.step - done.step) * per_step)
             mfu = flops.utilisation(step_tokens / result.seconds, token_flops, hardware, ranks.world_size)
-            log.step(
-                metrics.step_row(result, now.samples / len(blocks), step_tokens, mfu, metrics.memory_bytes(device))
-            )
+            log.step(metrics.step_row(result, now.samples / len(blocks), step_tokens, mfu, memory_bytes(device)))
+            log.rank_times(result.rank_times)
             if result.skipped is not None:
                 log.event(result.skipped.row(), f"warning: {result.skipped}; the weights were not updated, going on")
             # Before a save begins: this step was made without it.
@@ -367,6 +386,8 @@ def train(config: TrainConfig, run: RunDirectory, ranks: RankInfo, stop: StopReq
     samples = answers(process_group.rank_zero_first) if sharded else []
     process_group.rank_zero_first(lambda: finish(samples if sharded else answers(alone)))
     process_group.leave()
+    for line in report.finish() if report is not None else []:
+        say(line)
     return COMPLETE
 
 

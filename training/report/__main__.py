@@ -1,0 +1,114 @@
+"""Write what a run did as one page, or lay several runs over one another.
+
+    python -m training.report outputs/a                 # outputs/a/report.html
+    python -m training.report a b c --output compare.html
+    python -m training.report a --png pictures/
+
+The page needs no network and no other file. Exit status: 0 it is written, 64 the request is wrong.
+"""
+
+import importlib.util
+import os
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from tyro.conf import Positional, arg
+
+from training.config import parse_options
+from training.errors import COMPLETE, INPUT_ERROR, InputError
+from training.live_report import NEEDS
+
+PROG = "python -m training.report"
+
+
+@dataclass(frozen=True)
+class ReportOptions:
+    """Write what a run did as one page that needs nothing else; several runs lie over one another.
+
+    python -m training.report outputs/a
+
+    python -m training.report a b c --output compare.html
+
+    python -m training.report a --png pictures/
+    """
+
+    runs: Annotated[Positional[tuple[str, ...]], arg(metavar="RUN")] = ()
+    """A run's directory, or the name of an experiment below --output-dir; several are compared."""
+
+    output: Annotated[Path | None, arg(aliases=["-o"], metavar="FILE.html")] = None
+    """The page to write, over one that is there. Without it: RUN/report.html, and of several runs report.html here."""
+
+    png: Annotated[Path | None, arg(metavar="DIR")] = None
+    """Write the plots as pictures into this folder, and no page."""
+
+    output_dir: Annotated[Path, arg(metavar="DIR")] = Path("outputs")
+    """Where the directories of experiments lie."""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Write what the command line asks for; the process's exit status."""
+    try:
+        for path in report(parse_options(argv, PROG, ReportOptions)):
+            print(path)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return INPUT_ERROR
+    except KeyboardInterrupt:
+        print("interrupted: nothing was written", file=sys.stderr)
+        return 130
+    return COMPLETE
+
+
+def report(options: ReportOptions) -> list[Path]:
+    """Write the page or the pictures; their paths.
+
+    Raises:
+        InputError: there is no such run, what draws is not installed, or a file cannot be written.
+    """
+    if not options.runs:
+        raise InputError(f"no run was given: a run's directory or the name of an experiment is wanted; `{PROG} --help`")
+    if missing := [name for name in NEEDS if importlib.util.find_spec(name) is None]:
+        raise InputError(f"{' and '.join(missing)} not installed: pip install 'slurm-mpi-train[report]'")
+
+    from training.report.charts import figures_of, figures_together
+    from training.report.run import find_run, read_run
+
+    if options.png is not None and options.output is not None:
+        raise InputError("--output and --png: the page or the pictures; give one of them")
+    folders = [find_run(name, options.output_dir) for name in options.runs]
+    runs = [read_run(folder) for folder in folders]
+    now = time.time()
+    try:
+        if options.png is not None:
+            from training.report.png import write_pictures
+
+            return write_pictures(
+                [*figures_together(runs), *(figures_of(runs[0], now) if len(runs) == 1 else [])], options.png
+            )
+        from training.report.page import render
+
+        path = options.output or (folders[0] / "report.html" if len(folders) == 1 else Path("report.html"))
+        write_page(path, render(runs, now))
+    except OSError as error:
+        target = options.png or error.filename
+        raise InputError(f"{target} cannot be written: {error.strerror or error}; choose another place") from error
+    return [path]
+
+
+def write_page(path: Path, page: str) -> None:
+    """Write aside and rename, for its owner alone: configuration and samples may hold what others should not read."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with open(aside, "w", encoding="utf-8", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
+            file.write(page)
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
