@@ -18,6 +18,7 @@ from typing import NamedTuple
 from cluster import slurm
 from cluster.allocation import Allocation
 from cluster.command import add_project, launch_command
+from cluster.config_file import add_config_options, resolve_arguments
 from cluster.environment import mpirun_environment
 from cluster.errors import LauncherError, RequestError
 from cluster.granted import named_hosts, this_machine
@@ -89,8 +90,10 @@ PREPARATION_FIXED = ("nodes", "ntasks", "ntasks-per-node", "output", "error", "a
 
 
 def main(arguments: list[str]) -> int:
+    arguments, config = resolve_arguments(arguments, parser())
     before, rest = split_program(arguments)
     options = parser().parse_options(before)
+    options.config = config
     program = [sys.executable, "-m", TRAINER, *rest] if not options.program else rest
     program = resolve_program(program, options.wdir or ".")
     if options.prepare_first and not is_trainer(program):
@@ -124,6 +127,7 @@ def parser() -> OptionParser:
         action="store_true",
         help="make the data's tokens in a job of its own, on one node without GPUs, for which the training waits",
     )
+    add_config_options(options)
     add_place_options(options)
     sbatch = options.add_argument_group("Slurm (sbatch's own options)")
     for name, metavar in SLURM_OPTIONS.items():
@@ -407,7 +411,10 @@ def check_training(options: Namespace, program: list[str], ranks: int) -> int:
     import subprocess
 
     sys.stdout.flush()
-    return subprocess.run([program[0], "-m", "training.check", "--ranks", str(ranks), *program[3:]]).returncode
+    # The file once more, below what was made of it: its keys are refused by their names in it.
+    config = ["--config", options.config] if options.config else []
+    command = [program[0], "-m", "training.check", "--ranks", str(ranks), *config, *program[3:]]
+    return subprocess.run(command).returncode
 
 
 def check_with_slurm(script: str) -> None:

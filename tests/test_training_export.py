@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -254,6 +255,18 @@ def test_what_is_not_known_is_not_claimed():
     data = ModelCard(render_card(bare)).data.to_dict()
     assert "model-index" not in data
     assert (data["license"], data["language"]) == ("mit", "en")
+
+
+def test_the_card_says_by_which_commit_the_model_was_made_where_that_is_known():
+    made = facts()
+    for revision, line in (
+        ({"commit": "47c6a35d", "dirty": False}, "| code | commit `47c6a35d` |\n"),
+        ({"commit": "47c6a35d", "dirty": True}, "| code | commit `47c6a35d`, with changes that were not committed |\n"),
+        (None, ""),
+    ):
+        card = render_card(replace(made, description={**made.description, "revision": revision}))
+        assert line in card
+        assert ("| code |" in card) == bool(line)
 
 
 def test_a_path_of_this_machine_does_not_come_into_the_card():
