@@ -39,6 +39,8 @@ STATES = {"T": "stopped", "t": "stopped by a debugger", "D": "waits for a disk o
 
 def main(arguments: list[str]) -> int:
     options = parser().parse_options(arguments)
+    if options.json and not options.stacks:
+        raise RequestError("--json is for --stacks, a shell has none: give both")
     run_dir = find_run(options.run, Path(options.output_dir))
     found = look(run_dir)
     [state], _ = states([found])

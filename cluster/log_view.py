@@ -6,6 +6,7 @@ python -m cluster logs a --follow            every line from now on, through req
 python -m cluster logs a --errors            tracebacks, and the ranks that failed
 """
 
+import json
 import re
 import sys
 import time
@@ -15,9 +16,9 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from cluster import slurm
-from cluster.error_lines import Tracebacks, failures
+from cluster.error_lines import Tracebacks, failed, failure
 from cluster.errors import COMPLETE, RequestError
-from cluster.growing_logs import GrowingLog, prefixed, read_all, rest_of_all
+from cluster.growing_logs import GrowingLog, Render, prefixed, read_all, rest_of_all
 from cluster.options import OptionParser, add_output_dir, at_least, run
 from cluster.run_state import Run, RunState, look, states
 from cluster.rundir import launcher_holds, next_attempt
@@ -63,6 +64,7 @@ def parser() -> OptionParser:
     which.add_argument("--errors", action="store_true", help="tracebacks of all ranks, and how ranks failed")
     which.add_argument("--launcher", action="store_true", help="the launcher's own log: plan, rank 0, verdicts")
     options.add_argument("--follow", action="store_true", help="go on until the run has ended")
+    options.add_argument("--json", action="store_true", help="each line as a JSON object: attempt, rank, time, line")
     options.add_argument("--attempt", type=at_least(1), metavar="N", help="this attempt (default: the newest)")
     options.add_argument(
         "-n",
@@ -97,19 +99,53 @@ def attempt_path(run_dir: Path, number: int) -> Path:
 def logs_of(run_dir: Path, number: int, options: Namespace, last: int | None) -> list[GrowingLog]:
     """The files to read of an attempt. Raises `RequestError` where it has no such rank."""
     attempt = attempt_path(run_dir, number)
+
+    def shown(rank: int | None, prefix: str = "") -> Render:
+        return as_json(number, rank) if options.json else prefixed(prefix)
+
     if options.launcher:
-        return [GrowingLog(launcher_log(run_dir, number), prefixed(""), last)]
+        return [GrowingLog(launcher_log(run_dir, number), shown(None), last)]
     log_dir, ranks = places_of_logs(attempt)
     if options.rank is not None:
         if options.rank >= ranks:
             raise RequestError(f"attempt {number} of {run_dir.name} has ranks 0 to {ranks - 1}, no rank {options.rank}")
-        return [GrowingLog(log_dir / f"rank-{options.rank}.log", prefixed(""), last)]
+        return [GrowingLog(log_dir / f"rank-{options.rank}.log", shown(options.rank), last)]
     width = len(str(max(0, ranks - 1)))
+    of_ranks = [(log_dir / f"rank-{rank}.log", shown(rank, f"{rank:>{width}}: ")) for rank in range(ranks)]
     if options.errors:
-        records = GrowingLog(attempt / "ranks.jsonl", failures)
-        logs = [GrowingLog(log_dir / f"rank-{rank}.log", Tracebacks(f"{rank:>{width}}: ")) for rank in range(ranks)]
-        return [*logs, records, GrowingLog(attempt / "stacks.txt", prefixed(""))]
-    return [GrowingLog(log_dir / f"rank-{rank}.log", prefixed(f"{rank:>{width}}: "), last) for rank in range(ranks)]
+        records = GrowingLog(attempt / "ranks.jsonl", failures_as_json(number) if options.json else failures)
+        logs = [GrowingLog(path, Tracebacks(render)) for path, render in of_ranks]
+        return [*logs, records, GrowingLog(attempt / "stacks.txt", shown(None))]
+    return [GrowingLog(path, render, last) for path, render in of_ranks]
+
+
+def failures(records: bytes) -> bytes:
+    """What is said of each rank that failed, for people."""
+    return "".join(f"── {failure(record)}\n" for record in failed(records)).encode()
+
+
+def failures_as_json(attempt: int) -> Render:
+    """The same for programs: a record knows its time (seconds since 1970)."""
+
+    def render(records: bytes) -> bytes:
+        return b"".join(
+            json_line(attempt, record["rank"], failure(record), record["time_ns"] / 1e9) for record in failed(records)
+        )
+
+    return render
+
+
+def as_json(attempt: int, rank: int | None) -> Render:
+    """Each line as an object; `rank` is None for what no rank said."""
+
+    def render(lines: bytes) -> bytes:
+        return b"".join(json_line(attempt, rank, line.decode(errors="replace")) for line in lines[:-1].split(b"\n"))
+
+    return render
+
+
+def json_line(attempt: int, rank: int | None, line: str, when: float | None = None) -> bytes:
+    return json.dumps({"attempt": attempt, "rank": rank, "time": when, "line": line}).encode() + b"\n"
 
 
 def places_of_logs(attempt: Path) -> tuple[Path, int]:

@@ -4,13 +4,14 @@ python -m cluster.submit --nodes 2 --gpus 8 -- --experiment-name a --max-steps 1
 python -m cluster.submit --nodes 2 --gpus 8 --program -- python my_script.py
 """
 
+import json
 import os
 import shlex
 import shutil
 import sys
 import time
 from argparse import Namespace
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -94,6 +95,8 @@ def main(arguments: list[str]) -> int:
     before, rest = split_program(arguments)
     options = parser().parse_options(before)
     options.config = config
+    if options.json and (options.follow or options.dry_run):
+        raise RequestError("--json is one object: with --follow there is a log; what a dry run has is explain --json")
     program = [sys.executable, "-m", TRAINER, *rest] if not options.program else rest
     program = resolve_program(program, options.wdir or ".")
     if options.prepare_first and not is_trainer(program):
@@ -103,7 +106,10 @@ def main(arguments: list[str]) -> int:
     if options.notify:
         read_webhook(options.notify)  # it is wrong now, or never
     if goes_to_slurm(options):
-        return submit_to_slurm(options, program, arguments)
+        to_repeat = [*(word for word in before if word != "--json"), *arguments[len(before) :]]
+        return submit_to_slurm(options, program, to_repeat)
+    if options.json:
+        raise RequestError("--json tells of a job, and this run is none: python -m cluster status --json has it")
     return run_here(options, program, arguments)
 
 
@@ -121,6 +127,7 @@ def parser() -> OptionParser:
     options.add_argument("--dry-run", action="store_true", help="print what would be submitted, submit nothing")
     options.add_argument("--wait", action="store_true", help="wait for the end, return the job's exit status")
     options.add_argument("--follow", action="store_true", help="like --wait, and show the log")
+    options.add_argument("--json", action="store_true", help="what was submitted as one JSON object")
     options.add_argument("--no-check", action="store_true", help="submit without checking the trainer's arguments here")
     options.add_argument(
         "--prepare-first",
@@ -234,17 +241,31 @@ def submit_to_slurm(options: Namespace, program: list[str], given: Sequence[str]
 
     record_request(run_dir, given, job_id)
     log = run_dir / f"{plan.options.get('job-name') or run_dir.name}-{job_id}.log"
-    print(f"plan           {plan.expected_allocation().summary()}")
-    if preparation_id:
-        print(f"prepare        {preparation_id}")
-    print(f"job            {job_id}")
-    print(f"run directory  {run_dir}")
-    print(f"next           tail -F {shlex.quote(str(log))}", flush=True)
+    submitted = {
+        "experiment": run_dir.name,
+        "run_dir": str(run_dir),
+        "job_id": job_id,
+        "prepare_job_id": preparation_id,
+        "plan": plan.expected_allocation().summary(),
+        "ranks": ranks,
+        "log": str(log),
+    }
+    print(json.dumps(submitted, indent=1) if options.json else submitted_text(submitted), flush=True)
     if not (options.wait or options.follow):
         return 0
     from cluster.wait import wait_for_job
 
     return wait_for_job(job_id, log, options.follow)
+
+
+def submitted_text(submitted: Mapping[str, object]) -> str:
+    """What was submitted, for people."""
+    lines = [f"plan           {submitted['plan']}"]
+    if submitted["prepare_job_id"]:
+        lines.append(f"prepare        {submitted['prepare_job_id']}")
+    lines += [f"job            {submitted['job_id']}", f"run directory  {submitted['run_dir']}"]
+    lines.append(f"next           tail -F {shlex.quote(str(submitted['log']))}")
+    return "\n".join(lines)
 
 
 def site_setup() -> Path | None:
@@ -421,7 +442,10 @@ def check_with_slurm(script: str) -> None:
     """Raise `RequestError` with sbatch's own words for a request that Slurm could never start."""
     words = patiently(lambda: slurm.refusal(script))
     if words and slurm.nodes_out_of_service():
-        print(f"warning: sbatch --test-only says: {words} (some nodes are down or drained: queued all the same)")
+        print(
+            f"warning: sbatch --test-only says: {words} (some nodes are down or drained: queued all the same)",
+            file=sys.stderr,
+        )
     elif words:
         raise RequestError(f"sbatch refused: {words}")
 
@@ -437,7 +461,7 @@ def patiently(ask: Callable[[], str | None]) -> str | None:
         if time.monotonic() > deadline:
             raise LauncherError(f"Slurm's controller does not answer ({words}): try again when scontrol ping says UP")
         if not waiting:
-            print(f"waiting for Slurm's controller ({words})", flush=True)
+            print(f"waiting for Slurm's controller ({words})", file=sys.stderr)
             waiting = True
         time.sleep(slurm.ASK_AGAIN_EVERY)
     return words

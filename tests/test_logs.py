@@ -197,6 +197,26 @@ def test_errors_are_the_tracebacks_and_the_ranks_that_failed(logs: Callable[...,
     assert lines[8:] == ["── rank 1 on n1 failed: exception, exit status 1, step 7: ValueError: boom"]
 
 
+def test_every_line_can_be_had_as_json_and_a_failed_ranks_record_with_its_time(
+    logs: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    directory = make_attempt(tmp_path / "a", 1, (f"step 1\n{TRACEBACK}", "café\n"), **ended())
+    failed = {"rank": 0, "host": "n1", "state": "failed", "outcome": "exception", "status": 1, "time_ns": 1_500_000_000}
+    (directory.parent / "ranks.jsonl").write_text(json.dumps(failed) + "\n")
+    (directory / "rank-1.log").write_bytes("café\n".encode("latin-1"))
+    (directory.parent / "mpirun.log").write_text("by mpirun\n")
+
+    def objects(*arguments: str) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in logs("a", "--json", *arguments)]
+
+    traceback = [{"attempt": 1, "rank": 0, "time": None, "line": line} for line in TRACEBACK.splitlines()]
+    said = "rank 0 on n1 failed: exception, exit status 1"
+    assert objects("--rank", "0") == [{"attempt": 1, "rank": 0, "time": None, "line": "step 1"}, *traceback]
+    assert objects("--rank", "1") == [{"attempt": 1, "rank": 1, "time": None, "line": "caf\ufffd"}]
+    assert objects("--errors") == [*traceback, {"attempt": 1, "rank": 0, "time": 1.5, "line": said}]
+    assert objects("--launcher") == [{"attempt": 1, "rank": None, "time": None, "line": "by mpirun"}]
+
+
 def test_the_launchers_log_is_the_jobs_or_what_mpirun_printed(
     logs: Callable[..., list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
