@@ -91,7 +91,7 @@ def hosts_of(allocation: Allocation, rank: int | None, node: str | None) -> list
 def shell_command(options: Namespace, job_id: str | None, source: str, host: str) -> list[str]:
     """What opens the shell. Raises `RequestError` for a run on this machine."""
     if source == "slurm" and job_id:
-        return [*slurm.step_command(job_id, [host], pty=True), os.environ.get("SHELL", "/bin/bash")]
+        return [*slurm.step_command(job_id, [host], shell=True), os.environ.get("SHELL", "/bin/bash")]
     if source == "ssh":
         return [*shlex.split(options.ssh), "-t", host]
     raise RequestError(

@@ -96,7 +96,6 @@ def parser() -> OptionParser:
     explained.add_argument(
         "--mpi", choices=DIALECTS, help="show the command for this mpirun (default: the one that is here)"
     )
-    explained.add_argument("--json", action="store_true", help="everything as one JSON object")
     return options
 
 

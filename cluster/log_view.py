@@ -3,7 +3,7 @@
 python -m cluster logs a                     the last lines of every rank
 python -m cluster logs a --rank 3 -n all     all of one rank
 python -m cluster logs a --follow            every line from now on, through requeues, until the run has ended
-python -m cluster logs a --errors            tracebacks, and the ranks that failed
+python -m cluster logs a --errors            tracebacks, the ranks that failed, the verdict
 """
 
 import json
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from cluster import slurm
-from cluster.error_lines import Tracebacks, failed, failure
+from cluster.error_lines import Tracebacks, failed, failure, judged
 from cluster.errors import COMPLETE, RequestError
 from cluster.growing_logs import GrowingLog, Render, prefixed, read_all, rest_of_all
 from cluster.options import OptionParser, add_output_dir, at_least, run
@@ -50,7 +50,7 @@ def main(arguments: list[str]) -> int:
                 f"{run_dir.name} has no attempt yet: python -m cluster status {run_dir.name}, or --follow"
             )
         logs = logs_of(run_dir, number, options, options.lines)
-        copy(rest_of_all(logs), sys.stdout.buffer)
+        copy([*rest_of_all(logs), verdict_of(run_dir, number, options)], sys.stdout.buffer)
         return COMPLETE
     follow(run_dir, number, options)
     return COMPLETE
@@ -61,7 +61,7 @@ def parser() -> OptionParser:
     options.add_argument("run", nargs="?", metavar="RUN", help="name, run directory or job id (default: the newest)")
     which = options.add_mutually_exclusive_group()
     which.add_argument("--rank", type=at_least(0), metavar="R", help="this rank alone, its lines as they are")
-    which.add_argument("--errors", action="store_true", help="tracebacks of all ranks, and how ranks failed")
+    which.add_argument("--errors", action="store_true", help="tracebacks, the ranks that failed, the verdict")
     which.add_argument("--launcher", action="store_true", help="the launcher's own log: plan, rank 0, verdicts")
     options.add_argument("--follow", action="store_true", help="go on until the run has ended")
     options.add_argument("--json", action="store_true", help="each line as a JSON object: attempt, rank, time, line")
@@ -117,6 +117,18 @@ def logs_of(run_dir: Path, number: int, options: Namespace, last: int | None) ->
         logs = [GrowingLog(path, Tracebacks(render)) for path, render in of_ranks]
         return [*logs, records, GrowingLog(attempt / "stacks.txt", shown(None))]
     return [GrowingLog(path, render, last) for path, render in of_ranks]
+
+
+def verdict_of(run_dir: Path, number: int, options: Namespace) -> bytes:
+    """With ``--errors``, the verdict on an attempt that failed: a rank whose watcher was killed says nothing itself."""
+    entry = next((one for one in look(run_dir).attempts if one["attempt"] == number), {})
+    verdict = entry.get("verdict")
+    if not options.errors or not verdict or verdict["status"] == COMPLETE:
+        return b""
+    if not options.json:
+        return f"── {judged(verdict)}\n".encode()
+    ended = entry["started"] + entry["seconds"] if "seconds" in entry else None
+    return json_line(number, verdict.get("rank"), judged(verdict), ended)
 
 
 def failures(records: bytes) -> bytes:
@@ -191,14 +203,14 @@ def follow(run_dir: Path, number: int, options: Namespace) -> None:
         for later in range(number + 1, (options.attempt or newest) + 1):
             if not attempt_begun(run_dir, later):
                 break
-            copy(rest_of_all(logs), out)
+            copy([*rest_of_all(logs), verdict_of(run_dir, number, options)], out)
             if later > 1:
                 note(f"── attempt {later}")
             number, logs = later, logs_of(run_dir, later, options, None)
         if over:
             if options.launcher and not number:  # it failed before it could begin, as where a module is missing
                 logs = logs_of(run_dir, 0, options, None)
-            copy(rest_of_all(logs), out)
+            copy([*rest_of_all(logs), verdict_of(run_dir, number, options)], out)
             note(f"── {run_dir.name}: {state}")
             return
         copy(read_all(logs), out)

@@ -127,7 +127,7 @@ def parser() -> OptionParser:
     options.add_argument("--dry-run", action="store_true", help="print what would be submitted, submit nothing")
     options.add_argument("--wait", action="store_true", help="wait for the end, return the job's exit status")
     options.add_argument("--follow", action="store_true", help="like --wait, and show the log")
-    options.add_argument("--json", action="store_true", help="what was submitted as one JSON object")
+    options.add_argument("--json", action="store_true", help="one JSON object, instead of lines for people")
     options.add_argument("--no-check", action="store_true", help="submit without checking the trainer's arguments here")
     options.add_argument(
         "--prepare-first",

@@ -197,6 +197,20 @@ def test_errors_are_the_tracebacks_and_the_ranks_that_failed(logs: Callable[...,
     assert lines[8:] == ["── rank 1 on n1 failed: exception, exit status 1, step 7: ValueError: boom"]
 
 
+def test_errors_end_with_the_verdict_also_where_the_guilty_rank_said_nothing(
+    logs: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    verdict = {"kind": "rank crash", "status": 137, "rank": 1, "host": "n1", "summary": "its watcher was killed"}
+    make_attempt(tmp_path / "a", 1, ("", ""), seconds=2.0, verdict=verdict)
+    make_attempt(tmp_path / "a", 2, ("", ""), **ended())
+    said = "rank crash, exit status 137, rank 1 on n1: its watcher was killed"
+
+    assert logs("a", "--errors", "--attempt", "1") == [f"── {said}"]
+    assert logs("a", "--attempt", "1") == logs("a", "--errors", "--attempt", "2") == []
+    [line] = logs("a", "--errors", "--attempt", "1", "--json")
+    assert json.loads(line) == {"attempt": 1, "rank": 1, "time": 3.0, "line": said}
+
+
 def test_every_line_can_be_had_as_json_and_a_failed_ranks_record_with_its_time(
     logs: Callable[..., list[str]], tmp_path: Path
 ) -> None:
