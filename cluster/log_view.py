@@ -104,7 +104,8 @@ def logs_of(run_dir: Path, number: int, options: Namespace, last: int | None) ->
         return as_json(number, rank) if options.json else prefixed(prefix)
 
     if options.launcher:
-        return [GrowingLog(launcher_log(run_dir, number), shown(None), last)]
+        render = as_json(None, None) if options.json else prefixed("")
+        return [GrowingLog(launcher_log(run_dir, number), render, last)]
     log_dir, ranks = places_of_logs(attempt)
     if options.rank is not None:
         if options.rank >= ranks:
@@ -147,8 +148,8 @@ def failures_as_json(attempt: int) -> Render:
     return render
 
 
-def as_json(attempt: int, rank: int | None) -> Render:
-    """Each line as an object; `rank` is None for what no rank said."""
+def as_json(attempt: int | None, rank: int | None) -> Render:
+    """Each line as an object. No rank said it: `rank` is None. In a job's log, which may be of several: `attempt` is."""
 
     def render(lines: bytes) -> bytes:
         return b"".join(json_line(attempt, rank, line.decode(errors="replace")) for line in lines[:-1].split(b"\n"))
@@ -156,7 +157,7 @@ def as_json(attempt: int, rank: int | None) -> Render:
     return render
 
 
-def json_line(attempt: int, rank: int | None, line: str, when: float | None = None) -> bytes:
+def json_line(attempt: int | None, rank: int | None, line: str, when: float | None = None) -> bytes:
     return json.dumps({"attempt": attempt, "rank": rank, "time": when, "line": line}).encode() + b"\n"
 
 
@@ -176,7 +177,7 @@ def launcher_log(run_dir: Path, number: int) -> Path:
     """
     found = look(run_dir)
     entry = next((one for one in found.attempts if one["attempt"] == number), {})
-    is_newest = not found.attempts or entry is found.attempts[-1]
+    is_newest = not found.attempts or number >= found.attempts[-1]["attempt"]  # also where it is not written down yet
     for job_id in filter(None, [found.job_id if is_newest else None, entry.get("job_id")]):
         logs = [path for path in run_dir.glob(f"*-{job_id}.log") if not path.name.endswith(f"-prepare-{job_id}.log")]
         if logs:
@@ -206,7 +207,10 @@ def follow(run_dir: Path, number: int, options: Namespace) -> None:
             copy([*rest_of_all(logs), verdict_of(run_dir, number, options)], out)
             if later > 1:
                 note(f"── attempt {later}")
-            number, logs = later, logs_of(run_dir, later, options, None)
+            goes_on = logs and options.launcher and launcher_log(run_dir, later) == launcher_log(run_dir, number)
+            number = later
+            if not goes_on:
+                logs = logs_of(run_dir, later, options, None)
         if over:
             if options.launcher and not number:  # it failed before it could begin, as where a module is missing
                 logs = logs_of(run_dir, 0, options, None)

@@ -164,7 +164,8 @@ def goes_to_slurm(options: Namespace) -> bool:
         return True
     if options.cluster == "slurm":
         raise LauncherError("--cluster slurm, but there is no sbatch on PATH: run this on a login node of the cluster")
-    print("no sbatch here: running on this machine (--cluster local says so without this line)")
+    note = "no sbatch here: running on this machine (--cluster local says so without this line)"
+    print(note, file=sys.stderr if options.json else sys.stdout)
     return False
 
 

@@ -228,7 +228,7 @@ def test_every_line_can_be_had_as_json_and_a_failed_ranks_record_with_its_time(
     assert objects("--rank", "0") == [{"attempt": 1, "rank": 0, "time": None, "line": "step 1"}, *traceback]
     assert objects("--rank", "1") == [{"attempt": 1, "rank": 1, "time": None, "line": "caf\ufffd"}]
     assert objects("--errors") == [*traceback, {"attempt": 1, "rank": 0, "time": 1.5, "line": said}]
-    assert objects("--launcher") == [{"attempt": 1, "rank": None, "time": None, "line": "by mpirun"}]
+    assert objects("--launcher") == [{"attempt": None, "rank": None, "time": None, "line": "by mpirun"}]
 
 
 def test_the_launchers_log_is_the_jobs_or_what_mpirun_printed(
@@ -248,6 +248,34 @@ def test_the_launchers_log_is_the_jobs_or_what_mpirun_printed(
     assert logs("job", "--launcher") == ["plan and verdict"]
     (tmp_path / "job/job-13.log").write_text("module: not found\n")
     assert logs("job", "--launcher") == ["module: not found"]
+
+
+def test_the_log_of_a_job_goes_on_with_its_next_attempt_and_no_line_comes_twice(tmp_path: Path) -> None:
+    run_dir = tmp_path / "a"
+    with only_launcher_of(run_dir):
+        make_attempt(run_dir, 1, job_id="12")
+        (run_dir / "a-12.log").write_text("first\n")
+        command = [sys.executable, "-m", "cluster.log_view", str(run_dir), "--follow", "--launcher"]
+        environ = {**os.environ, "PATH": ""}
+        follower = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT, env=environ
+        )
+        assert follower.stdout is not None
+        assert follower.stdout.readline() == "first\n"
+        second = run_dir / "attempt-0002"
+        second.mkdir()
+        (second / "mpirun.log").write_text("not the job's\n")
+        (second / "plan.json").write_text("{}")  # it begins, and run.json does not say so yet
+        assert follower.stdout.readline() == "── attempt 2\n"
+        append(run_dir / "a-12.log", "second\n")
+        assert follower.stdout.readline() == "second\n"
+        record(run_dir, 1, job_id="12", **ended("rank crash"))
+        record(run_dir, 2, job_id="12", **ended())
+        (run_dir / "events.jsonl").write_text('{"event": "verdict"}\n')
+
+    rest, _ = follower.communicate(timeout=60)
+
+    assert rest == "── a: complete\n"
 
 
 def test_following_one_attempt_ends_where_the_next_begins(

@@ -1,5 +1,6 @@
 """A run's model as a Hugging Face folder, and the card that goes with it."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -57,6 +58,18 @@ def test_the_exported_model_gives_the_very_logits_of_the_checkpoint_and_its_toke
     assert torch.equal(logits(run / "export"), logits(run / "checkpoints/step-00000006"))
     tokenizer = AutoTokenizer.from_pretrained(run / "export")
     assert tokenizer.decode(tokenizer("Give the plural. ß")["input_ids"]) == "Give the plural. ß"
+
+
+def test_what_was_exported_can_be_had_as_json(run: Path, capsys):
+    status, printed = exported(capsys, str(run), "--json")
+    assert status == 0
+    assert json.loads(printed) == {
+        "folder": f"{run}/export",
+        "checkpoint": f"{run}/checkpoints/step-00000006",
+        "step": 6,
+        "bytes": sum(path.stat().st_size for path in (run / "export").iterdir()),
+        "card": f"{run}/export/README.md",
+    }
 
 
 @pytest.mark.parametrize(("which", "step"), [("last", 6), ("best", 4), ("2", 2)])
