@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 
 from cluster import slurm
 from cluster.error_lines import Tracebacks, failed, failure, judged
-from cluster.errors import COMPLETE, RequestError
+from cluster.errors import COMPLETE, REQUEUE, RequestError
 from cluster.growing_logs import GrowingLog, Render, prefixed, read_all, rest_of_all
 from cluster.options import OptionParser, add_output_dir, at_least, run
 from cluster.run_state import Run, RunState, look, states
@@ -124,7 +124,7 @@ def verdict_of(run_dir: Path, number: int, options: Namespace) -> bytes:
     """With ``--errors``, the verdict on an attempt that failed: a rank whose watcher was killed says nothing itself."""
     entry = next((one for one in look(run_dir).attempts if one["attempt"] == number), {})
     verdict = entry.get("verdict")
-    if not options.errors or not verdict or verdict["status"] == COMPLETE:
+    if not options.errors or not verdict or verdict["status"] in (COMPLETE, REQUEUE):
         return b""
     if not options.json:
         return f"── {judged(verdict)}\n".encode()
@@ -149,7 +149,7 @@ def failures_as_json(attempt: int) -> Render:
 
 
 def as_json(attempt: int | None, rank: int | None) -> Render:
-    """Each line as an object. No rank said it: `rank` is None. In a job's log, which may be of several: `attempt` is."""
+    """Each line as an object; `rank` is None where no rank said it, `attempt` in a job's log: there may be several."""
 
     def render(lines: bytes) -> bytes:
         return b"".join(json_line(attempt, rank, line.decode(errors="replace")) for line in lines[:-1].split(b"\n"))

@@ -24,9 +24,8 @@ def main(arguments: list[str]) -> int:
     run_dir = find_run(options.run, Path(options.output_dir))
     request = request_of(run_dir)
     if options.dry_run:
-        print(
-            json.dumps({**request._asdict(), "command": request.command}, indent=1) if options.json else request.command
-        )
+        as_json = {**request._asdict(), "command": request.command}
+        print(json.dumps(as_json, indent=1) if options.json else request.command)
         return COMPLETE
     [state], _ = states([look(run_dir)])
     if not state.is_over:

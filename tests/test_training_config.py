@@ -134,6 +134,7 @@ def test_any_allowed_number_arrives_as_it_was_given(lr: float, batch: int):
         ("lr = true", r"`lr` = true: a value is wanted"),
         ("lr = [1]", r"`lr` = \[1\]: one value is wanted"),
         ("lr = ", r"not TOML"),
+        ("training = 1", r"`training` = 1: a table \[training\] is wanted"),
         ("batch-size = -1", r"--batch-size -1: at least 1"),
     ],
 )

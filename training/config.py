@@ -330,6 +330,8 @@ def read_toml(path: Path) -> dict[str, Any]:
         if stray := [key for key in table if key not in ("cluster", "training")]:
             raise InputError(f"--config {path}: `{stray[0]}` stands outside of [cluster] and [training]: put it in one")
         table = table.get("training", {})
+        if not isinstance(table, dict):
+            raise InputError(f"--config {path}: `training` = {table!r}: a table [training] is wanted")
     return {_known_key(key, path): _typed(key, value, path) for key, value in table.items()}
 
 
