@@ -91,9 +91,10 @@ PREPARATION_FIXED = ("nodes", "ntasks", "ntasks-per-node", "output", "error", "a
 
 
 def main(arguments: list[str]) -> int:
-    arguments, config = resolve_arguments(arguments, parser())
+    command = parser()
+    arguments, config = resolve_arguments(arguments, command)
     before, rest = split_program(arguments)
-    options = parser().parse_options(before)
+    options = command.parse_options(before)
     options.config = config
     if options.json and (options.follow or options.dry_run):
         raise RequestError("--json is one object: with --follow there is a log; what a dry run has is explain --json")
