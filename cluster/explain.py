@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 
 from cluster import slurm, submit
 from cluster.allocation import Allocation, RankPlace, from_slurm, parse_granted_gpus
+from cluster.config_file import resolve_arguments
 from cluster.environment import default_omp_threads, forwarded_names, rank_environment
 from cluster.errors import COMPLETE, LauncherError, RequestError
 from cluster.hostfile import hostfile_text
@@ -69,8 +70,9 @@ class Explanation(NamedTuple):
 
 
 def main(arguments: list[str]) -> int:
-    before, rest = split_program(arguments)
-    options = parser().parse_options(before)
+    command = parser()
+    before, rest = split_program(resolve_arguments(arguments, command).resolved)
+    options = command.parse_options(before)
     explanation = explain_run(options) if options.run_or_job else explain_request(options, rest)
     print(json.dumps(to_json(explanation), indent=1) if options.json else "\n".join(lines(explanation)))
     return RequestError.status if words_of_sbatch(explanation.test_only) == "refuses it" else COMPLETE
@@ -95,7 +97,6 @@ def parser() -> OptionParser:
     explained.add_argument(
         "--mpi", choices=DIALECTS, help="show the command for this mpirun (default: the one that is here)"
     )
-    explained.add_argument("--json", action="store_true", help="everything as one JSON object")
     return options
 
 

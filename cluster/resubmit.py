@@ -4,6 +4,7 @@ python -m cluster resubmit a               what `cluster submit` was given for r
 python -m cluster resubmit a --dry-run     shows the command, submits nothing
 """
 
+import json
 import os
 import sys
 from pathlib import Path
@@ -23,7 +24,8 @@ def main(arguments: list[str]) -> int:
     run_dir = find_run(options.run, Path(options.output_dir))
     request = request_of(run_dir)
     if options.dry_run:
-        print(request.command)
+        as_json = {**request._asdict(), "command": request.command}
+        print(json.dumps(as_json, indent=1) if options.json else request.command)
         return COMPLETE
     [state], _ = states([look(run_dir)])
     if not state.is_over:
@@ -32,9 +34,11 @@ def main(arguments: list[str]) -> int:
         os.chdir(request.directory)
     except OSError as error:
         raise RequestError(f"{run_dir.name} was submitted in {request.directory}: {error.strerror}") from error
-    print(f"submit         {request.command}", flush=True)
     from cluster.submit import main as submit
 
+    if options.json:
+        return submit(["--json", *request.arguments])
+    print(f"submit         {request.command}", flush=True)
     return submit(request.arguments)
 
 
@@ -42,6 +46,9 @@ def parser() -> OptionParser:
     options = OptionParser("python -m cluster resubmit", USAGE, str(__doc__), EPILOG)
     options.add_argument("run", metavar="RUN", help="name of an experiment, run directory or job id")
     options.add_argument("--dry-run", action="store_true", help="show the command, submit nothing")
+    options.add_argument(
+        "--json", action="store_true", help="one JSON object, as submit has it; --dry-run: the request"
+    )
     add_output_dir(options)
     return options
 

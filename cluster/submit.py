@@ -4,13 +4,14 @@ python -m cluster.submit --nodes 2 --gpus 8 -- --experiment-name a --max-steps 1
 python -m cluster.submit --nodes 2 --gpus 8 --program -- python my_script.py
 """
 
+import json
 import os
 import shlex
 import shutil
 import sys
 import time
 from argparse import Namespace
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -18,6 +19,7 @@ from typing import NamedTuple
 from cluster import slurm
 from cluster.allocation import Allocation
 from cluster.command import add_project, launch_command
+from cluster.config_file import add_config_options, resolve_arguments
 from cluster.environment import mpirun_environment
 from cluster.errors import LauncherError, RequestError
 from cluster.granted import named_hosts, this_machine
@@ -89,8 +91,13 @@ PREPARATION_FIXED = ("nodes", "ntasks", "ntasks-per-node", "output", "error", "a
 
 
 def main(arguments: list[str]) -> int:
+    command = parser()
+    arguments, config = resolve_arguments(arguments, command)
     before, rest = split_program(arguments)
-    options = parser().parse_options(before)
+    options = command.parse_options(before)
+    options.config = config
+    if options.json and (options.follow or options.dry_run):
+        raise RequestError("--json is one object: with --follow there is a log; what a dry run has is explain --json")
     program = [sys.executable, "-m", TRAINER, *rest] if not options.program else rest
     program = resolve_program(program, options.wdir or ".")
     if options.prepare_first and not is_trainer(program):
@@ -100,7 +107,10 @@ def main(arguments: list[str]) -> int:
     if options.notify:
         read_webhook(options.notify)  # it is wrong now, or never
     if goes_to_slurm(options):
-        return submit_to_slurm(options, program, arguments)
+        to_repeat = [*(word for word in before if word != "--json"), *arguments[len(before) :]]
+        return submit_to_slurm(options, program, to_repeat)
+    if options.json:
+        raise RequestError("--json tells of a job, and this run is none: python -m cluster status --json has it")
     return run_here(options, program, arguments)
 
 
@@ -118,12 +128,14 @@ def parser() -> OptionParser:
     options.add_argument("--dry-run", action="store_true", help="print what would be submitted, submit nothing")
     options.add_argument("--wait", action="store_true", help="wait for the end, return the job's exit status")
     options.add_argument("--follow", action="store_true", help="like --wait, and show the log")
+    options.add_argument("--json", action="store_true", help="one JSON object, instead of lines for people")
     options.add_argument("--no-check", action="store_true", help="submit without checking the trainer's arguments here")
     options.add_argument(
         "--prepare-first",
         action="store_true",
         help="make the data's tokens in a job of its own, on one node without GPUs, for which the training waits",
     )
+    add_config_options(options)
     add_place_options(options)
     sbatch = options.add_argument_group("Slurm (sbatch's own options)")
     for name, metavar in SLURM_OPTIONS.items():
@@ -153,7 +165,8 @@ def goes_to_slurm(options: Namespace) -> bool:
         return True
     if options.cluster == "slurm":
         raise LauncherError("--cluster slurm, but there is no sbatch on PATH: run this on a login node of the cluster")
-    print("no sbatch here: running on this machine (--cluster local says so without this line)")
+    note = "no sbatch here: running on this machine (--cluster local says so without this line)"
+    print(note, file=sys.stderr if options.json else sys.stdout)
     return False
 
 
@@ -230,17 +243,31 @@ def submit_to_slurm(options: Namespace, program: list[str], given: Sequence[str]
 
     record_request(run_dir, given, job_id)
     log = run_dir / f"{plan.options.get('job-name') or run_dir.name}-{job_id}.log"
-    print(f"plan           {plan.expected_allocation().summary()}")
-    if preparation_id:
-        print(f"prepare        {preparation_id}")
-    print(f"job            {job_id}")
-    print(f"run directory  {run_dir}")
-    print(f"next           tail -F {shlex.quote(str(log))}", flush=True)
+    submitted = {
+        "experiment": run_dir.name,
+        "run_dir": str(run_dir),
+        "job_id": job_id,
+        "prepare_job_id": preparation_id,
+        "plan": plan.expected_allocation().summary(),
+        "ranks": ranks,
+        "log": str(log),
+    }
+    print(json.dumps(submitted, indent=1) if options.json else submitted_text(submitted), flush=True)
     if not (options.wait or options.follow):
         return 0
     from cluster.wait import wait_for_job
 
     return wait_for_job(job_id, log, options.follow)
+
+
+def submitted_text(submitted: Mapping[str, object]) -> str:
+    """What was submitted, for people."""
+    lines = [f"plan           {submitted['plan']}"]
+    if submitted["prepare_job_id"]:
+        lines.append(f"prepare        {submitted['prepare_job_id']}")
+    lines += [f"job            {submitted['job_id']}", f"run directory  {submitted['run_dir']}"]
+    lines.append(f"next           tail -F {shlex.quote(str(submitted['log']))}")
+    return "\n".join(lines)
 
 
 def site_setup() -> Path | None:
@@ -407,14 +434,20 @@ def check_training(options: Namespace, program: list[str], ranks: int) -> int:
     import subprocess
 
     sys.stdout.flush()
-    return subprocess.run([program[0], "-m", "training.check", "--ranks", str(ranks), *program[3:]]).returncode
+    # The file once more, below what was made of it: its keys are refused by their names in it.
+    config = ["--config", options.config] if options.config else []
+    command = [program[0], "-m", "training.check", "--ranks", str(ranks), *config, *program[3:]]
+    return subprocess.run(command).returncode
 
 
 def check_with_slurm(script: str) -> None:
     """Raise `RequestError` with sbatch's own words for a request that Slurm could never start."""
     words = patiently(lambda: slurm.refusal(script))
     if words and slurm.nodes_out_of_service():
-        print(f"warning: sbatch --test-only says: {words} (some nodes are down or drained: queued all the same)")
+        print(
+            f"warning: sbatch --test-only says: {words} (some nodes are down or drained: queued all the same)",
+            file=sys.stderr,
+        )
     elif words:
         raise RequestError(f"sbatch refused: {words}")
 
@@ -430,7 +463,7 @@ def patiently(ask: Callable[[], str | None]) -> str | None:
         if time.monotonic() > deadline:
             raise LauncherError(f"Slurm's controller does not answer ({words}): try again when scontrol ping says UP")
         if not waiting:
-            print(f"waiting for Slurm's controller ({words})", flush=True)
+            print(f"waiting for Slurm's controller ({words})", file=sys.stderr)
             waiting = True
         time.sleep(slurm.ASK_AGAIN_EVERY)
     return words

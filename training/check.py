@@ -9,8 +9,9 @@ at."""
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
-from training.config import TrainConfig, config_from_argv
+from training.config import TrainConfig, config_from_argv, read_toml
 from training.errors import COMPLETE, INPUT_ERROR, InputError
 from training.live_report import interval_seconds
 from training.run_directory import check_same_run, check_writable, run_directory
@@ -23,6 +24,8 @@ def main(argv: Sequence[str]) -> int:
     """Check the request; prints one line and returns 64 where it cannot be carried out."""
     try:
         ranks, rest = take_ranks(argv)
+        if rest[:1] == ["--config"] and rest[1:]:
+            read_toml(Path(rest[1]))  # before the rest, which may repeat its keys: they are refused by its name
         check(config_from_argv(rest, PROG), ranks)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
