@@ -38,7 +38,7 @@ demo: .venv/.demo
 
 .PHONY: test
 test: slurm-packages $(MPIS:%=.mpi/%/.made) lint docs
-	.venv/bin/python -m pytest
+	.venv/bin/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: lint
 lint: .venv/.test

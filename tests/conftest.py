@@ -100,11 +100,16 @@ def shared_data() -> Path:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what uses the cluster, so that ``-m 'not slurm'`` is the quick half, and run it last."""
+    """Mark what uses the cluster, so that ``-m 'not slurm'`` is the quick half, and run it last.
+
+    The faults come first: they take as long as all others, of which a second process meanwhile runs one file after
+    another (`make test`).
+    """
     for item in items:
         if "slurm" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.slurm)
     items.sort(key=lambda item: item.get_closest_marker("slurm") is not None)
+    items.sort(key=lambda item: item.path.name != "test_faults.py")
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
