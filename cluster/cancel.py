@@ -14,12 +14,10 @@ from typing import NamedTuple
 
 from cluster import slurm
 from cluster.errors import COMPLETE, LauncherError, RequestError
-from cluster.jobs import record_of
 from cluster.options import OptionParser, add_output_dir, run
-from cluster.progress import read_progress
-from cluster.run_state import Run, RunState, look, states
+from cluster.run import Run
+from cluster.run_state import RunState, Snapshot, look_now
 from cluster.rundir import launcher_holds
-from cluster.runs import find_run
 
 USAGE = "python -m cluster cancel RUN [options]"
 EPILOG = """\
@@ -34,26 +32,13 @@ LOOK_EVERY = 0.5
 
 def main(arguments: list[str]) -> int:
     options = parser().parse_options(arguments)
-    run_dir = find_run(options.run, Path(options.output_dir))
-    found = look(run_dir)
-    [state], _ = states([found])
-    if state.is_over:
-        raise RequestError(f"{run_dir.name} is not running: {state}")
-    holder = read_holder(run_dir) if found.held else None
-    job_id = holder.job_id if holder else found.job_id
-    if job_id is not None:
-        target = cancel_job(job_id)
-        what = f"job {target} cancelled"
-        await_end(run_dir, target)
-    else:
-        what = stop_launcher(run_dir, holder)
-        await_end(run_dir, None)
-    found = look(run_dir)
-    [state], _ = states([found])
+    wanted = Run(options.run, options.output_dir)
+    what = wanted.cancel()
+    found, state = look_now(wanted.directory)
     if options.json:
         from cluster.status import summary
 
-        print(json.dumps(summary(found, state, None, read_progress(run_dir), time.time()), indent=1))
+        print(json.dumps(summary(found, state, None, wanted.progress, time.time()), indent=1))
     else:
         print(became(what, found, state))
     return COMPLETE
@@ -65,6 +50,26 @@ def parser() -> OptionParser:
     options.add_argument("--json", action="store_true", help="what became of it as one JSON object, as status has it")
     add_output_dir(options)
     return options
+
+
+def stop(run_dir: Path) -> str:
+    """Stop the run, and wait until nothing of it runs; what was stopped.
+
+    Raises:
+        RequestError: it does not run.
+        LauncherError: it cannot be stopped from here.
+    """
+    found, state = look_now(run_dir)
+    if state.is_over:
+        raise RequestError(f"{run_dir.name} is not running: {state}")
+    holder = read_holder(run_dir) if found.held else None
+    if job_id := holder.job_id if holder else found.job_id:
+        target = cancel_job(job_id)
+        what = f"job {target} cancelled"
+    else:
+        target, what = None, stop_launcher(run_dir, holder)
+    await_end(run_dir, target)
+    return what
 
 
 class Holder(NamedTuple):
@@ -98,7 +103,7 @@ def element_of(detail: str, job_id: str) -> str:
 
     The last element of an array has the array's own number, by which scancel would end all of its elements.
     """
-    facts = dict(re.findall(r"\b(ArrayJobId|ArrayTaskId)=(\S+)", record_of(detail, job_id)))
+    facts = dict(re.findall(r"\b(ArrayJobId|ArrayTaskId)=(\S+)", slurm.record_of(detail, job_id)))
     element = facts.get("ArrayTaskId", "")
     return f"{facts['ArrayJobId']}_{element}" if element.isdecimal() else job_id
 
@@ -151,7 +156,7 @@ def await_end(run_dir: Path, job_id: str | None) -> None:
     )
 
 
-def became(what: str, found: Run, state: RunState) -> str:
+def became(what: str, found: Snapshot, state: RunState) -> str:
     """``job 12 cancelled · a: cancelled · step 17, saved 10``, and how to go on."""
     steps = found.newest.get("steps") or {}
     words = [what, f"{found.path.name}: {state}"]

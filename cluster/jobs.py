@@ -48,7 +48,7 @@ def look_up(job_ids: Collection[str], unsettled: Iterable[str]) -> Jobs:
             if (detail := slurm.job_detail(job_id, slurm.SOON)) is None:
                 break  # scontrol is missing too, or the controller is away, or has forgotten this one
             answered = True
-            known[job_id] = parse_detail(record_of(detail, job_id))
+            known[job_id] = parse_detail(slurm.record_of(detail, job_id))
             left.remove(job_id)
     if left and (rows := slurm.accounted(left)) is not None:
         known |= {job_id: job for job_id, job in parse_accounted(rows).items() if job_id in left}
@@ -88,12 +88,6 @@ def with_positions(jobs: dict[str, Job]) -> dict[str, Job]:
         return job._replace(position=position, waiting=len(lines[partition]))
 
     return {job_id: placed(job_id, job) for job_id, job in jobs.items()}
-
-
-def record_of(detail: str, job_id: str) -> str:
-    """That job's own part of ``scontrol show job``: of an array's number all elements are shown, one after another."""
-    records = re.split(r"\n\s*\n", detail)
-    return next((record for record in records if re.match(rf"\s*JobId={job_id}\b", record)), "")
 
 
 def parse_detail(detail: str) -> Job:

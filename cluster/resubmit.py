@@ -4,15 +4,12 @@ python -m cluster resubmit a               what `cluster submit` was given for r
 python -m cluster resubmit a --dry-run     shows the command, submits nothing
 """
 
-import os
+import contextlib
 import sys
-from pathlib import Path
 
-from cluster.errors import COMPLETE, RequestError
+from cluster.errors import COMPLETE
 from cluster.options import OptionParser, add_output_dir, run
-from cluster.request import Request, read_request
-from cluster.run_state import look, states
-from cluster.runs import find_run
+from cluster.run import Run
 
 USAGE = "python -m cluster resubmit RUN [options]"
 EPILOG = "exit status: that of cluster submit; 64 where the run is not over, or cluster submit did not start it"
@@ -20,22 +17,16 @@ EPILOG = "exit status: that of cluster submit; 64 where the run is not over, or 
 
 def main(arguments: list[str]) -> int:
     options = parser().parse_options(arguments)
-    run_dir = find_run(options.run, Path(options.output_dir))
-    request = request_of(run_dir)
+    again = Run(options.run, options.output_dir)
     if options.dry_run:
-        print(request.command)
+        print(again.request.command)
         return COMPLETE
-    [state], _ = states([look(run_dir)])
-    if not state.is_over:
-        raise RequestError(f"{run_dir.name} is {state}: it goes on by itself; cancel it first to submit it anew")
-    try:
-        os.chdir(request.directory)
-    except OSError as error:
-        raise RequestError(f"{run_dir.name} was submitted in {request.directory}: {error.strerror}") from error
+    request = again.request_again()
     print(f"submit         {request.command}", flush=True)
     from cluster.submit import main as submit
 
-    return submit(request.arguments)
+    with contextlib.chdir(request.directory):
+        return submit(request.arguments)
 
 
 def parser() -> OptionParser:
@@ -44,16 +35,6 @@ def parser() -> OptionParser:
     options.add_argument("--dry-run", action="store_true", help="show the command, submit nothing")
     add_output_dir(options)
     return options
-
-
-def request_of(run_dir: Path) -> Request:
-    """The run's request. Raises `RequestError` for a run that was started in another way."""
-    if request := read_request(run_dir):
-        return request
-    raise RequestError(
-        f"{run_dir.name} was not started by cluster submit: give its own command again (sbatch …, or "
-        "python -m cluster.launch …), with the same experiment name it goes on"
-    )
 
 
 if __name__ == "__main__":

@@ -60,10 +60,22 @@ def job_detail(job_id: str, seconds: float = SECONDS) -> str | None:
     return _ask(["scontrol", "show", "job", "-d", job_id], seconds)
 
 
+def record_of(detail: str, job_id: str) -> str:
+    """That job's own part of ``scontrol show job``.
+
+    Of an array's number all elements are shown, one after another: it is also that of the last one. Of ``12_3`` there
+    is one part: the element's own, or while it is pending that of all that are.
+    """
+    if "_" in job_id:
+        return detail
+    records = re.split(r"\n\s*\n", detail)
+    return next((record for record in records if re.match(rf"\s*JobId={job_id}\b", record)), "")
+
+
 def job_state(job_id: str) -> JobState | None:
     """State from the controller, else (the job is too old for it) from accounting; None where neither knows."""
-    if detail := job_detail(job_id):
-        return parse_job_detail(detail)
+    if record := record_of(job_detail(job_id) or "", job_id):
+        return parse_job_detail(record)
     rows = _ask(["sacct", "-nPX", "-j", job_id, "-o", "State,ExitCode"])
     return parse_accounting(rows) if rows else None
 

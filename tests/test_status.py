@@ -13,7 +13,7 @@ from cluster.goodput import PARTS
 from cluster.jobs import Job, look_up, parse_accounted, parse_queue, with_positions
 from cluster.progress import last_rows, progress
 from cluster.request import record_request
-from cluster.run_state import Run, look, state_of, states
+from cluster.run_state import Snapshot, look, state_of, states
 from cluster.rundir import launcher_holds, only_launcher_of
 from cluster.runs import all_runs, find_run
 from cluster.status import frame, gpu_hours, main, table
@@ -276,7 +276,7 @@ def test_a_job_that_has_had_no_attempt_yet_is_what_slurm_says(
 def test_an_attempt_without_verdict_is_what_its_lock_and_its_job_say(held: bool, job: Job | None, state: str) -> None:
     attempt = {"attempt": 1, "started": 100.0, "job_id": "12"}
 
-    run = Run(Path("a"), [attempt], [], request=None, held=held, requeued=False)
+    run = Snapshot(Path("a"), [attempt], [], request=None, held=held, requeued=False)
 
     assert str(state_of(run, job, answered=True)) == state
 

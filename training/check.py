@@ -1,6 +1,7 @@
-"""Check a training request without training: the same arguments as `training.train_llm`, exit status 0 or 64.
+"""Check training requests without training: the same arguments as `training.train_llm`, exit status 0 or 64.
 
     python -m training.check --ranks 16 --experiment-name a --dataset-name data.json
+    python -m training.check --ranks 16 -e a --lr 1e-4 -- -e b --lr 3e-4             two requests
 
 Runs where no GPU and no other rank is, such as a login node before a job is queued. Nothing is written but
 the hub's own cache. What only the compute node can know (its GPUs, what its network reaches) is not looked
@@ -19,10 +20,11 @@ PROG = "python -m training.train_llm"
 
 
 def main(argv: Sequence[str]) -> int:
-    """Check the request; prints one line and returns 64 where it cannot be carried out."""
+    """Check the requests; prints one line and returns 64 at the first that cannot be carried out."""
     try:
         ranks, rest = take_ranks(argv)
-        check(config_from_argv(rest, PROG), ranks)
+        for config in [config_from_argv(request, PROG) for request in split_requests(rest)]:
+            check(config, ranks)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return INPUT_ERROR
@@ -40,6 +42,17 @@ def take_ranks(argv: Sequence[str]) -> tuple[int | None, list[str]]:
     if len(argv) < 2 or not argv[1].isdigit() or int(argv[1]) < 1:
         raise InputError(f"--ranks {argv[1] if len(argv) > 1 else ''}: a number of at least 1 is wanted")
     return int(argv[1]), list(argv[2:])
+
+
+def split_requests(argv: Sequence[str]) -> list[list[str]]:
+    """The requests between the `--`."""
+    requests: list[list[str]] = [[]]
+    for argument in argv:
+        if argument == "--":
+            requests.append([])
+        else:
+            requests[-1].append(argument)
+    return requests
 
 
 def check(config: TrainConfig, ranks: int | None) -> None:
