@@ -16,8 +16,9 @@ from cluster import slurm
 from cluster.errors import COMPLETE, LauncherError, RequestError
 from cluster.options import OptionParser, add_output_dir, run
 from cluster.run import Run
-from cluster.run_state import RunState, Snapshot, look_now
+from cluster.run_state import RunState, Snapshot, look, look_now, states
 from cluster.rundir import launcher_holds
+from cluster.sweep_file import Sweep, find_sweep
 
 USAGE = "python -m cluster cancel RUN [options]"
 EPILOG = """\
@@ -32,6 +33,9 @@ LOOK_EVERY = 0.5
 
 def main(arguments: list[str]) -> int:
     options = parser().parse_options(arguments)
+    if sweep := find_sweep(options.run, Path(options.output_dir)):
+        print(stop_sweep(sweep))
+        return COMPLETE
     wanted = Run(options.run, options.output_dir)
     what = wanted.cancel()
     found, state = look_now(wanted.directory)
@@ -46,7 +50,7 @@ def main(arguments: list[str]) -> int:
 
 def parser() -> OptionParser:
     options = OptionParser("python -m cluster cancel", USAGE, str(__doc__), EPILOG)
-    options.add_argument("run", metavar="RUN", help="name of an experiment, run directory or job id")
+    options.add_argument("run", metavar="RUN", help="name of an experiment or sweep, run directory or job id")
     options.add_argument("--json", action="store_true", help="what became of it as one JSON object, as status has it")
     add_output_dir(options)
     return options
@@ -70,6 +74,30 @@ def stop(run_dir: Path) -> str:
         target, what = None, stop_launcher(run_dir, holder)
     await_end(run_dir, target)
     return what
+
+
+def stop_sweep(sweep: Sweep) -> str:
+    """Stop all that runs or waits of a sweep; what was stopped. Raises as `stop` does."""
+    runs = [look(run_dir) for run_dir in sweep.run_dirs]
+    live = [one for one, state in zip(runs, states(runs)[0], strict=True) if not state.is_over]
+    if not live:
+        raise RequestError(f"{sweep.directory.name} is not running: none of its {len(runs)} runs is")
+    elements = {one.path: job_id for one in live if (job_id := element_id(one))}
+    for array in {job_id.partition("_")[0] for job_id in elements.values()}:
+        if words := slurm.cancel(array):
+            raise LauncherError(f"scancel {array}: {words}")
+    for path in (one.path for one in live):
+        if job_id := elements.get(path):
+            await_end(path, job_id)
+        else:
+            stop(path)
+    return f"{len(live)} of {len(runs)} runs of {sweep.directory.name} cancelled"
+
+
+def element_id(found: Snapshot) -> str | None:
+    """The id of the array element by which the run was submitted last; None for a job of its own."""
+    job_id = found.request.job_id if found.request else None
+    return job_id if job_id and "_" in job_id else None
 
 
 class Holder(NamedTuple):

@@ -68,7 +68,7 @@ def command_words(parser: argparse.ArgumentParser, options: Mapping[str, Any]) -
         option = max(action.option_strings, key=len)
         values = value.items() if isinstance(value, Mapping) else value if isinstance(value, (list, tuple)) else [value]
         for one in [True] if action.nargs == 0 else values:
-            text = "=".join(filter(None, one)) if isinstance(one, tuple) else str(one)
+            text = "=".join(map(str, one[: 1 + (one[1] is not None)])) if isinstance(one, tuple) else str(one)
             words += [option] if action.nargs == 0 else [f"{option}={text}"] if option[:2] == "--" else [option, text]
     return words
 

@@ -9,6 +9,7 @@ from cluster import slurm
 from cluster.errors import RequestError
 from cluster.request import read_request
 from cluster.runfile import read_run
+from cluster.sweep_file import all_sweeps, find_sweep
 
 MARKS = ("run.json", "request.json")
 """Either makes a directory a run's: it was launched, or asked for."""
@@ -32,6 +33,8 @@ def find_run(given: str | None, output_dir: Path) -> Path:
             return candidate.absolute()
     if _JOB_ID.fullmatch(given) and (run_dir := _run_of_job(given, output_dir)):
         return run_dir
+    if sweep := find_sweep(given, output_dir):
+        raise RequestError(f"{given} is a sweep: python -m cluster sweep {given}, or name one of its runs")
     import difflib
 
     near = difflib.get_close_matches(given, [path.name for path in all_runs(output_dir)], 1)
@@ -44,22 +47,20 @@ def is_run(directory: Path) -> bool:
 
 
 def _run_of_job(job_id: str, output_dir: Path) -> Path | None:
-    """The run of a job, the latest where several had that number. Of an array's element (``12_3``) Slurm is asked for
-    the number of its own by which its run knows it."""
+    """The run of a job, the latest where several had that number, those of sweeps too. Of an array's element (``12_3``)
+    Slurm is asked for the number of its own by which its run may know it."""
+    job_ids = [job_id]
     if "_" in job_id:
-        own = re.search(r"\bJobId=(\d+)", slurm.job_detail(job_id, slurm.SOON) or "")
-        if own is None:
-            return None
-        job_id = own[1]
-    for run_dir in all_runs(output_dir):
+        job_ids += re.findall(r"\bJobId=(\d+)", slurm.job_detail(job_id, slurm.SOON) or "")
+    for run_dir in [run_dir for parent in (output_dir, *all_sweeps(output_dir)) for run_dir in all_runs(parent)]:
         request = read_request(run_dir)
-        if request and request.job_id == job_id:
+        if request and request.job_id in job_ids:
             return run_dir
         try:
             attempts = read_run(run_dir)["attempts"]
         except (OSError, ValueError):
             continue
-        if any(attempt.get("job_id") == job_id for attempt in attempts):
+        if any(attempt.get("job_id") in job_ids for attempt in attempts):
             return run_dir
     return None
 

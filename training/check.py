@@ -23,8 +23,9 @@ def main(argv: Sequence[str]) -> int:
     """Check the requests; prints one line and returns 64 at the first that cannot be carried out."""
     try:
         ranks, rest = take_ranks(argv)
+        enough: set[tuple[object, ...]] = set()
         for config in [config_from_argv(request, PROG) for request in split_requests(rest)]:
-            check(config, ranks)
+            check(config, ranks, enough)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return INPUT_ERROR
@@ -55,12 +56,13 @@ def split_requests(argv: Sequence[str]) -> list[list[str]]:
     return requests
 
 
-def check(config: TrainConfig, ranks: int | None) -> None:
+def check(config: TrainConfig, ranks: int | None, enough: set[tuple[object, ...]]) -> None:
     """Everything about a request that can be known before it runs.
 
     Args:
         config: the request.
         ranks: how many will train; None does not check that the data is enough for them.
+        enough: what has been counted already, for requests on the same data; is added to.
 
     Raises:
         InputError: the first thing that is wrong.
@@ -96,9 +98,13 @@ def check(config: TrainConfig, ranks: int | None) -> None:
         from training.tokens import check_enough
 
         batch, accumulation = config.batch_size, config.gradient_accumulation_steps
-        enough = config.seq_length * ranks * batch * accumulation
-        tokens, documents = count_tokens(corpus, load_tokenizer(source), enough)
+        asked = (corpus.fingerprint, config.model_name, config.seq_length, batch, accumulation)
+        if asked in enough:
+            return
+        wanted = config.seq_length * ranks * batch * accumulation
+        tokens, documents = count_tokens(corpus, load_tokenizer(source), wanted)
         check_enough(tokens, documents, config.seq_length, ranks, batch, accumulation)
+        enough.add(asked)
 
 
 if __name__ == "__main__":
