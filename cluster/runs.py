@@ -33,7 +33,7 @@ def find_run(given: str | None, output_dir: Path) -> Path:
             return candidate.absolute()
     if _JOB_ID.fullmatch(given) and (run_dir := _run_of_job(given, output_dir)):
         return run_dir
-    if sweep := find_sweep(given, output_dir):
+    if find_sweep(given, output_dir):
         raise RequestError(f"{given} is a sweep: python -m cluster sweep {given}, or name one of its runs")
     import difflib
 

@@ -22,6 +22,7 @@ from cluster.progress import Progress, read_progress
 from cluster.run_state import QUEUED, RUNNING, RunState, Snapshot, look, states
 from cluster.runfile import read_json
 from cluster.runs import all_runs, find_run
+from cluster.sweep_file import all_sweeps
 
 USAGE = "python -m cluster status [options] [RUN]"
 EPILOG = """\
@@ -71,7 +72,9 @@ def shown(options: Namespace) -> list[str]:
     if options.run is None:
         if options.json:
             return [json.dumps({"output_dir": str(output_dir.absolute()), "runs": facts}, indent=1)]
-        return list_lines(facts) if facts else [f"no run in {output_dir.absolute()}"]
+        lines = list_lines(facts) if facts else [f"no run in {output_dir.absolute()}"]
+        names = ", ".join(path.name for path in all_sweeps(output_dir))
+        return [*lines, *([f"sweeps: {names} (python -m cluster sweep NAME)"] if names else [])]
     report = {**facts[0], **attempts_of(runs[0])}
     return [json.dumps(report, indent=1)] if options.json else report_lines(report)
 

@@ -136,7 +136,8 @@ def submit_sweep(options: Namespace, rest: list[str], given: list[str]) -> int:
     print(*listing(sweep, known), "", sep="\n")
     print(cost(len(chosen), plan), flush=True)
     if options.dry_run:
-        print(*([f"\n{script}"] if script else []), end="")
+        print(f"\n{script}" if script else "", end="")
+    if options.dry_run or not chosen:
         return COMPLETE
     if script:
         return queue_array(sweep, chosen, script)
