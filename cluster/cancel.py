@@ -18,6 +18,7 @@ from cluster.options import OptionParser, add_output_dir, run
 from cluster.run import Run
 from cluster.run_state import RunState, Snapshot, look, look_now, states
 from cluster.rundir import launcher_holds
+from cluster.runs import name_from_here
 from cluster.sweep_file import Sweep, find_sweep
 
 USAGE = "python -m cluster cancel RUN [options]"
@@ -91,7 +92,8 @@ def stop_sweep(sweep: Sweep) -> str:
             await_end(path, job_id)
         else:
             stop(path)
-    return f"{len(live)} of {len(runs)} runs of {sweep.directory.name} cancelled"
+    again = f"next: python -m cluster sweep {name_from_here(sweep.directory)} --resume"
+    return f"{len(live)} of {len(runs)} runs of {sweep.directory.name} cancelled\n{again}"
 
 
 def element_id(found: Snapshot) -> str | None:
@@ -191,7 +193,9 @@ def became(what: str, found: Snapshot, state: RunState) -> str:
     if steps.get("last") is not None:
         words.append(f"step {steps['last']}, saved {'none' if steps.get('saved') is None else steps['saved']}")
     again = (
-        f"\nnext: python -m cluster resubmit {found.path.name}" if found.request and state.name != "complete" else ""
+        f"\nnext: python -m cluster resubmit {name_from_here(found.path)}"
+        if found.request and state.name != "complete"
+        else ""
     )
     return " · ".join(words) + again
 

@@ -58,12 +58,12 @@ class SubmitOptions(TypedDict, total=False):
 def command_words(parser: argparse.ArgumentParser, options: Mapping[str, Any]) -> list[str]:
     """The words by which this parser understands the options, which are named as in its result.
 
-    None, False, and what the parser does not know are left out.
+    None, False, defaults, and what the parser does not know are left out.
     """
     words: list[str] = []
     for action in parser._actions:
         value = options.get(action.dest)
-        if value is None or value is False or not action.option_strings:
+        if value in (None, False, action.default) or not action.option_strings:
             continue
         option = max(action.option_strings, key=len)
         values = value.items() if isinstance(value, Mapping) else value if isinstance(value, (list, tuple)) else [value]

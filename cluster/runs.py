@@ -2,12 +2,14 @@
 
 import os
 import re
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
 from cluster import slurm
 from cluster.errors import RequestError
 from cluster.request import read_request
+from cluster.rundir import DEFAULT_OUTPUT_DIR
 from cluster.runfile import read_run
 from cluster.sweep_file import all_sweeps, find_sweep
 
@@ -44,6 +46,12 @@ def find_run(given: str | None, output_dir: Path) -> Path:
 
 def is_run(directory: Path) -> bool:
     return any((directory / mark).exists() for mark in MARKS)
+
+
+def name_from_here(directory: Path) -> str:
+    """The name by which the commands find a run or sweep from this directory, as a shell's word."""
+    outputs = Path(DEFAULT_OUTPUT_DIR).absolute()
+    return shlex.quote(str(directory.relative_to(outputs) if directory.is_relative_to(outputs) else directory))
 
 
 def _run_of_job(job_id: str, output_dir: Path) -> Path | None:

@@ -93,7 +93,7 @@ OWNED_OPTIONS = {
     "ntasks-per-node": "--ranks-per-node",
     "output": "--output-dir",
     "error": "--output-dir",
-    "array": "a template, such as sbatch --array=0-3 sbatch/gpt2_mpi.sh",
+    "array": "python -m cluster sweep, or a template: sbatch --array=0-3 sbatch/gpt2_mpi.sh",
 }
 PREPARATION_FIXED = ("nodes", "ntasks", "ntasks-per-node", "output", "error", "array")
 

@@ -30,7 +30,7 @@ from cluster.ranking import ranking, ranking_lines
 from cluster.request import record_request
 from cluster.run_state import RunState, look, look_now, states
 from cluster.rundir import DEFAULT_OUTPUT_DIR
-from cluster.runs import is_run
+from cluster.runs import is_run, name_from_here
 from cluster.status import summary, table
 from cluster.submit import (
     check_training,
@@ -62,7 +62,7 @@ exit status: 0 submitted (without Slurm: all are complete), 64 the request is wr
 WITHOUT_MEANING = {
     "wait": "--wait is for one job: python -m cluster sweep SWEEP shows where they stand",
     "follow": "--follow is for one job: python -m cluster logs SWEEP/RUN --follow",
-    "prepare_first": "--prepare-first is for one run: make the tokens ahead by python -m training.prepare",
+    "prepare_first": "--prepare-first is for one run: python -m training.prepare --output-dir outputs/SWEEP makes the tokens ahead",
 }
 SHOWN = ("help", "nodes", "gpus", "time", "dry_run")
 """Options of submit that the help shows too."""
@@ -209,7 +209,7 @@ def listing(sweep: Sweep, known: Sequence[RunState | None]) -> list[str]:
 
 
 def cost(number: int, plan: ResourcePlan | None) -> str:
-    """``10 runs × 1 node × 1 GPU × 4:00:00 = 40.0 GPU hours at most``."""
+    """``10 runs × 1 node × 1 GPU × 4:00:00 = at most 40.0 GPU hours``."""
     what = f"{number} run{'s' * (number != 1)}"
     if not number:
         return "nothing to submit: all are complete or under way"
@@ -220,8 +220,8 @@ def cost(number: int, plan: ResourcePlan | None) -> str:
     if plan.hours is None:
         return f"{what}, without a time limit: what they cost is not known"
     total = number * nodes * (gpus or 1) * plan.hours
-    kind = "GPU hours" if gpus else "node hours, no GPUs"
-    return f"{what} × {duration(plan.hours * 3600)} = {total:,.1f} {kind} at most, unless one queues itself again"
+    kind = "GPU hours" if gpus else "node hours (no GPUs)"
+    return f"{what} × {duration(plan.hours * 3600)} = at most {total:,.1f} {kind}, unless one queues itself again"
 
 
 def array_script(plan: ResourcePlan, sweep: Sweep, chosen: Sequence[int], limit: int | None) -> str:
@@ -252,7 +252,7 @@ def queue_array(sweep: Sweep, chosen: Sequence[int], script: str) -> int:
             record_request(sweep.directory / one.name, one.submit, f"{job_id}_{index}", before)
     print(f"job            {job_id}")
     print(f"directory      {sweep.directory}")
-    print(f"next           python -m cluster sweep {name_for_commands(sweep)}")
+    print(f"next           python -m cluster sweep {name_from_here(sweep.directory)}")
     return COMPLETE
 
 
@@ -289,14 +289,8 @@ def report(sweep: Sweep, as_json: bool) -> list[str]:
         return [json.dumps(whole, indent=1)]
     lines = ranking_lines(sweep.directory.name, sweep.options, by, ranked)
     if any(map(goes_on, known)):
-        lines.append(f"next: python -m cluster sweep {name_for_commands(sweep)} --resume")
+        lines.append(f"next: python -m cluster sweep {name_from_here(sweep.directory)} --resume")
     return lines
-
-
-def name_for_commands(sweep: Sweep) -> str:
-    """The name by which the commands find it from here."""
-    in_outputs = sweep.directory.parent == Path(DEFAULT_OUTPUT_DIR).absolute()
-    return sweep.directory.name if in_outputs else shlex.quote(str(sweep.directory))
 
 
 if __name__ == "__main__":

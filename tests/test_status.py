@@ -291,7 +291,10 @@ def test_accounting_is_asked_only_for_jobs_of_which_nothing_else_tells(slurm_say
 
 
 def test_a_place_in_the_queue_is_by_priority_within_a_partition() -> None:
-    text = "1|PENDING||N/A|cpu|9|1|N/A\n2|PENDING||N/A|gpu|5|2|N/A\n3|PENDING||N/A|gpu,cpu|9|3|N/A\nhalf a line|\n4|RUNNING||N/A|gpu|9|4|N/A\n"
+    text = (
+        "1|PENDING||N/A|cpu|9|1|N/A\n2|PENDING||N/A|gpu|5|2|N/A\n3|PENDING||N/A|gpu,cpu|9|3|N/A\n"
+        "half a line|\n4|RUNNING||N/A|gpu|9|4|N/A\n"
+    )
 
     jobs = with_positions(parse_queue(text))
 

@@ -101,9 +101,9 @@ def test_a_time_limit_is_read_as_sbatch_reads_it(limit: str, expected: float | N
 
 def test_the_cost_counts_every_gpu_for_the_whole_time_limit() -> None:
     assert cost(10, ResourcePlan(2, 8, options={"time": "1:30:00"}, spare_nodes=1)) == (
-        "10 runs × 3 nodes × 8 GPUs × 1:30:00 = 360.0 GPU hours at most, unless one queues itself again"
+        "10 runs × 3 nodes × 8 GPUs × 1:30:00 = at most 360.0 GPU hours, unless one queues itself again"
     )
-    assert "3 runs × 1 node × 4:00:00 = 12.0 node hours, no GPUs" in cost(3, ResourcePlan(1, 0, 2))
+    assert "3 runs × 1 node × 4:00:00 = at most 12.0 node hours (no GPUs)" in cost(3, ResourcePlan(1, 0, 2))
     assert "without a time limit" in cost(1, ResourcePlan(1, 1, options={"time": "INFINITE"}))
 
 
@@ -201,7 +201,7 @@ def test_a_dry_run_shows_the_runs_their_cost_and_the_array(login_node: str, tmp_
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert lines[3].split() == ["2", "3e-4", "0", "new", "lr=3e-4_seed=0"]
-    assert lines[6] == "4 runs × 1 node × 2 GPUs × 0:30:00 = 4.0 GPU hours at most, unless one queues itself again"
+    assert lines[6] == "4 runs × 1 node × 2 GPUs × 0:30:00 = at most 4.0 GPU hours, unless one queues itself again"
     assert f"#SBATCH --output={tmp_path}/outputs/base/%x-%A_%a.log" in lines
     assert "#SBATCH --array=0-3%2" in lines
     assert lines[-1] == f"exec {sys.executable} -u -m cluster.element {tmp_path}/outputs/base/sweep.json"
@@ -292,9 +292,9 @@ def test_an_array_of_a_real_slurm_resumes_only_what_failed_and_is_cancelled_as_a
         "width=2": "rank crash",
         "width=3": "complete",
     }
-    assert "1 run × 1 node × 4:00:00 = 4.0 node hours" in resumed
+    assert "1 run × 1 node × 4:00:00 = at most 4.0 node hours" in resumed
     assert [(tmp_path / f"began-{value}").read_text() for value in (1, 2, 3)] == ["x", "xx", "x"]
     log = tmp_path / f"outputs/s/width=2/width=2-{failed['width=2']['job_id']}.log"
     assert "── rank crash · exit status 5" in log.read_text()
-    assert cancelled == "2 of 5 runs of s cancelled\n"
+    assert cancelled == "2 of 5 runs of s cancelled\nnext: python -m cluster sweep s --resume\n"
     assert [over[f"width={value}"]["state"] for value in (3, 4, 5)] == ["complete", "cancelled", "cancelled"]
