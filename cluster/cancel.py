@@ -192,11 +192,8 @@ def became(what: str, found: Snapshot, state: RunState) -> str:
     words = [what, f"{found.path.name}: {state}"]
     if steps.get("last") is not None:
         words.append(f"step {steps['last']}, saved {'none' if steps.get('saved') is None else steps['saved']}")
-    again = (
-        f"\nnext: python -m cluster resubmit {name_from_here(found.path)}"
-        if found.request and state.name != "complete"
-        else ""
-    )
+    goes_on = found.request and state.name != "complete"
+    again = f"\nnext: python -m cluster resubmit {name_from_here(found.path)}" if goes_on else ""
     return " · ".join(words) + again
 
 

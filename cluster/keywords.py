@@ -63,7 +63,7 @@ def command_words(parser: argparse.ArgumentParser, options: Mapping[str, Any]) -
     words: list[str] = []
     for action in parser._actions:
         value = options.get(action.dest)
-        if value in (None, False, action.default) or not action.option_strings:
+        if value is None or value is False or value == action.default or not action.option_strings:
             continue
         option = max(action.option_strings, key=len)
         values = value.items() if isinstance(value, Mapping) else value if isinstance(value, (list, tuple)) else [value]

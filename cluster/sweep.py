@@ -22,13 +22,14 @@ from cluster.command import add_project
 from cluster.errors import COMPLETE, RequestError
 from cluster.goodput import duration
 from cluster.grid import combinations, index_list, name_of, parse_grid
+from cluster.jobs import Jobs
 from cluster.keywords import command_words
 from cluster.options import OptionParser, at_least, run, split_program
 from cluster.plan import ResourcePlan, batch_script
 from cluster.progress import read_progress
 from cluster.ranking import ranking, ranking_lines
 from cluster.request import record_request
-from cluster.run_state import RunState, look, look_now, states
+from cluster.run_state import RunState, Snapshot, look, look_now, states
 from cluster.rundir import DEFAULT_OUTPUT_DIR
 from cluster.runs import is_run, name_from_here
 from cluster.status import summary, table
@@ -62,10 +63,11 @@ exit status: 0 submitted (without Slurm: all are complete), 64 the request is wr
 WITHOUT_MEANING = {
     "wait": "--wait is for one job: python -m cluster sweep SWEEP shows where they stand",
     "follow": "--follow is for one job: python -m cluster logs SWEEP/RUN --follow",
-    "prepare_first": "--prepare-first is for one run: python -m training.prepare --output-dir outputs/SWEEP makes the tokens ahead",
+    "prepare_first": "--prepare-first is for one run: give python -m training.prepare --output-dir outputs/SWEEP",
 }
 SHOWN = ("help", "nodes", "gpus", "time", "dry_run")
 """Options of submit that the help shows too."""
+NEW = RunState("new")
 STOPPED = ("cancelled", "saved for requeue")
 """States of a run here after which the next one is not begun."""
 OF_A_SUBMITTED_ONE = ("sweep", "resume", "json", "dry_run", "output_dir")
@@ -127,8 +129,8 @@ def submit_sweep(options: Namespace, rest: list[str], given: list[str]) -> int:
     """Check all, show them and what they cost at most, submit those that are neither complete nor under way."""
     sweep = asked_for(options, rest, given)
     plan = request(options) if goes_to_slurm(options) else None
-    known = states_of(sweep)
-    chosen = [index for index, state in enumerate(known) if state is None or goes_on(state)]
+    _, known, _ = look_at(sweep)
+    chosen = [index for index, state in enumerate(known) if goes_on(state)]
     script = array_script(plan, sweep, chosen, options.limit) if plan and chosen else None
     if chosen and not options.dry_run:
         ranks = plan.expected_allocation().world_size if plan else here(options).world_size
@@ -186,11 +188,12 @@ def element(options: Namespace, rest: Sequence[str], directory: Path, values: di
     return Element(name, values, words, launch)
 
 
-def states_of(sweep: Sweep) -> list[RunState | None]:
-    """The state of each run; None before it was first submitted."""
+def look_at(sweep: Sweep) -> tuple[list[Snapshot], list[RunState], Jobs]:
+    """Each run as it lies there, its state, which is `NEW` before it was first submitted, and what Slurm says."""
     runs = [look(run_dir) for run_dir in sweep.run_dirs]
-    known, _ = states(runs)
-    return [state if run.request or run.attempts else None for run, state in zip(runs, known, strict=True)]
+    known, jobs = states(runs)
+    is_new = [not (found.request or found.attempts) for found in runs]
+    return runs, [NEW if new else state for new, state in zip(is_new, known, strict=True)], jobs
 
 
 def goes_on(state: RunState) -> bool:
@@ -198,11 +201,11 @@ def goes_on(state: RunState) -> bool:
     return state.is_over and state.name != "complete"
 
 
-def listing(sweep: Sweep, known: Sequence[RunState | None]) -> list[str]:
+def listing(sweep: Sweep, known: Sequence[RunState]) -> list[str]:
     """One line a run: its place in the array, its values, where it stands."""
     head = ("", *sweep.options, "state", "run")
     rows = [
-        (str(index), *one.values.values(), "new" if state is None else str(state), one.name)
+        (str(index), *one.values.values(), str(state), one.name)
         for index, (one, state) in enumerate(zip(sweep.elements, known, strict=True))
     ]
     return table([head, *rows], right=[0])
@@ -276,12 +279,14 @@ def run_one_by_one(sweep: Sweep, chosen: Sequence[int]) -> int:
 
 def report(sweep: Sweep, as_json: bool) -> list[str]:
     """The results, ranked."""
-    runs = [look(run_dir) for run_dir in sweep.run_dirs]
-    known, jobs = states(runs)
+    runs, known, jobs = look_at(sweep)
     now = time.time()
     facts = [
-        {**summary(run, state, jobs.known.get(run.job_id or ""), read_progress(run.path), now), "values": one.values}
-        for run, state, one in zip(runs, known, sweep.elements, strict=True)
+        {
+            "values": one.values,
+            **summary(found, state, jobs.known.get(found.job_id or ""), read_progress(found.path), now),
+        }
+        for one, found, state in zip(sweep.elements, runs, known, strict=True)
     ]
     by, ranked = ranking(facts)
     if as_json:
