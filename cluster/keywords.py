@@ -13,7 +13,7 @@ Text = str | os.PathLike[str]
 class SubmitOptions(TypedDict, total=False):
     """What ``python -m cluster submit --help`` lists: dashes are underscores, `forward` is ``-x``.
 
-    Options that take ``NAME=VALUE`` are mappings; there an empty value is the name alone.
+    Options that take ``NAME=VALUE`` are mappings; there the value None is for a name alone.
     """
 
     cluster: Literal["auto", "slurm", "local"]

@@ -86,6 +86,8 @@ def main(arguments: list[str]) -> int:
     if not options.resume:
         print(*report(sweep, options.json), sep="\n")
         return COMPLETE
+    if not os.path.isdir(sweep.given_in):
+        raise RequestError(f"{options.sweep} was submitted in {sweep.given_in}: that is no directory any more")
     before, rest = split_program(sweep.arguments)
     again = parser().parse_options(before)
     again.dry_run = options.dry_run
@@ -281,12 +283,10 @@ def report(sweep: Sweep, as_json: bool) -> list[str]:
     """The results, ranked."""
     runs, known, jobs = look_at(sweep)
     now = time.time()
+    jobs_of = [jobs.known.get(found.job_id or "") for found in runs]
     facts = [
-        {
-            "values": one.values,
-            **summary(found, state, jobs.known.get(found.job_id or ""), read_progress(found.path), now),
-        }
-        for one, found, state in zip(sweep.elements, runs, known, strict=True)
+        {"values": one.values, **summary(found, state, job, read_progress(found.path), now)}
+        for one, found, state, job in zip(sweep.elements, runs, known, jobs_of, strict=True)
     ]
     by, ranked = ranking(facts)
     if as_json:

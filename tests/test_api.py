@@ -83,7 +83,7 @@ def test_keywords_become_the_words_that_mean_them() -> None:
         "prepare_first": False,
         "forward": {"HF_HOME": None, "A": "-1"},
         "mpirun_arg": ["--display-map"],
-        "sbatch": {"reservation": "x", "exclusive": ""},
+        "sbatch": {"reservation": "x", "exclusive": None},
         "output_dir": Path("/runs"),
     }
 
