@@ -35,7 +35,12 @@ LOOK_EVERY = 0.5
 def main(arguments: list[str]) -> int:
     options = parser().parse_options(arguments)
     if sweep := find_sweep(options.run, Path(options.output_dir)):
-        print(stop_sweep(sweep))
+        what = stop_sweep(sweep)
+        if options.json:
+            from cluster.sweep import report
+
+            what = "\n".join(report(sweep, as_json=True))
+        print(what)
         return COMPLETE
     wanted = Run(options.run, options.output_dir)
     what = wanted.cancel()
@@ -52,7 +57,9 @@ def main(arguments: list[str]) -> int:
 def parser() -> OptionParser:
     options = OptionParser("python -m cluster cancel", USAGE, str(__doc__), EPILOG)
     options.add_argument("run", metavar="RUN", help="name of an experiment or sweep, run directory or job id")
-    options.add_argument("--json", action="store_true", help="what became of it as one JSON object, as status has it")
+    options.add_argument(
+        "--json", action="store_true", help="what became of it as one JSON object, as by status or sweep"
+    )
     add_output_dir(options)
     return options
 

@@ -243,7 +243,7 @@ def prepare_launch(options: Namespace, program: list[str], given: Sequence[str])
 def start_launcher(run_dir: Path, arguments: Sequence[str]) -> "subprocess.Popen[bytes]":
     """The launcher in a session of its own, which outlives this process; it has begun, or has ended already.
 
-    Raises `LauncherError` with its last words where it ended before its first attempt.
+    Raises a `ClusterError` with its last words where it ended before an attempt.
     """
     import subprocess
 
@@ -258,7 +258,8 @@ def start_launcher(run_dir: Path, arguments: Sequence[str]) -> "subprocess.Popen
     while launcher.poll() is None and not (attempt / "plan.json").exists():
         time.sleep(0.05)
     if not attempt.exists():
-        raise LauncherError(f"the launcher did not begin: {tail(run_dir / LAUNCHER_LOG)}")
+        last = tail(run_dir / LAUNCHER_LOG).rpartition("\n")[2]
+        raise refusal(launcher.returncode, last.removeprefix("error: "))
     return launcher
 
 
@@ -412,7 +413,7 @@ def prepare_here(options: Namespace, program: list[str], run_dir: Path) -> None:
     command = shlex.split(preparation_command(program, run_dir))
     status = subprocess.run(command, cwd=options.wdir, env=forwarded_environment(options)).returncode
     if status:
-        raise trainer_refuses(status, f"the tokens were not made (exit status {status}): nothing was started")
+        raise refusal(status, f"the tokens were not made (exit status {status}): nothing was started")
 
 
 def forwarded_environment(options: Namespace) -> dict[str, str]:
@@ -506,12 +507,12 @@ def check_training(options: Namespace, programs: Sequence[Sequence[str]], ranks:
     done = subprocess.run(command, stderr=subprocess.PIPE, text=True, errors="replace")
     if done.returncode:
         words = done.stderr.strip().removeprefix("error: ")
-        raise trainer_refuses(done.returncode, words or f"training.check ended with status {done.returncode}")
+        raise refusal(done.returncode, words or f"training.check ended with status {done.returncode}")
     sys.stderr.write(done.stderr)
 
 
-def trainer_refuses(status: int, words: str) -> ClusterError:
-    """The user's fault where the trainer says so; else it could not even look."""
+def refusal(status: int, words: str) -> ClusterError:
+    """What another process said as it ended with that status: the request is wrong, or this place."""
     return RequestError(words) if status == REQUEST else LauncherError(words)
 
 

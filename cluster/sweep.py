@@ -58,7 +58,8 @@ they are that program's. SWEEP is the experiment's name: its runs lie in outputs
 for status, logs, cancel, resubmit. The same command again resumes too; there more values add runs.
 All options of python -m cluster submit are taken, for every run, but --wait, --follow and --prepare-first.
 
-exit status: 0 submitted (without Slurm: all are complete), 64 the request is wrong, 70 this place cannot do it"""
+exit status: 0 submitted (without Slurm: all are complete, else that of the first that failed), 64 the request is wrong,
+70 this place cannot do it"""
 
 WITHOUT_MEANING = {
     "wait": "--wait is for one job: python -m cluster sweep SWEEP shows where they stand",
@@ -133,6 +134,7 @@ def submit_sweep(options: Namespace, rest: list[str], given: list[str]) -> int:
     plan = request(options) if goes_to_slurm(options) else None
     _, known, _ = look_at(sweep)
     chosen = [index for index, state in enumerate(known) if goes_on(state)]
+    sweep = others_unchanged(sweep, chosen)
     script = array_script(plan, sweep, chosen, options.limit) if plan and chosen else None
     if chosen and not options.dry_run:
         ranks = plan.expected_allocation().world_size if plan else here(options).world_size
@@ -158,7 +160,7 @@ def asked_for(options: Namespace, rest: list[str], given: list[str]) -> Sweep:
         if getattr(options, option):
             raise RequestError(words)
     grid = parse_grid(options.grid)
-    directory = experiment_directory(options, understand([*submit_words(options), "--", *rest])[1])
+    directory = experiment_directory(options, understand([*without_grid(options), "--", *rest])[1])
     before = read_sweep(directory)
     if before is None and is_run(directory):
         raise RequestError(f"{directory} is a run's: choose another --experiment-name for the sweep")
@@ -172,8 +174,8 @@ def asked_for(options: Namespace, rest: list[str], given: list[str]) -> Sweep:
     return Sweep(directory, given, os.getcwd(), extended(before.elements if before else [], elements))
 
 
-def submit_words(options: Namespace) -> list[str]:
-    """The words of submit for these options, without those of a sweep."""
+def without_grid(options: Namespace) -> list[str]:
+    """The words of submit that say the same, for one run."""
     return command_words(submit_parser(), {**vars(options), "forward": dict(options.forward), "dry_run": False})
 
 
@@ -184,7 +186,7 @@ def element(options: Namespace, rest: Sequence[str], directory: Path, values: di
     more = [f"--{option}={value}" for option, value in values.items()]
     if not options.program:
         more += ["--experiment-name", name, "--output-dir", str(directory)]
-    words = [*submit_words(own), "--", *rest, *more]
+    words = [*without_grid(own), "--", *rest, *more]
     _, program = understand(words)
     launch = [*launch_arguments(own, own.ranks_per_node, directory / name), "--", *program]
     return Element(name, values, words, launch)
@@ -201,6 +203,13 @@ def look_at(sweep: Sweep) -> tuple[list[Snapshot], list[RunState], Jobs]:
 def goes_on(state: RunState) -> bool:
     """Whether there is something left of the run that nobody does yet."""
     return state.is_over and state.name != "complete"
+
+
+def others_unchanged(sweep: Sweep, chosen: Sequence[int]) -> Sweep:
+    """The sweep in which the runs that are not chosen stay as they were asked for: one may wait in the queue."""
+    before = read_sweep(sweep.directory)
+    kept = {index: one for index, one in enumerate(before.elements if before else []) if index not in chosen}
+    return sweep._replace(elements=[kept.get(index, one) for index, one in enumerate(sweep.elements)])
 
 
 def listing(sweep: Sweep, known: Sequence[RunState]) -> list[str]:

@@ -142,6 +142,8 @@ def test_a_local_run_goes_on_in_the_background_and_is_waited_for(
         run.wait(timeout=0)
     with pytest.raises(RequestError, match="a is running: it goes on by itself"):
         run.resubmit()
+    with pytest.raises(RequestError, match=r"outputs/a is in use by process \d+"):
+        submit(program=["python", "metrics.py"], cluster="local", experiment_name="a")
     (tmp_path / "go-1").touch()
     failed = run.wait()
     monkeypatch.chdir("/")

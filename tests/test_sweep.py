@@ -281,7 +281,7 @@ def test_an_array_of_a_real_slurm_resumes_only_what_failed_and_is_cancelled_as_a
     slurm.run("ctl", ["scontrol", "release", job_of(resumed)])
     wait_until(lambda: {run["state"] for run in runs().values()} == {"complete"})
     cluster("sweep", "--grid", "width=4..5", *more, "--sbatch", "hold", "--", "python", "fails.py")
-    cancelled = cluster("cancel", "s")
+    cancelled = cluster("cancel", "s", "--json")
     over = runs()
 
     assert [(run["state"], run["detail"], run["job_id"]) for run in queued.values()] == [
@@ -296,5 +296,5 @@ def test_an_array_of_a_real_slurm_resumes_only_what_failed_and_is_cancelled_as_a
     assert [(tmp_path / f"began-{value}").read_text() for value in (1, 2, 3)] == ["x", "xx", "x"]
     log = tmp_path / f"outputs/s/width=2/width=2-{failed['width=2']['job_id']}.log"
     assert "── rank crash · exit status 5" in log.read_text()
-    assert cancelled == "2 of 5 runs of s cancelled\nnext: python -m cluster sweep s --resume\n"
+    assert {run["experiment"]: run for run in json.loads(cancelled)["runs"]} == over
     assert [over[f"width={value}"]["state"] for value in (3, 4, 5)] == ["complete", "cancelled", "cancelled"]
