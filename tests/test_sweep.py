@@ -14,8 +14,8 @@ from cluster.grid import combinations, index_list, name_of, parse_grid
 from cluster.plan import ResourcePlan, hours
 from cluster.ranking import ranking
 from cluster.rundir import check_experiment_name
-from cluster.sweep import cost
-from cluster.sweep_file import Element, extended
+from cluster.sweep import cost, others_unchanged
+from cluster.sweep_file import Element, Sweep, extended, read_sweep, written
 from conftest import ROOT, Mpi
 from slurm_lab import SlurmLab
 from waiting import wait_until
@@ -146,6 +146,32 @@ def test_a_sweep_that_grows_keeps_every_run_in_its_place() -> None:
     before = [one("0", "old"), one("5", "old")]
 
     assert extended(before, [one("3", "new"), one("5", "new")]) == [one("0", "old"), one("5", "new"), one("3", "new")]
+
+
+def test_what_is_not_submitted_again_stays_as_it_was_asked_for(tmp_path: Path) -> None:
+    def asked(word: str, *names: str) -> Sweep:
+        return Sweep(tmp_path, [], "/", [Element(name, {"seed": name}, [word], [word]) for name in names])
+
+    with written(asked("old", "0", "1")):
+        now = others_unchanged(asked("new", "0", "1", "2"), chosen=[1, 2])
+
+    assert [element.launch for element in now.elements] == [["old"], ["new"], ["new"]]
+
+
+def test_a_sweeps_file_is_as_it_was_where_the_queue_refuses(tmp_path: Path) -> None:
+    def grown(size: int) -> Sweep:
+        return Sweep(tmp_path, [], "/", [Element(str(seed), {"seed": str(seed)}, [], []) for seed in range(size)])
+
+    with pytest.raises(RequestError), written(grown(1)):
+        raise RequestError("sbatch refused")
+    assert list(tmp_path.iterdir()) == []
+    with written(grown(1)):
+        pass
+    with pytest.raises(RequestError), written(grown(2)):
+        raise RequestError("sbatch refused")
+
+    assert read_sweep(tmp_path) == grown(1)
+    assert (tmp_path / "sweep.json").stat().st_mode & 0o777 == 0o600
 
 
 @pytest.fixture
