@@ -39,6 +39,8 @@ STATES = {"T": "stopped", "t": "stopped by a debugger", "D": "waits for a disk o
 
 def main(arguments: list[str]) -> int:
     options = parser().parse_options(arguments)
+    if options.json and not options.stacks:
+        raise RequestError("--json is for --stacks, a shell has none: give both")
     run_dir = find_run(options.run, Path(options.output_dir))
     found, state = look_now(run_dir)
     if state.name != RUNNING:
@@ -88,7 +90,7 @@ def hosts_of(allocation: Allocation, rank: int | None, node: str | None) -> list
 def shell_command(options: Namespace, job_id: str | None, source: str, host: str) -> list[str]:
     """What opens the shell. Raises `RequestError` for a run on this machine."""
     if source == "slurm" and job_id:
-        return [*slurm.step_command(job_id, [host], pty=True), os.environ.get("SHELL", "/bin/bash")]
+        return [*slurm.step_command(job_id, [host], shell=True), os.environ.get("SHELL", "/bin/bash")]
     if source == "ssh":
         return [*shlex.split(options.ssh), "-t", host]
     raise RequestError(

@@ -27,6 +27,8 @@ that of the measurement: 71 a node is not fit"""
 def main(arguments: list[str]) -> int:
     options = parser().parse_options(arguments)
     if options.nodes is not None:
+        if options.json:
+            raise RequestError("--json is for the findings of this machine: leave it out, or --nodes")
         return measure_nodes(options)
     findings = examine(options)
     if options.json:

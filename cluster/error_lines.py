@@ -1,6 +1,8 @@
-"""Errors alone, out of what ranks print and say: tracebacks of their logs, and how those ended that failed. Pure."""
+"""Errors alone, out of what ranks print and say: tracebacks of logs, how ranks ended that failed, the verdict. Pure."""
 
 import json
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 TRACEBACK = b"Traceback (most recent call last):"
 LINKS = (b"During handling of the above exception", b"The above exception was the direct cause")
@@ -8,17 +10,18 @@ LINKS = (b"During handling of the above exception", b"The above exception was th
 
 
 class Tracebacks:
-    """Renders of a rank's lines those of tracebacks; keeps what it is within from one chunk to the next."""
+    """Of a rank's lines has those of tracebacks shown; keeps what it is within from one chunk to the next."""
 
-    def __init__(self, prefix: str) -> None:
-        self._prefix = prefix.encode()
+    def __init__(self, show: Callable[[bytes], bytes]) -> None:
+        self._show = show
         self._mark: bytes | None = None
         """Within a traceback: what its lines begin with, such as torch's ``[rank3]: ``."""
 
     def __call__(self, lines: bytes) -> bytes:
         if self._mark is None and TRACEBACK not in lines and not any(link in lines for link in LINKS):
             return b""
-        return b"".join(self._prefix + line + b"\n" for line in lines[:-1].split(b"\n") if self._belongs(line))
+        found = b"".join(line + b"\n" for line in lines[:-1].split(b"\n") if self._belongs(line))
+        return self._show(found) if found else b""
 
     def _belongs(self, line: bytes) -> bool:
         if (at := line.find(TRACEBACK)) >= 0:
@@ -34,22 +37,27 @@ class Tracebacks:
         return True
 
 
-def failures(lines: bytes) -> bytes:
-    """Of the records of `cluster.records`, one a line, what is to be said of each rank that failed."""
-    said = []
+def failed(lines: bytes) -> Iterator[Mapping[str, Any]]:
+    """Of the records of `cluster.records`, one a line, those of ranks that failed."""
     for line in lines.splitlines():
         try:
             record = json.loads(line)
         except ValueError:
             continue  # half a line, after a full disk
         if record.get("state") == "failed":
-            said.append(failure(record))
-    return "".join(said).encode()
+            yield record
 
 
-def failure(record: dict[str, object]) -> str:
-    """``── rank 3 on r1n2 failed: exception, exit status 1, step 17: ValueError: boom``."""
+def failure(record: Mapping[str, Any]) -> str:
+    """``rank 3 on r1n2 failed: exception, exit status 1, step 17: ValueError: boom``."""
     step = "" if record.get("step") is None else f", step {record['step']}"
     what = f"{record.get('outcome')}, exit status {record.get('status')}{step}"
     detail = str(record.get("detail") or "").strip().splitlines()
-    return f"── rank {record.get('rank')} on {record.get('host')} failed: {what}{': ' + detail[-1] if detail else ''}\n"
+    return f"rank {record.get('rank')} on {record.get('host')} failed: {what}{': ' + detail[-1] if detail else ''}"
+
+
+def judged(verdict: Mapping[str, Any]) -> str:
+    """``rank crash, exit status 1, rank 3 on r1n2: raised ValueError: boom``, of a verdict in run.json."""
+    who = f", rank {verdict['rank']} on {verdict['host']}" if verdict.get("rank") is not None else ""
+    what = f": {verdict['summary']}" if verdict.get("summary") else ""
+    return f"{verdict['kind']}, exit status {verdict['status']}{who}{what}"

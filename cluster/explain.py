@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 
 from cluster import slurm
 from cluster.allocation import Allocation, RankPlace, from_slurm, parse_granted_gpus
+from cluster.config_file import resolve_arguments
 from cluster.environment import default_omp_threads, forwarded_names, rank_environment
 from cluster.errors import COMPLETE, LauncherError, RequestError
 from cluster.hostfile import hostfile_text
@@ -81,7 +82,7 @@ class Explanation(NamedTuple):
 
 
 def main(arguments: list[str]) -> int:
-    before, rest = split_program(arguments)
+    before, rest = split_program(resolve_arguments(arguments, parser()).resolved)
     options = parser().parse_options(before)
     explanation = explain_run(options) if options.run_or_job else explain_request(options, rest)
     print(json.dumps(to_json(explanation), indent=1) if options.json else "\n".join(lines(explanation)))
@@ -107,7 +108,6 @@ def parser() -> OptionParser:
     explained.add_argument(
         "--mpi", choices=DIALECTS, help="show the command for this mpirun (default: the one that is here)"
     )
-    explained.add_argument("--json", action="store_true", help="everything as one JSON object")
     return options
 
 

@@ -16,6 +16,7 @@ class SubmitOptions(TypedDict, total=False):
     Options that take ``NAME=VALUE`` are mappings; there the value None is for a name alone.
     """
 
+    config: Text
     cluster: Literal["auto", "slurm", "local"]
     nodes: int
     gpus: int

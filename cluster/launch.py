@@ -22,6 +22,7 @@ from cluster.allocation import Allocation
 from cluster.blame import first_failure
 from cluster.channel import Listener, own_address
 from cluster.command import launch_command
+from cluster.config_file import add_config_options, resolve_arguments
 from cluster.environment import mpirun_environment
 from cluster.errors import RequestError
 from cluster.events import record_event
@@ -91,7 +92,7 @@ exit status: 0 every rank completed, 64 the request is wrong, 70 the launcher or
 def main(arguments: list[str]) -> int:
     requests = Requests(why_warned)
     requests.listen()  # a warning before there is anything to save must not kill the job
-    before, program = split_program(arguments)
+    before, program = split_program(resolve_arguments(arguments, parser()).resolved)
     options = parser().parse_options(before)
     program = resolve_program(program, options.wdir or ".")
     notices = Notices(read_webhook(options.notify) if options.notify else None)
@@ -265,6 +266,7 @@ def submitit_job(arguments: list[str]) -> None:
 
 def parser() -> OptionParser:
     options = OptionParser("python -m cluster.launch", USAGE, str(__doc__), EPILOG)
+    add_config_options(options)
     add_place_options(options)
     return options
 

@@ -3,9 +3,10 @@
 python -m cluster logs a                     the last lines of every rank
 python -m cluster logs a --rank 3 -n all     all of one rank
 python -m cluster logs a --follow            every line from now on, through requeues, until the run has ended
-python -m cluster logs a --errors            tracebacks, and the ranks that failed
+python -m cluster logs a --errors            tracebacks, the ranks that failed, the verdict
 """
 
+import json
 import re
 import sys
 import time
@@ -15,9 +16,9 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from cluster import slurm
-from cluster.error_lines import Tracebacks, failures
-from cluster.errors import COMPLETE, RequestError
-from cluster.growing_logs import GrowingLog, prefixed, read_all, rest_of_all
+from cluster.error_lines import Tracebacks, failed, failure, judged
+from cluster.errors import COMPLETE, REQUEUE, RequestError
+from cluster.growing_logs import GrowingLog, Render, prefixed, read_all, rest_of_all
 from cluster.options import OptionParser, add_output_dir, at_least, run
 from cluster.run_state import RunState, Snapshot, look, states
 from cluster.rundir import launcher_holds, next_attempt
@@ -49,7 +50,7 @@ def main(arguments: list[str]) -> int:
                 f"{run_dir.name} has no attempt yet: python -m cluster status {run_dir.name}, or --follow"
             )
         logs = logs_of(run_dir, number, options, options.lines)
-        copy(rest_of_all(logs), sys.stdout.buffer)
+        copy([*rest_of_all(logs), verdict_of(run_dir, number, options)], sys.stdout.buffer)
         return COMPLETE
     follow(run_dir, number, options)
     return COMPLETE
@@ -60,9 +61,10 @@ def parser() -> OptionParser:
     options.add_argument("run", nargs="?", metavar="RUN", help="name, run directory or job id (default: the newest)")
     which = options.add_mutually_exclusive_group()
     which.add_argument("--rank", type=at_least(0), metavar="R", help="this rank alone, its lines as they are")
-    which.add_argument("--errors", action="store_true", help="tracebacks of all ranks, and how ranks failed")
+    which.add_argument("--errors", action="store_true", help="tracebacks, the ranks that failed, the verdict")
     which.add_argument("--launcher", action="store_true", help="the launcher's own log: plan, rank 0, verdicts")
     options.add_argument("--follow", action="store_true", help="go on until the run has ended")
+    options.add_argument("--json", action="store_true", help="each line as a JSON object: attempt, rank, time, line")
     options.add_argument("--attempt", type=at_least(1), metavar="N", help="this attempt (default: the newest)")
     options.add_argument(
         "-n",
@@ -97,19 +99,66 @@ def attempt_path(run_dir: Path, number: int) -> Path:
 def logs_of(run_dir: Path, number: int, options: Namespace, last: int | None) -> list[GrowingLog]:
     """The files to read of an attempt. Raises `RequestError` where it has no such rank."""
     attempt = attempt_path(run_dir, number)
+
+    def shown(rank: int | None, prefix: str = "") -> Render:
+        return as_json(number, rank) if options.json else prefixed(prefix)
+
     if options.launcher:
-        return [GrowingLog(launcher_log(run_dir, number), prefixed(""), last)]
+        render = as_json(None, None) if options.json else prefixed("")
+        return [GrowingLog(launcher_log(run_dir, number), render, last)]
     log_dir, ranks = places_of_logs(attempt)
     if options.rank is not None:
         if options.rank >= ranks:
             raise RequestError(f"attempt {number} of {run_dir.name} has ranks 0 to {ranks - 1}, no rank {options.rank}")
-        return [GrowingLog(log_dir / f"rank-{options.rank}.log", prefixed(""), last)]
+        return [GrowingLog(log_dir / f"rank-{options.rank}.log", shown(options.rank), last)]
     width = len(str(max(0, ranks - 1)))
+    of_ranks = [(log_dir / f"rank-{rank}.log", shown(rank, f"{rank:>{width}}: ")) for rank in range(ranks)]
     if options.errors:
-        records = GrowingLog(attempt / "ranks.jsonl", failures)
-        logs = [GrowingLog(log_dir / f"rank-{rank}.log", Tracebacks(f"{rank:>{width}}: ")) for rank in range(ranks)]
-        return [*logs, records, GrowingLog(attempt / "stacks.txt", prefixed(""))]
-    return [GrowingLog(log_dir / f"rank-{rank}.log", prefixed(f"{rank:>{width}}: "), last) for rank in range(ranks)]
+        records = GrowingLog(attempt / "ranks.jsonl", failures_as_json(number) if options.json else failures)
+        logs = [GrowingLog(path, Tracebacks(render)) for path, render in of_ranks]
+        return [*logs, records, GrowingLog(attempt / "stacks.txt", shown(None))]
+    return [GrowingLog(path, render, last) for path, render in of_ranks]
+
+
+def verdict_of(run_dir: Path, number: int, options: Namespace) -> bytes:
+    """With ``--errors``, the verdict on an attempt that failed: a rank whose watcher was killed says nothing itself."""
+    entry = next((one for one in look(run_dir).attempts if one["attempt"] == number), {})
+    verdict = entry.get("verdict")
+    if not options.errors or not verdict or verdict["status"] in (COMPLETE, REQUEUE):
+        return b""
+    if not options.json:
+        return f"── {judged(verdict)}\n".encode()
+    ended = entry["started"] + entry["seconds"] if "seconds" in entry else None
+    return json_line(number, verdict.get("rank"), judged(verdict), ended)
+
+
+def failures(records: bytes) -> bytes:
+    """What is said of each rank that failed, for people."""
+    return "".join(f"── {failure(record)}\n" for record in failed(records)).encode()
+
+
+def failures_as_json(attempt: int) -> Render:
+    """The same for programs: a record knows its time (seconds since 1970)."""
+
+    def render(records: bytes) -> bytes:
+        return b"".join(
+            json_line(attempt, record["rank"], failure(record), record["time_ns"] / 1e9) for record in failed(records)
+        )
+
+    return render
+
+
+def as_json(attempt: int | None, rank: int | None) -> Render:
+    """Each line as an object; `rank` is None where no rank said it, `attempt` in a job's log: there may be several."""
+
+    def render(lines: bytes) -> bytes:
+        return b"".join(json_line(attempt, rank, line.decode(errors="replace")) for line in lines[:-1].split(b"\n"))
+
+    return render
+
+
+def json_line(attempt: int | None, rank: int | None, line: str, when: float | None = None) -> bytes:
+    return json.dumps({"attempt": attempt, "rank": rank, "time": when, "line": line}).encode() + b"\n"
 
 
 def places_of_logs(attempt: Path) -> tuple[Path, int]:
@@ -128,7 +177,7 @@ def launcher_log(run_dir: Path, number: int) -> Path:
     """
     found = look(run_dir)
     entry = next((one for one in found.attempts if one["attempt"] == number), {})
-    is_newest = not found.attempts or entry is found.attempts[-1]
+    is_newest = not found.attempts or number >= found.attempts[-1]["attempt"]  # also where it is not written down yet
     for job_id in filter(None, [found.job_id if is_newest else None, entry.get("job_id")]):
         logs = [path for path in run_dir.glob(f"*-{job_id}.log") if not path.name.endswith(f"-prepare-{job_id}.log")]
         if logs:
@@ -155,14 +204,17 @@ def follow(run_dir: Path, number: int, options: Namespace) -> None:
         for later in range(number + 1, (options.attempt or newest) + 1):
             if not attempt_begun(run_dir, later):
                 break
-            copy(rest_of_all(logs), out)
+            copy([*rest_of_all(logs), verdict_of(run_dir, number, options)], out)
             if later > 1:
                 note(f"── attempt {later}")
-            number, logs = later, logs_of(run_dir, later, options, None)
+            goes_on = logs and options.launcher and launcher_log(run_dir, later) == launcher_log(run_dir, number)
+            number = later
+            if not goes_on:
+                logs = logs_of(run_dir, later, options, None)
         if over:
             if options.launcher and not number:  # it failed before it could begin, as where a module is missing
                 logs = logs_of(run_dir, 0, options, None)
-            copy(rest_of_all(logs), out)
+            copy([*rest_of_all(logs), verdict_of(run_dir, number, options)], out)
             note(f"── {run_dir.name}: {state}")
             return
         copy(read_all(logs), out)

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from cluster.error_lines import judged
 from cluster.errors import RequestError
 from cluster.events import record_event
 from cluster.logs import say
@@ -63,10 +64,8 @@ def notice(
     if verdict is None:
         words = f"attempt {attempt} starts on {summary}"
     else:
-        who = f", rank {verdict['rank']} on {verdict['host']}" if verdict.get("rank") is not None else ""
-        what = f": {verdict['summary']}" if verdict.get("summary") else ""
         then = {FAULT: "; launched again", REQUEUE: "; queued again", END: ""}[event]
-        words = f"{verdict['kind']}, exit status {verdict['status']}{who}{what}{then}"
+        words = f"{judged(verdict)}{then}"
     return {
         "event": event,
         "time": time.time(),

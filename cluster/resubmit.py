@@ -5,6 +5,7 @@ python -m cluster resubmit a --dry-run     shows the command, submits nothing
 """
 
 import contextlib
+import json
 import sys
 
 from cluster.errors import COMPLETE
@@ -19,20 +20,26 @@ def main(arguments: list[str]) -> int:
     options = parser().parse_options(arguments)
     again = Run(options.run, options.output_dir)
     if options.dry_run:
-        print(again.request.command)
+        request = again.request
+        as_json = {**request._asdict(), "command": request.command}
+        print(json.dumps(as_json, indent=1) if options.json else request.command)
         return COMPLETE
     request = again.request_again()
-    print(f"submit         {request.command}", flush=True)
+    if not options.json:
+        print(f"submit         {request.command}", flush=True)
     from cluster.submit import main as submit
 
     with contextlib.chdir(request.directory):
-        return submit(request.arguments)
+        return submit([*(["--json"] if options.json else []), *request.arguments])
 
 
 def parser() -> OptionParser:
     options = OptionParser("python -m cluster resubmit", USAGE, str(__doc__), EPILOG)
     options.add_argument("run", metavar="RUN", help="name of an experiment, run directory or job id")
     options.add_argument("--dry-run", action="store_true", help="show the command, submit nothing")
+    options.add_argument(
+        "--json", action="store_true", help="one JSON object, as submit has it; --dry-run: the request"
+    )
     add_output_dir(options)
     return options
 

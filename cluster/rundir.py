@@ -212,7 +212,10 @@ def _trainer_settings(program: Sequence[str]) -> dict[str, str]:
         return {}
     arguments = program[3:]
     config = option_value(arguments, "--config")
-    settings = {name.replace("-", "_"): value for name, value in (_read_toml(config) if config else {}).items()}
+    file = _read_toml(config) if config else {}
+    # A file for a whole run has the trainer's options in a table.
+    own = file.get("training", {}) if file.keys() & {"cluster", "training"} else file
+    settings = {name.replace("-", "_"): value for name, value in own.items()}
     for name, flags in TRAINER_FLAGS.items():
         if value := option_value(arguments, *flags):
             settings[name] = value

@@ -3,6 +3,7 @@
 import os
 import re
 import signal
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
@@ -156,9 +157,12 @@ def submit(script: str, environ: Mapping[str, str]) -> tuple[str, str | None]:
     return answer.stdout.strip().partition(";")[0], None if answer.returncode == 0 else " ".join(answer.stderr.split())
 
 
-def step_command(job_id: str, hosts: Sequence[str], pty: bool = False) -> list[str]:
-    """The beginning of an srun command: one process on each of these hosts of a running job, beside what runs there."""
-    terminal = ["--pty"] if pty else ["--input=none"]
+def step_command(job_id: str, hosts: Sequence[str], shell: bool = False) -> list[str]:
+    """The beginning of an srun command: one process on each of these hosts of a running job, beside what runs there.
+
+    For a shell: at a terminal it has one of its own, else it reads its commands from the standard input.
+    """
+    terminal = ["--input=none"] if not shell else ["--pty"] if sys.stdin.isatty() else []
     where = [f"--nodes={len(hosts)}", f"--ntasks={len(hosts)}", "--ntasks-per-node=1", f"--nodelist={','.join(hosts)}"]
     return ["srun", f"--jobid={job_id}", "--overlap", *where, *terminal]
 

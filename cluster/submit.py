@@ -4,13 +4,14 @@ python -m cluster.submit --nodes 2 --gpus 8 -- --experiment-name a --max-steps 1
 python -m cluster.submit --nodes 2 --gpus 8 --program -- python my_script.py
 """
 
+import json
 import os
 import shlex
 import shutil
 import sys
 import time
 from argparse import Namespace
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING, NamedTuple, Unpack
 from cluster import slurm
 from cluster.allocation import Allocation
 from cluster.command import add_project, launch_command
+from cluster.config_file import add_config_options, resolve_arguments
 from cluster.environment import mpirun_environment
 from cluster.errors import REQUEST, ClusterError, LauncherError, RequestError
 from cluster.granted import named_hosts, this_machine
@@ -123,10 +125,10 @@ def submit_words(words: Sequence[str]) -> "Run":
     """The same for a command line as `main` takes it; what it says of waiting has no meaning here."""
     from cluster.run import Run
 
-    options, program = understand(words)
+    options, program, resolved = understand(words)
     if goes_to_slurm(options):
-        return Run(queue(options, program, words).run_dir)
-    run_dir, launch = prepare_launch(options, program, words)
+        return Run(queue(options, program, resolved).run_dir)
+    run_dir, launch = prepare_launch(options, program, resolved)
     launcher = start_launcher(run_dir, launch)
     run = Run(run_dir)
     run.launcher = launcher
@@ -134,18 +136,32 @@ def submit_words(words: Sequence[str]) -> "Run":
 
 
 def main(arguments: list[str]) -> int:
-    options, program = understand(arguments)
+    options, program, words = understand(arguments)
     if goes_to_slurm(options):
-        return submit_to_slurm(options, program, arguments)
+        return submit_to_slurm(options, program, words)
+    if options.json:
+        raise RequestError("--json tells of a job, and this run is none: python -m cluster status --json has it")
     if options.cluster == "auto" and not (options.hosts or options.hostfile):
         print("no sbatch here: running on this machine (--cluster local says so without this line)")
-    return run_here(options, program, arguments)
+    return run_here(options, program, words)
 
 
-def understand(words: Sequence[str]) -> tuple[Namespace, list[str]]:
-    """The options of a command line, and the program that it asks for."""
-    before, rest = split_program(list(words))
+class Asked(NamedTuple):
+    """What a command line asks for. `words` are its own, with what a file says, to be repeated."""
+
+    options: Namespace
+    program: list[str]
+    words: list[str]
+
+
+def understand(given: Sequence[str]) -> Asked:
+    """What a command line asks for. Raises `RequestError` where that cannot be."""
+    words, config = resolve_arguments(given, parser())
+    before, rest = split_program(words)
     options = parser().parse_options(before)
+    options.config = config
+    if options.json and (options.follow or options.dry_run):
+        raise RequestError("--json is one object: with --follow there is a log; what a dry run has is explain --json")
     program = [sys.executable, "-m", TRAINER, *rest] if not options.program else rest
     program = resolve_program(program, options.wdir or ".")
     if options.prepare_first and not is_trainer(program):
@@ -154,7 +170,7 @@ def understand(words: Sequence[str]) -> tuple[Namespace, list[str]]:
         raise RequestError("--prepare-sbatch is for the job of --prepare-first: give that too")
     if options.notify:
         read_webhook(options.notify)  # it is wrong now, or never
-    return options, program
+    return Asked(options, program, [*(word for word in before if word != "--json"), *words[len(before) :]])
 
 
 def parser() -> OptionParser:
@@ -171,12 +187,14 @@ def parser() -> OptionParser:
     options.add_argument("--dry-run", action="store_true", help="print what would be submitted, submit nothing")
     options.add_argument("--wait", action="store_true", help="wait for the end, return the job's exit status")
     options.add_argument("--follow", action="store_true", help="like --wait, and show the log")
+    options.add_argument("--json", action="store_true", help="one JSON object, instead of lines for people")
     options.add_argument("--no-check", action="store_true", help="submit without checking the trainer's arguments here")
     options.add_argument(
         "--prepare-first",
         action="store_true",
         help="make the data's tokens in a job of its own, on one node without GPUs, for which the training waits",
     )
+    add_config_options(options)
     add_place_options(options)
     sbatch = options.add_argument_group("Slurm (sbatch's own options)")
     for name, metavar in SLURM_OPTIONS.items():
@@ -307,12 +325,16 @@ def submit_to_slurm(options: Namespace, program: list[str], given: Sequence[str]
         show_plan(options, plan.expected_allocation(), program, run_dir)
         return 0
     job = queue(options, program, given)
-    print(f"plan           {job.plan.expected_allocation().summary()}")
-    if job.preparation_id:
-        print(f"prepare        {job.preparation_id}")
-    print(f"job            {job.job_id}")
-    print(f"run directory  {job.run_dir}")
-    print(f"next           tail -F {shlex.quote(str(job.log))}", flush=True)
+    submitted = {
+        "experiment": job.run_dir.name,
+        "run_dir": str(job.run_dir),
+        "job_id": job.job_id,
+        "prepare_job_id": job.preparation_id,
+        "plan": job.plan.expected_allocation().summary(),
+        "ranks": job.plan.expected_allocation().world_size,
+        "log": str(job.log),
+    }
+    print(json.dumps(submitted, indent=1) if options.json else submitted_text(submitted), flush=True)
     if not (options.wait or options.follow):
         return 0
     from cluster.wait import wait_for_job
@@ -334,6 +356,16 @@ def queue(options: Namespace, program: list[str], given: Sequence[str]) -> Queue
 
     record_request(run_dir, given, job_id)
     return Queued(plan, run_dir, job_id, preparation_id)
+
+
+def submitted_text(submitted: Mapping[str, object]) -> str:
+    """What was submitted, for people."""
+    lines = [f"plan           {submitted['plan']}"]
+    if submitted["prepare_job_id"]:
+        lines.append(f"prepare        {submitted['prepare_job_id']}")
+    lines += [f"job            {submitted['job_id']}", f"run directory  {submitted['run_dir']}"]
+    lines.append(f"next           tail -F {shlex.quote(str(submitted['log']))}")
+    return "\n".join(lines)
 
 
 def site_setup() -> Path | None:
@@ -502,8 +534,10 @@ def check_training(options: Namespace, programs: Sequence[Sequence[str]], ranks:
         return
     import subprocess
 
+    # The file once more, below what was made of it: its keys are refused by their names in it.
+    config = ["--config", options.config] if options.config else []
     requests = [word for program in programs for word in ("--", *program[3:])][1:]
-    command = [programs[0][0], "-m", "training.check", "--ranks", str(ranks), *requests]
+    command = [programs[0][0], "-m", "training.check", "--ranks", str(ranks), *config, *requests]
     done = subprocess.run(command, stderr=subprocess.PIPE, text=True, errors="replace")
     if done.returncode:
         words = done.stderr.strip().removeprefix("error: ")
@@ -520,7 +554,10 @@ def check_with_slurm(script: str) -> None:
     """Raise `RequestError` with sbatch's own words for a request that Slurm could never start."""
     words = patiently(lambda: slurm.refusal(script))
     if words and slurm.nodes_out_of_service():
-        print(f"warning: sbatch --test-only says: {words} (some nodes are down or drained: queued all the same)")
+        print(
+            f"warning: sbatch --test-only says: {words} (some nodes are down or drained: queued all the same)",
+            file=sys.stderr,
+        )
     elif words:
         raise RequestError(f"sbatch refused: {words}")
 
@@ -536,7 +573,7 @@ def patiently(ask: Callable[[], str | None]) -> str | None:
         if time.monotonic() > deadline:
             raise LauncherError(f"Slurm's controller does not answer ({words}): try again when scontrol ping says UP")
         if not waiting:
-            print(f"waiting for Slurm's controller ({words})", flush=True)
+            print(f"waiting for Slurm's controller ({words})", file=sys.stderr)
             waiting = True
         time.sleep(slurm.ASK_AGAIN_EVERY)
     return words

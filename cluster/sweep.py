@@ -19,6 +19,7 @@ from pathlib import Path
 
 from cluster import slurm
 from cluster.command import add_project
+from cluster.config_file import resolve_arguments
 from cluster.errors import COMPLETE, RequestError
 from cluster.goodput import duration
 from cluster.grid import combinations, index_list, name_of, parse_grid
@@ -66,7 +67,7 @@ WITHOUT_MEANING = {
     "follow": "--follow is for one job: python -m cluster logs SWEEP/RUN --follow",
     "prepare_first": "--prepare-first is for one run: give python -m training.prepare --output-dir outputs/SWEEP",
 }
-SHOWN = ("help", "nodes", "gpus", "time", "dry_run")
+SHOWN = ("help", "nodes", "gpus", "time", "dry_run", "config")
 """Options of submit that the help shows too."""
 NEW = RunState("new")
 STOPPED = ("cancelled", "saved for requeue")
@@ -75,10 +76,9 @@ OF_A_SUBMITTED_ONE = ("sweep", "resume", "json", "dry_run", "output_dir")
 
 
 def main(arguments: list[str]) -> int:
-    before, rest = split_program(arguments)
-    options = parser().parse_options(before)
+    options, rest, words = understand_sweep(arguments)
     if not options.sweep:
-        return submit_sweep(options, rest, arguments)
+        return submit_sweep(options, rest, words)
     check_only_name(options, rest)
     output_dir = Path(options.output_dir or DEFAULT_OUTPUT_DIR)
     sweep = find_sweep(options.sweep, output_dir)
@@ -89,11 +89,19 @@ def main(arguments: list[str]) -> int:
         return COMPLETE
     if not os.path.isdir(sweep.given_in):
         raise RequestError(f"{options.sweep} was submitted in {sweep.given_in}: that is no directory any more")
-    before, rest = split_program(sweep.arguments)
-    again = parser().parse_options(before)
+    again, rest, words = understand_sweep(sweep.arguments)
     again.dry_run = options.dry_run
     with contextlib.chdir(sweep.given_in):
-        return submit_sweep(again, rest, sweep.arguments)
+        return submit_sweep(again, rest, words)
+
+
+def understand_sweep(given: Sequence[str]) -> tuple[Namespace, list[str], list[str]]:
+    """Options, what stands after ``--``, and all words with what a file says, to be repeated."""
+    words, config = resolve_arguments(given, parser())
+    before, rest = split_program(words)
+    options = parser().parse_options(before)
+    options.config = config
+    return options, rest, words
 
 
 def parser() -> OptionParser:
@@ -106,14 +114,17 @@ def parser() -> OptionParser:
         EPILOG,
     )
     for action in options._actions:
-        if action.dest not in SHOWN:
+        if action.dest == "json":
+            action.help = "with SWEEP: the results as one JSON object"
+        elif action.dest not in SHOWN:
             action.help = argparse.SUPPRESS
     options.add_argument("sweep", nargs="?", metavar="SWEEP", help="one that was submitted, by name or directory")
     swept = options.add_argument_group("sweep")
-    swept.add_argument("--grid", nargs="+", action="extend", metavar="OPTION=VALUES", help="the values of each option")
+    swept.add_argument(
+        "--grid", nargs="+", action="extend", default=[], metavar="OPTION=VALUES", help="the values of each option"
+    )
     swept.add_argument("--limit", type=at_least(1), metavar="N", help="at most N of them run at a time")
     swept.add_argument("--resume", action="store_true", help="with SWEEP: again what is not complete")
-    swept.add_argument("--json", action="store_true", help="with SWEEP: the results as one JSON object")
     return options
 
 
@@ -160,7 +171,7 @@ def asked_for(options: Namespace, rest: list[str], given: list[str]) -> Sweep:
         if getattr(options, option):
             raise RequestError(words)
     grid = parse_grid(options.grid)
-    directory = experiment_directory(options, understand([*without_grid(options), "--", *rest])[1])
+    directory = experiment_directory(options, understand([*without_grid(options), "--", *rest]).program)
     before = read_sweep(directory)
     if before is None and is_run(directory):
         raise RequestError(f"{directory} is a run's: choose another --experiment-name for the sweep")
@@ -176,7 +187,8 @@ def asked_for(options: Namespace, rest: list[str], given: list[str]) -> Sweep:
 
 def without_grid(options: Namespace) -> list[str]:
     """The words of submit that say the same, for one run."""
-    return command_words(submit_parser(), {**vars(options), "forward": dict(options.forward), "dry_run": False})
+    own = {"forward": dict(options.forward), "dry_run": False, "config": None}
+    return command_words(submit_parser(), {**vars(options), **own})
 
 
 def element(options: Namespace, rest: Sequence[str], directory: Path, values: dict[str, str]) -> Element:
@@ -187,7 +199,7 @@ def element(options: Namespace, rest: Sequence[str], directory: Path, values: di
     if not options.program:
         more += ["--experiment-name", name, "--output-dir", str(directory)]
     words = [*without_grid(own), "--", *rest, *more]
-    _, program = understand(words)
+    _, program, _ = understand(words)
     launch = [*launch_arguments(own, own.ranks_per_node, directory / name), "--", *program]
     return Element(name, values, words, launch)
 
@@ -278,7 +290,7 @@ def run_one_by_one(sweep: Sweep, chosen: Sequence[int]) -> int:
     for number, index in enumerate(chosen, start=1):
         one = sweep.elements[index]
         print(f"── {one.name}, {number} of {len(chosen)}", flush=True)
-        options, program = understand(one.submit)
+        options, program, _ = understand(one.submit)
         options.no_check = True  # it was checked with all the others
         statuses.append(run_here(options, program, one.submit))
         _, state = look_now(sweep.directory / one.name)

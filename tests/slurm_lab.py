@@ -121,9 +121,7 @@ SelectType=select/cons_tres
 SelectTypeParameters=CR_Core
 GresTypes=gpu
 
-AccountingStorageType=accounting_storage/slurmdbd
-AccountingStorageHost={controller}
-AccountingStorageTRES=gres/gpu
+{accounting}
 JobAcctGatherType=jobacct_gather/linux
 JobAcctGatherFrequency=task=5
 
@@ -145,6 +143,13 @@ NodeName={nodes} CPUs={cpus} RealMemory=16000 Gres=gpu:{gpus} State=UNKNOWN
 PartitionName=main Nodes=ALL Default=YES PriorityTier=1 GraceTime={grace_time} MaxTime=INFINITE State=UP
 PartitionName=urgent Nodes=ALL PriorityTier=10 PreemptMode=OFF MaxTime=INFINITE State=UP
 """
+
+ACCOUNTING = """
+AccountingStorageType=accounting_storage/slurmdbd
+AccountingStorageHost={controller}
+AccountingStorageTRES=gres/gpu
+"""
+NO_ACCOUNTING = "AccountingStorageType=accounting_storage/none"
 
 SLURMDBD_CONF = """
 DbdHost={controller}
@@ -208,7 +213,8 @@ class SlurmLab:
     """A Slurm cluster: ``ctl``, the `nodes`, and beside them `plain_hosts` that know nothing of Slurm.
 
     Two digits in each node's name make Slurm write several brackets: all four nodes are
-    ``r1n[1-2],r2n[1-2]``. With ``ends_with_me=True`` the lab belongs to this process: should that be killed,
+    ``r1n[1-2],r2n[1-2]``. With ``accounting=False`` there is neither database nor slurmdbd, and sacct knows nothing, as
+    at many a site. With ``ends_with_me=True`` the lab belongs to this process: should that be killed,
     the next ``up`` of anybody stops what it left. Without, the lab stays until ``down``.
     """
 
@@ -222,6 +228,7 @@ class SlurmLab:
         gpus: int = 8,
         grace_time: int = 8,
         kill_wait: int = 5,
+        accounting: bool = True,
         ends_with_me: bool = False,
     ) -> None:
         self.directory = directory.absolute()
@@ -231,6 +238,7 @@ class SlurmLab:
         self.gpus = gpus
         self.grace_time = grace_time
         self.kill_wait = kill_wait
+        self.accounting = accounting
         self.ends_with_me = ends_with_me
         self._owner_lock: IO[str] | None = None
         self._holders: list[subprocess.Popen[bytes]] = []
@@ -270,11 +278,12 @@ class SlurmLab:
         try:
             self._write_files()
             with ThreadPoolExecutor() as at_once:
-                database = at_once.submit(self._install_database)
+                database = at_once.submit(self._install_database) if self.accounting else None
                 self._start_hosts()
                 list(at_once.map(self._start_munged, self.slurm_hosts))
-                database.result()
-                self._start_accounting()
+                if database is not None:
+                    database.result()
+                    self._start_accounting()
                 self._daemon(CONTROLLER, "slurmctld")
                 list(at_once.map(lambda node: self._daemon(node, "slurmd"), self.nodes))
             self._wait_until(self._all_nodes_idle, "all nodes idle", log="slurmctld.log", timeout=30)
@@ -325,6 +334,7 @@ class SlurmLab:
             "gpus": self.gpus,
             "grace_time": self.grace_time,
             "kill_wait": self.kill_wait,
+            "accounting": self.accounting,
         }
         (lab / "lab.json").write_text(json.dumps(values))
         for name in ("dev", "etc/slurm", "etc/no-slurm", "etc/ssh", "log", "pid", "state", "tmp"):
@@ -339,6 +349,7 @@ class SlurmLab:
         (lab / "etc/hosts").write_text("\n".join(["127.0.0.1 localhost", "::1 localhost", *names, ""]))
 
         facts = values | {"lab": lab, "controller": CONTROLLER, "nodes": ",".join(self.nodes)}
+        facts["accounting"] = ACCOUNTING.format(**facts) if self.accounting else NO_ACCOUNTING
         (lab / "etc/slurm/slurm.conf").write_text(SLURM_CONF.format(**facts))
         (lab / "etc/slurm/slurmdbd.conf").touch(0o600)
         (lab / "etc/slurm/slurmdbd.conf").write_text(SLURMDBD_CONF.format(**facts))
@@ -563,7 +574,8 @@ class SlurmLab:
         if host in self.slurm_hosts:
             self._start_munged(host)
         if host == CONTROLLER:
-            self._start_accounting()
+            if self.accounting:
+                self._start_accounting()
             self._daemon(host, "slurmctld")
         if host in self.nodes:
             self._daemon(host, "slurmd")
@@ -763,6 +775,7 @@ def main() -> int:
     up.add_argument("--nodes", default="r1n1,r1n2,r2n1,r2n2", help="names of the nodes, with commas")
     up.add_argument("--cpus", type=int, default=16, help="CPUs that each node claims to have")
     up.add_argument("--gpus", type=int, default=8, help="fake GPUs of each node")
+    up.add_argument("--no-accounting", action="store_true", help="neither database nor slurmdbd")
     run = commands.add_parser("run", help="run a command on a host; users log in to 'ctl'")
     run.add_argument("host")
     run.add_argument("argv", nargs=argparse.REMAINDER, help="default: a shell")
@@ -783,7 +796,8 @@ def main() -> int:
         match arguments.command:
             case "up":
                 nodes = arguments.nodes.split(",")
-                lab = SlurmLab(directory, nodes=nodes, cpus=arguments.cpus, gpus=arguments.gpus)
+                accounting = not arguments.no_accounting
+                lab = SlurmLab(directory, nodes=nodes, cpus=arguments.cpus, gpus=arguments.gpus, accounting=accounting)
                 lab.up()
                 print(lab.run(CONTROLLER, ["sinfo"]).stdout, end="")
             case "run":

@@ -14,7 +14,7 @@ from conftest import ROOT, Mpi
 from slurm_lab import SlurmLab
 from waiting import wait_until
 
-ONLY_WORDS = {"help", "dry_run", "wait", "follow", "program"}
+ONLY_WORDS = {"help", "dry_run", "wait", "follow", "json", "program", "training.NAME"}
 """Options of the command line that are no keywords: a function has its own ways for them."""
 
 

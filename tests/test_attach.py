@@ -77,6 +77,11 @@ def test_the_stacks_of_every_rank_are_shown_and_the_run_goes_on(
         launcher.wait(60)
 
 
+def test_json_is_for_stacks() -> None:
+    with pytest.raises(RequestError, match=r"^--json is for --stacks"):
+        attach.main(["a", "--json"])
+
+
 def test_a_run_that_is_over_has_nothing_to_attach_to(tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text('{"experiment": "a", "attempts": []}')
 
@@ -89,10 +94,10 @@ def test_the_shell_opens_on_the_node_of_the_rank_beside_what_runs_there(monkeypa
     [host] = hosts_of(TWO, rank=3, node=None)
     options = Namespace(ssh="ssh -p 2222")
 
-    assert shell_command(options, "12", "slurm", host) == [
-        *("srun", "--jobid=12", "--overlap", "--nodes=1", "--ntasks=1", "--ntasks-per-node=1", "--nodelist=n2"),
-        *("--pty", "/bin/zsh"),
-    ]
+    srun = ["srun", "--jobid=12", "--overlap", "--nodes=1", "--ntasks=1", "--ntasks-per-node=1", "--nodelist=n2"]
+    for at_a_terminal, words in ((True, ["--pty"]), (False, [])):
+        monkeypatch.setattr("sys.stdin.isatty", lambda answer=at_a_terminal: answer)
+        assert shell_command(options, "12", "slurm", host) == [*srun, *words, "/bin/zsh"]
     assert shell_command(options, None, "ssh", host) == ["ssh", "-p", "2222", "-t", "n2"]
 
 

@@ -99,6 +99,16 @@ def test_a_run_that_submit_did_not_start_is_not_submitted_again(tmp_path: Path) 
         resubmit.main([str(tmp_path / "a")])
 
 
+def test_the_request_can_be_had_as_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    record_request(tmp_path / "a", ["--", "-e", "a"], "12")
+
+    assert resubmit.main([str(tmp_path / "a"), "--dry-run", "--json"]) == 0
+
+    shown = json.loads(capsys.readouterr().out)
+    assert (shown["arguments"], shown["directory"], shown["job_id"]) == (["--", "-e", "a"], os.getcwd(), "12")
+    assert shown["command"].endswith("python -m cluster.submit -- -e a")
+
+
 def test_a_launcher_of_another_machine_is_left_alone_and_named(tmp_path: Path) -> None:
     with only_launcher_of(tmp_path / "a"):
         (tmp_path / "a/run.json").write_text(json.dumps({"experiment": "a", "attempts": []}))

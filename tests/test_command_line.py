@@ -99,14 +99,3 @@ def test_bash_completes_verbs_options_and_runs(typed: list[str], offered: list[s
 
     assert done.stderr == ""
     assert done.stdout.split() == offered
-
-
-def test_the_page_shows_this_help_and_an_explanation_that_is_true(capsys: pytest.CaptureFixture[str]) -> None:
-    page = (ROOT / "docs/operate.md").read_text()
-
-    assert help_text().split("\n\nexamples")[0] in page
-    assert main(["explain", "--nodelist", "a,b", "--tasks-per-node", "2,1", "--bind-to", "core"]) == 0
-    said = capsys.readouterr().out
-    shown = page.partition("$ python -m cluster explain --nodelist 'a,b'")[2].partition("\n")[2].partition("```")[0]
-    for part in shown.split("…\n"):
-        assert part in said

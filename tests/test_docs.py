@@ -4,6 +4,8 @@ import dataclasses
 
 import pytest
 
+from cluster import errors
+from cluster.__main__ import VERBS
 from conftest import ROOT
 from training.config import TrainConfig
 from training.evaluate_model import EvaluateOptions
@@ -19,6 +21,15 @@ def test_every_module_has_its_line_in_the_walk(package: str) -> None:
     listed = {line.split("`")[1] for line in rooms.splitlines() if line.startswith("| `")}
 
     assert listed == {path.stem for path in (ROOT / package.replace(".", "/")).glob("*.py")} - {"__init__"}
+
+
+def test_every_verb_and_every_exit_status_stands_in_the_tables_of_exit_statuses() -> None:
+    page = (ROOT / "docs/environment.md").read_text().partition("\n## Exit statuses\n")[2]
+    first = [line.split("|")[1].strip() for line in page.splitlines() if line.startswith("|")]
+    statuses = {value for name, value in vars(errors).items() if name.isupper()}
+
+    assert {int(cell) for cell in first if cell.isdecimal()} == statuses
+    assert [cell for cell in first if cell.startswith("`") and " " not in cell] == [f"`{verb}`" for verb in VERBS]
 
 
 def shown(default: object) -> str:

@@ -24,7 +24,8 @@ from cluster.checks import (
     parse_config,
     site_words,
 )
-from cluster.doctor import lines
+from cluster.doctor import lines, main
+from cluster.errors import RequestError
 from conftest import ROOT
 from slurm_lab import SlurmLab
 from training.check_hosts import by_host, slow_hosts, table
@@ -78,6 +79,11 @@ def test_measuring_nodes_outside_of_an_allocation_is_refused() -> None:
     )
     assert done.returncode == 64
     assert done.stderr.startswith("error: --nodes 2 measures the nodes of an allocation, and this shell is in none")
+
+
+def test_json_is_for_the_findings_of_this_machine() -> None:
+    with pytest.raises(RequestError, match=r"^--json is for the findings of this machine"):
+        main(["--nodes", "2", "--json"])
 
 
 def test_nodes_are_measured_by_real_ranks(tmp_path: Path) -> None:

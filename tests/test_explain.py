@@ -76,6 +76,15 @@ def test_the_map_is_that_of_the_ranks_of_a_real_launch(
     assert sorted(record["rank"] for record in afterwards["records"]) == list(range(nodes * each))
 
 
+def test_without_slurm_too_the_answer_is_json_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+
+    assert explain(capsys, "--ranks-per-node", "2")["summary"] == "1 node × 2 ranks = 2 ranks"
+
+
 def test_a_pasted_nodelist_becomes_hosts_ranks_and_gpus_in_every_dialect(capsys: pytest.CaptureFixture[str]) -> None:
     pasted = ["--nodelist", "n[01-16]", "--tasks-per-node", "8(x16)", "--gpus-per-node", "8"]
 

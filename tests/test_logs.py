@@ -197,6 +197,40 @@ def test_errors_are_the_tracebacks_and_the_ranks_that_failed(logs: Callable[...,
     assert lines[8:] == ["── rank 1 on n1 failed: exception, exit status 1, step 7: ValueError: boom"]
 
 
+def test_errors_end_with_the_verdict_also_where_the_guilty_rank_said_nothing(
+    logs: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    verdict = {"kind": "rank crash", "status": 137, "rank": 1, "host": "n1", "summary": "its watcher was killed"}
+    make_attempt(tmp_path / "a", 1, ("", ""), seconds=2.0, verdict=verdict)
+    make_attempt(tmp_path / "a", 2, ("", ""), **ended())
+    said = "rank crash, exit status 137, rank 1 on n1: its watcher was killed"
+
+    assert logs("a", "--errors", "--attempt", "1") == [f"── {said}"]
+    assert logs("a", "--attempt", "1") == logs("a", "--errors", "--attempt", "2") == []
+    [line] = logs("a", "--errors", "--attempt", "1", "--json")
+    assert json.loads(line) == {"attempt": 1, "rank": 1, "time": 3.0, "line": said}
+
+
+def test_every_line_can_be_had_as_json_and_a_failed_ranks_record_with_its_time(
+    logs: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    directory = make_attempt(tmp_path / "a", 1, (f"step 1\n{TRACEBACK}", "café\n"), **ended())
+    failed = {"rank": 0, "host": "n1", "state": "failed", "outcome": "exception", "status": 1, "time_ns": 1_500_000_000}
+    (directory.parent / "ranks.jsonl").write_text(json.dumps(failed) + "\n")
+    (directory / "rank-1.log").write_bytes("café\n".encode("latin-1"))
+    (directory.parent / "mpirun.log").write_text("by mpirun\n")
+
+    def objects(*arguments: str) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in logs("a", "--json", *arguments)]
+
+    traceback = [{"attempt": 1, "rank": 0, "time": None, "line": line} for line in TRACEBACK.splitlines()]
+    said = "rank 0 on n1 failed: exception, exit status 1"
+    assert objects("--rank", "0") == [{"attempt": 1, "rank": 0, "time": None, "line": "step 1"}, *traceback]
+    assert objects("--rank", "1") == [{"attempt": 1, "rank": 1, "time": None, "line": "caf\ufffd"}]
+    assert objects("--errors") == [*traceback, {"attempt": 1, "rank": 0, "time": 1.5, "line": said}]
+    assert objects("--launcher") == [{"attempt": None, "rank": None, "time": None, "line": "by mpirun"}]
+
+
 def test_the_launchers_log_is_the_jobs_or_what_mpirun_printed(
     logs: Callable[..., list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -214,6 +248,34 @@ def test_the_launchers_log_is_the_jobs_or_what_mpirun_printed(
     assert logs("job", "--launcher") == ["plan and verdict"]
     (tmp_path / "job/job-13.log").write_text("module: not found\n")
     assert logs("job", "--launcher") == ["module: not found"]
+
+
+def test_the_log_of_a_job_goes_on_with_its_next_attempt_and_no_line_comes_twice(tmp_path: Path) -> None:
+    run_dir = tmp_path / "a"
+    with only_launcher_of(run_dir):
+        make_attempt(run_dir, 1, job_id="12")
+        (run_dir / "a-12.log").write_text("first\n")
+        command = [sys.executable, "-m", "cluster.log_view", str(run_dir), "--follow", "--launcher"]
+        environ = {**os.environ, "PATH": ""}
+        follower = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT, env=environ
+        )
+        assert follower.stdout is not None
+        assert follower.stdout.readline() == "first\n"
+        second = run_dir / "attempt-0002"
+        second.mkdir()
+        (second / "mpirun.log").write_text("not the job's\n")
+        (second / "plan.json").write_text("{}")  # it begins, and run.json does not say so yet
+        assert follower.stdout.readline() == "── attempt 2\n"
+        append(run_dir / "a-12.log", "second\n")
+        assert follower.stdout.readline() == "second\n"
+        record(run_dir, 1, job_id="12", **ended("rank crash"))
+        record(run_dir, 2, job_id="12", **ended())
+        (run_dir / "events.jsonl").write_text('{"event": "verdict"}\n')
+
+    rest, _ = follower.communicate(timeout=60)
+
+    assert rest == "── a: complete\n"
 
 
 def test_following_one_attempt_ends_where_the_next_begins(

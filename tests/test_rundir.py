@@ -60,6 +60,10 @@ def test_names_may_stand_in_the_trainers_toml_file(tmp_path: Path) -> None:
 
     assert run_directory([*TRAIN, "--config", str(file)], None, None, None) == Path("/out/from-file")
     assert run_directory([*TRAIN, "--config", str(file), "-e", "b"], None, None, None) == Path("/out/b")
+    file.write_text('[cluster]\nexperiment-name = "c"\n[training]\nexperiment-name = "from-table"\n')
+    assert run_directory([*TRAIN, "--config", str(file), "--save-dir", "/out"], None, None, None) == Path(
+        "/out/from-table"
+    )
 
 
 def test_launcher_and_trainer_must_not_be_told_different_names() -> None:

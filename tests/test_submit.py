@@ -101,6 +101,50 @@ def test_a_dry_run_shows_both_scripts_as_they_are_then_submitted(queue: Path, tm
     assert dry.stdout.replace("JOB_ID_OF_THE_FIRST", "11").startswith("\n".join(both)), dry.stderr
 
 
+def test_what_was_submitted_and_submitted_again_can_be_had_as_one_json_object(queue: Path, tmp_path: Path) -> None:
+    place: dict[str, str] = {"PATH": f"{queue}:/usr/bin:/bin"}
+    run_dir = tmp_path / "outputs/a"
+    first = submit(*PREPARED, "--json", "--", "-e", "a", cwd=tmp_path, **place)
+    request = json.loads((run_dir / "request.json").read_text())
+    (run_dir / "run.json").write_text('{"experiment": "a", "attempts": []}')
+    (queue / "squeue").symlink_to("/bin/true")
+    again = subprocess.run(
+        [sys.executable, "-m", "cluster", "resubmit", "a", "--json"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT), **place},
+    )
+
+    assert json.loads(first.stdout) == {
+        "experiment": "a",
+        "run_dir": str(run_dir),
+        "job_id": "12",
+        "prepare_job_id": "11",
+        "plan": "2 nodes × 4 GPUs = 8 ranks",
+        "ranks": 8,
+        "log": f"{run_dir}/a-12.log",
+    }, first.stderr
+    assert request["arguments"] == [*PREPARED, "--", "-e", "a"]
+    assert json.loads(again.stdout)["job_id"] == "14", again.stderr
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (["--dry-run"], "--json is one object"),
+        (["--follow"], "--json is one object"),
+        (["--cluster", "local"], "--json tells of a job, and this run is none"),
+    ],
+    ids=str,
+)
+def test_where_json_has_no_meaning_it_is_refused(given: list[str], words: str, tmp_path: Path) -> None:
+    done = submit("--json", *given, cwd=tmp_path)
+
+    assert (done.returncode, done.stdout) == (64, "")
+    assert done.stderr.startswith(f"error: {words}")
+
+
 def test_a_training_that_sbatch_refuses_takes_the_job_before_it_out_of_the_queue(queue: Path, tmp_path: Path) -> None:
     wrapper = (queue / "sbatch").read_text().replace("*) cp", "*) echo 'sbatch: error: no' >&2; exit 1; cp")
     (queue / "sbatch").write_text(wrapper)

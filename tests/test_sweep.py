@@ -234,6 +234,18 @@ def test_a_dry_run_shows_the_runs_their_cost_and_the_array(login_node: str, tmp_
     assert [path.name for path in tmp_path.iterdir()] == ["bin"]
 
 
+def test_a_file_may_hold_the_grid_and_all_options(login_node: str, tmp_path: Path) -> None:
+    (tmp_path / "sweep.toml").write_text(
+        '[cluster]\nnodes = 1\ngpus = 1\ngrid = ["lr=1e-4,3e-4"]\n[training]\nexperiment-name = "base"\nmax-steps = 7\n'
+    )
+
+    done = sweep("--config", "sweep.toml", "--dry-run", cwd=tmp_path, PATH=login_node)
+
+    assert done.returncode == 0, done.stderr
+    assert "2 runs × 1 node × 1 GPU × 4:00:00 = at most 8.0 GPU hours" in done.stdout
+    assert f"{tmp_path}/outputs/base/sweep.json" in done.stdout
+
+
 def test_a_sweep_does_not_take_the_place_of_a_run(tmp_path: Path) -> None:
     (tmp_path / "outputs/base").mkdir(parents=True)
     (tmp_path / "outputs/base/run.json").write_text('{"attempts": []}')

@@ -1,6 +1,8 @@
 """The command line, the TOML file and the presets, and which of them wins."""
 
+import contextlib
 import math
+import os
 import subprocess
 import sys
 from dataclasses import fields
@@ -10,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from conftest import ROOT
 from training.config import MINIMUM, TrainConfig, config_from_argv
 from training.errors import InputError
 
@@ -131,6 +134,7 @@ def test_any_allowed_number_arrives_as_it_was_given(lr: float, batch: int):
         ("lr = true", r"`lr` = true: a value is wanted"),
         ("lr = [1]", r"`lr` = \[1\]: one value is wanted"),
         ("lr = ", r"not TOML"),
+        ("training = 1", r"`training` = 1: a table \[training\] is wanted"),
         ("batch-size = -1", r"--batch-size -1: at least 1"),
     ],
 )
@@ -138,6 +142,17 @@ def test_a_wrong_config_file_is_named_with_what_is_wrong(tmp_path: Path, text: s
     file = tmp_path / "run.toml"
     file.write_text(text)
     with pytest.raises(InputError, match=message):
+        parse("--config", str(file))
+
+
+def test_of_a_file_for_a_whole_run_the_trainer_reads_its_own_table(tmp_path: Path):
+    file = tmp_path / "run.toml"
+    file.write_text("[cluster]\nnodes = 2\n[training]\nlr = 1e-3\n")
+    assert parse("--config", str(file)).lr == 1e-3
+    file.write_text("[cluster]\nnodes = 2\n")
+    assert parse("--config", str(file)).lr == TrainConfig().lr
+    file.write_text("lr = 1e-3\n[training]\nseed = 1\n")
+    with pytest.raises(InputError, match=r"`lr` stands outside of \[cluster\] and \[training\]: put it in one"):
         parse("--config", str(file))
 
 
@@ -153,6 +168,22 @@ def test_every_option_explains_itself_in_the_help(capsys: pytest.CaptureFixture[
     printed = capsys.readouterr().out
     for field in fields(TrainConfig):
         assert f"--{field.name.replace('_', '-')}" in printed
+
+
+def test_on_a_terminal_an_error_is_one_line_too_and_nothing_is_coloured():
+    for arguments in (["--lr", "fast"], ["--help"]):
+        leader, terminal = os.openpty()
+        command = [sys.executable, "-m", "training.train_llm", *arguments]
+        environ = {**os.environ, "TERM": "xterm-256color"}
+        with subprocess.Popen(command, stdin=terminal, stdout=terminal, stderr=terminal, cwd=ROOT, env=environ):
+            os.close(terminal)
+            said = b""
+            with contextlib.suppress(OSError):  # the end of a terminal
+                while part := os.read(leader, 4096):
+                    said += part
+        os.close(leader)
+        assert b"\x1b" not in said
+        assert said.startswith((b"error: Error parsing --learning-rate/--lr: 'fast' is not a number\r\n", b"usage: "))
 
 
 def test_a_wrong_option_is_refused_before_torch_is_imported():

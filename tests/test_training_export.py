@@ -1,9 +1,11 @@
 """A run's model as a Hugging Face folder, and the card that goes with it."""
 
+import json
 import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -56,6 +58,18 @@ def test_the_exported_model_gives_the_very_logits_of_the_checkpoint_and_its_toke
     assert torch.equal(logits(run / "export"), logits(run / "checkpoints/step-00000006"))
     tokenizer = AutoTokenizer.from_pretrained(run / "export")
     assert tokenizer.decode(tokenizer("Give the plural. ß")["input_ids"]) == "Give the plural. ß"
+
+
+def test_what_was_exported_can_be_had_as_json(run: Path, capsys):
+    status, printed = exported(capsys, str(run), "--json")
+    assert status == 0
+    assert json.loads(printed) == {
+        "folder": f"{run}/export",
+        "checkpoint": f"{run}/checkpoints/step-00000006",
+        "step": 6,
+        "bytes": sum(path.stat().st_size for path in (run / "export").iterdir()),
+        "card": f"{run}/export/README.md",
+    }
 
 
 @pytest.mark.parametrize(("which", "step"), [("last", 6), ("best", 4), ("2", 2)])
@@ -254,6 +268,18 @@ def test_what_is_not_known_is_not_claimed():
     data = ModelCard(render_card(bare)).data.to_dict()
     assert "model-index" not in data
     assert (data["license"], data["language"]) == ("mit", "en")
+
+
+def test_the_card_says_by_which_commit_the_model_was_made_where_that_is_known():
+    made = facts()
+    for revision, line in (
+        ({"commit": "47c6a35d", "dirty": False}, "| code | commit `47c6a35d` |\n"),
+        ({"commit": "47c6a35d", "dirty": True}, "| code | commit `47c6a35d`, with changes that were not committed |\n"),
+        (None, ""),
+    ):
+        card = render_card(replace(made, description={**made.description, "revision": revision}))
+        assert line in card
+        assert ("| code |" in card) == bool(line)
 
 
 def test_a_path_of_this_machine_does_not_come_into_the_card():

@@ -10,8 +10,9 @@ at."""
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
-from training.config import TrainConfig, config_from_argv
+from training.config import TrainConfig, config_from_argv, read_toml
 from training.errors import COMPLETE, INPUT_ERROR, InputError
 from training.run_directory import check_same_run, check_writable, run_directory
 from training.trackers import check_installed
@@ -23,6 +24,8 @@ def main(argv: Sequence[str]) -> int:
     """Check the requests; prints one line and returns 64 at the first that cannot be carried out."""
     try:
         ranks, rest = take_ranks(argv)
+        if rest[:1] == ["--config"] and rest[1:]:
+            read_toml(Path(rest[1]))  # before the rest, which may repeat its keys: they are refused by its name
         enough: set[tuple[object, ...]] = set()
         for config in [config_from_argv(request, PROG) for request in split_requests(rest)]:
             check(config, ranks, enough)

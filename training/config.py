@@ -8,6 +8,7 @@ import difflib
 import io
 import math
 import re
+import sys
 import tomllib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
@@ -191,7 +192,8 @@ class TrainConfig:
     wins."""
 
     config: Annotated[Path | None, arg(metavar="FILE.toml")] = None
-    """A TOML file of these options, by the same names."""
+    """A TOML file of these options, by the same names; of one for a whole run, with a table [cluster], the table
+    [training]."""
 
     def to_json(self) -> dict[str, Any]:
         """The options by field name, as JSON has them: paths as text, several values as a list."""
@@ -251,12 +253,16 @@ def parse_options(argv: Sequence[str], prog: str, kind: type[Options], defaults:
         InputError: an unknown option, one that is missing, or a value of the wrong kind.
     """
     printed = io.StringIO()
+    # tyro draws by what the standard output is: as for a file, without colours, also on a terminal.
+    shown = io.TextIOWrapper(io.BytesIO(), encoding=sys.stdout.encoding)
     more: dict[str, Any] = {} if defaults is None else {"default": defaults}
     try:
-        with contextlib.redirect_stderr(printed):
+        with contextlib.redirect_stderr(printed), contextlib.redirect_stdout(shown):
             options, unknown = tyro.cli(kind, prog=prog, args=list(argv), return_unknown_args=True, **more)
     except SystemExit as stop:
         if stop.code in (0, None):
+            shown.seek(0)
+            print(shown.read(), end="")
             raise
         raise InputError(_one_line(printed.getvalue())) from None
     if unknown:
@@ -309,6 +315,8 @@ def _one_line(box: str) -> str:
 def read_toml(path: Path) -> dict[str, Any]:
     """The options of a TOML file by field name; keys may be written with dashes or underscores.
 
+    A file for a whole run has two tables: [training] is read, and [cluster] left to the front end.
+
     Raises:
         InputError: no such file, no TOML, an unknown key, or a value of the wrong kind.
     """
@@ -318,6 +326,12 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise InputError(f"--config {path}: {error.strerror}; give a TOML file that can be read") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"--config {path}: not TOML: {error}") from error
+    if {"cluster", "training"} & table.keys():
+        if stray := [key for key in table if key not in ("cluster", "training")]:
+            raise InputError(f"--config {path}: `{stray[0]}` stands outside of [cluster] and [training]: put it in one")
+        table = table.get("training", {})
+        if not isinstance(table, dict):
+            raise InputError(f"--config {path}: `training` = {table!r}: a table [training] is wanted")
     return {_known_key(key, path): _typed(key, value, path) for key, value in table.items()}
 
 

@@ -12,14 +12,15 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import Positional, arg
 
 from training.config import parse_options
+from training.disk_space import size
 from training.errors import COMPLETE, INPUT_ERROR, InputError
 
 if TYPE_CHECKING:
@@ -64,12 +65,16 @@ class ExportOptions:
     public: bool = False
     """With --push: a model that is not there yet is made public; without it private."""
 
+    json: bool = False
+    """Print one JSON object instead of lines."""
+
 
 def main(argv: Sequence[str]) -> int:
     """Export or push as the command line says; the process's exit status."""
     try:
         options = parse_options(argv, PROG, ExportOptions)
-        print(push(options) if options.push is not None else export(options), flush=True)
+        done = push(options) if options.push is not None else export(options)
+        print(json.dumps(done) if options.json else text_of(done), flush=True)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return INPUT_ERROR
@@ -79,8 +84,16 @@ def main(argv: Sequence[str]) -> int:
     return COMPLETE
 
 
-def export(options: ExportOptions) -> str:
-    """Write the folder; lines that say what is in it.
+def text_of(done: Mapping[str, Any]) -> str:
+    """What was written or pushed, for people."""
+    if "url" in done:
+        return f"{done['folder']} → {done['url']}"
+    what = f"step {done['step']} of {done['checkpoint']}, {size(done['bytes'])}"
+    return f"{done['folder']}\n  {what}\n  card: {done['card']}"
+
+
+def export(options: ExportOptions) -> dict[str, Any]:
+    """Write the folder; which it is, of which checkpoint, and its size in bytes.
 
     Raises:
         InputError: there is no such checkpoint, it is damaged, or the folder cannot be written.
@@ -100,8 +113,6 @@ def export(options: ExportOptions) -> str:
         raise InputError(f"{trained.folder} lies in no run's directory: give --output DIR")
     _check_replaceable(folder, options.overwrite)
 
-    from training.disk_space import size
-
     aside = folder.parent / f".{folder.name}.{os.getpid()}"
     try:
         shutil.rmtree(aside, ignore_errors=True)
@@ -115,8 +126,13 @@ def export(options: ExportOptions) -> str:
         ) from error
     finally:
         shutil.rmtree(aside, ignore_errors=True)
-    total = size(sum(path.stat().st_size for path in folder.iterdir()))
-    return f"{folder}\n  step {trained.manifest.step} of {trained.folder}, {total}\n  card: {folder / 'README.md'}"
+    return {
+        "folder": str(folder),
+        "checkpoint": str(trained.folder),
+        "step": trained.manifest.step,
+        "bytes": sum(path.stat().st_size for path in folder.iterdir()),
+        "card": str(folder / "README.md"),
+    }
 
 
 def _check_replaceable(folder: Path, overwrite: bool) -> None:
@@ -204,8 +220,8 @@ def _parameters(weights: Path) -> int:
         return sum(prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118 – not a mapping
 
 
-def push(options: ExportOptions) -> str:
-    """Push the exported folder; a line that says where it is.
+def push(options: ExportOptions) -> dict[str, Any]:
+    """Push the exported folder; which it is, and where the model is now.
 
     Raises:
         InputError: nothing was exported, there is no token, or the hub refuses or cannot be reached.
@@ -242,7 +258,7 @@ def push(options: ExportOptions) -> str:
             f"--push {options.push}: the hub cannot be reached ({type(error).__name__}: {_first_line(error)}); push "
             f"from a machine that reaches it: {folder.absolute()}"
         ) from error
-    return f"{folder} → {url}"
+    return {"folder": str(folder), "url": str(url)}
 
 
 def _pushable(options: ExportOptions) -> list[Path]:

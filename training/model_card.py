@@ -172,6 +172,9 @@ def _settings(facts: CardFacts) -> list[tuple[str, str]]:
 
 def _origin(facts: CardFacts) -> list[tuple[str, str]]:
     versions = [(name, str(facts.conditions[name])) for name in ("torch", "transformers") if name in facts.conditions]
+    if revision := facts.description.get("revision"):
+        changed = ", with changes that were not committed" if revision["dirty"] else ""
+        versions.insert(0, ("code", f"commit `{revision['commit']}`{changed}"))
     return [*versions, ("SHA-256 of the weights", f"`{facts.manifest.weights_sha256}`")]
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from training.config import TrainConfig
 from training.errors import InputError
+from training.revision import git_revision
 
 RUN_DIRECTORY_VARIABLE = "CLUSTER_RUN_DIR"
 DEFAULT_EXPERIMENT = "default"
@@ -135,9 +136,13 @@ def write_json(path: Path, value: Any) -> None:
 def write_config(
     run: RunDirectory, config: TrainConfig, architecture: Mapping[str, Any], fingerprint: str, world_size: int
 ) -> None:
-    """Record what this attempt runs, for the reader and for `check_same_run` of the next attempt."""
+    """Record what this attempt runs, and by which code, for the reader and for `check_same_run` of the next attempt."""
     identity = run_identity(config, architecture, fingerprint)
-    write_json(run.config, {"config": config.to_json(), "identity": identity, "world_size": world_size})
+    revision = git_revision(Path.cwd())
+    write_json(
+        run.config,
+        {"config": config.to_json(), "identity": identity, "world_size": world_size, "revision": revision},
+    )
 
 
 def run_identity(config: TrainConfig, architecture: Mapping[str, Any], fingerprint: str | None) -> dict[str, Any]:
