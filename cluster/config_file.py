@@ -14,7 +14,6 @@ What comes out is complete: nothing that runs reads the file again.
 """
 
 import json
-import tomllib
 from argparse import Action, ArgumentError
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -110,6 +109,8 @@ def gives(arguments: Iterable[str], names: Sequence[str]) -> bool:
 
 def read_tables(file: str) -> dict[str, Any]:
     """The file's tables. Raises `RequestError` where it cannot be read, or holds anything but the two."""
+    import tomllib
+
     try:
         with open(file, "rb") as stream:
             tables = tomllib.load(stream)

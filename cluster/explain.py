@@ -82,8 +82,9 @@ class Explanation(NamedTuple):
 
 
 def main(arguments: list[str]) -> int:
-    before, rest = split_program(resolve_arguments(arguments, parser()).resolved)
-    options = parser().parse_options(before)
+    command = parser()
+    before, rest = split_program(resolve_arguments(arguments, command).resolved)
+    options = command.parse_options(before)
     explanation = explain_run(options) if options.run_or_job else explain_request(options, rest)
     print(json.dumps(to_json(explanation), indent=1) if options.json else "\n".join(lines(explanation)))
     return RequestError.status if words_of_sbatch(explanation.test_only) == "refuses it" else COMPLETE

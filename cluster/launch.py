@@ -92,8 +92,9 @@ exit status: 0 every rank completed, 64 the request is wrong, 70 the launcher or
 def main(arguments: list[str]) -> int:
     requests = Requests(why_warned)
     requests.listen()  # a warning before there is anything to save must not kill the job
-    before, program = split_program(resolve_arguments(arguments, parser()).resolved)
-    options = parser().parse_options(before)
+    command = parser()
+    before, program = split_program(resolve_arguments(arguments, command).resolved)
+    options = command.parse_options(before)
     program = resolve_program(program, options.wdir or ".")
     notices = Notices(read_webhook(options.notify) if options.notify else None)
     granted = find_allocation(options, os.environ)

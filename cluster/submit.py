@@ -156,9 +156,10 @@ class Asked(NamedTuple):
 
 def understand(given: Sequence[str]) -> Asked:
     """What a command line asks for. Raises `RequestError` where that cannot be."""
-    words, config = resolve_arguments(given, parser())
+    command = parser()
+    words, config = resolve_arguments(given, command)
     before, rest = split_program(words)
-    options = parser().parse_options(before)
+    options = command.parse_options(before)
     options.config = config
     if options.json and (options.follow or options.dry_run):
         raise RequestError("--json is one object: with --follow there is a log; what a dry run has is explain --json")

@@ -97,9 +97,10 @@ def main(arguments: list[str]) -> int:
 
 def understand_sweep(given: Sequence[str]) -> tuple[Namespace, list[str], list[str]]:
     """Options, what stands after ``--``, and all words with what a file says, to be repeated."""
-    words, config = resolve_arguments(given, parser())
+    command = parser()
+    words, config = resolve_arguments(given, command)
     before, rest = split_program(words)
-    options = parser().parse_options(before)
+    options = command.parse_options(before)
     options.config = config
     return options, rest, words
 
