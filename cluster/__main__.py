@@ -8,6 +8,7 @@ from importlib import import_module
 
 VERBS = {
     "submit": ("submit", "queue a training, or run it here where there is no Slurm"),
+    "sweep": ("sweep", "one training for each combination of options, ranked"),
     "launch": ("launch", "start the ranks, inside an allocation, over ssh or here"),
     "doctor": ("doctor", "is this place fit for a run; --nodes measures an allocation's"),
     "explain": ("explain", "script, hostfile, mpirun's command and rank map; starts nothing"),
@@ -20,7 +21,7 @@ VERBS = {
     "completion": ("completion", "for bash: source <(slurm-mpi-train completion bash)"),
 }
 """Verb → module with a `main`, and what it does in one line."""
-RUN_VERBS = ("explain", "status", "logs", "attach", "cancel", "resubmit")
+RUN_VERBS = ("explain", "status", "logs", "attach", "cancel", "resubmit", "sweep")
 """Those that take a RUN."""
 
 EXAMPLES = """\

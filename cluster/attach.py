@@ -21,7 +21,7 @@ from cluster.allocation import Allocation
 from cluster.command import add_project
 from cluster.errors import COMPLETE, LauncherError, RequestError
 from cluster.options import OptionParser, add_output_dir, at_least, run
-from cluster.run_state import RUNNING, look, states
+from cluster.run_state import RUNNING, look_now
 from cluster.rundir import next_attempt
 from cluster.runfile import read_json
 from cluster.runs import find_run
@@ -42,8 +42,7 @@ def main(arguments: list[str]) -> int:
     if options.json and not options.stacks:
         raise RequestError("--json is for --stacks, a shell has none: give both")
     run_dir = find_run(options.run, Path(options.output_dir))
-    found = look(run_dir)
-    [state], _ = states([found])
+    found, state = look_now(run_dir)
     if state.name != RUNNING:
         raise RequestError(f"{run_dir.name} is not running: {state}")
     attempt_dir = run_dir / f"attempt-{next_attempt(run_dir, None).number - 1:04d}"

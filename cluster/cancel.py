@@ -14,12 +14,12 @@ from typing import NamedTuple
 
 from cluster import slurm
 from cluster.errors import COMPLETE, LauncherError, RequestError
-from cluster.jobs import record_of
 from cluster.options import OptionParser, add_output_dir, run
-from cluster.progress import read_progress
-from cluster.run_state import Run, RunState, look, states
+from cluster.run import Run
+from cluster.run_state import RunState, Snapshot, look, look_now, states
 from cluster.rundir import launcher_holds
-from cluster.runs import find_run
+from cluster.runs import name_from_here
+from cluster.sweep_file import Sweep, find_sweep
 
 USAGE = "python -m cluster cancel RUN [options]"
 EPILOG = """\
@@ -34,26 +34,21 @@ LOOK_EVERY = 0.5
 
 def main(arguments: list[str]) -> int:
     options = parser().parse_options(arguments)
-    run_dir = find_run(options.run, Path(options.output_dir))
-    found = look(run_dir)
-    [state], _ = states([found])
-    if state.is_over:
-        raise RequestError(f"{run_dir.name} is not running: {state}")
-    holder = read_holder(run_dir) if found.held else None
-    job_id = holder.job_id if holder else found.job_id
-    if job_id is not None:
-        target = cancel_job(job_id)
-        what = f"job {target} cancelled"
-        await_end(run_dir, target)
-    else:
-        what = stop_launcher(run_dir, holder)
-        await_end(run_dir, None)
-    found = look(run_dir)
-    [state], _ = states([found])
+    if sweep := find_sweep(options.run, Path(options.output_dir)):
+        what = stop_sweep(sweep)
+        if options.json:
+            from cluster.sweep import report
+
+            what = "\n".join(report(sweep, as_json=True))
+        print(what)
+        return COMPLETE
+    wanted = Run(options.run, options.output_dir)
+    what = wanted.cancel()
+    found, state = look_now(wanted.directory)
     if options.json:
         from cluster.status import summary
 
-        print(json.dumps(summary(found, state, None, read_progress(run_dir), time.time()), indent=1))
+        print(json.dumps(summary(found, state, None, wanted.progress, time.time()), indent=1))
     else:
         print(became(what, found, state))
     return COMPLETE
@@ -61,10 +56,57 @@ def main(arguments: list[str]) -> int:
 
 def parser() -> OptionParser:
     options = OptionParser("python -m cluster cancel", USAGE, str(__doc__), EPILOG)
-    options.add_argument("run", metavar="RUN", help="name of an experiment, run directory or job id")
-    options.add_argument("--json", action="store_true", help="what became of it as one JSON object, as status has it")
+    options.add_argument("run", metavar="RUN", help="name of an experiment or sweep, run directory or job id")
+    options.add_argument(
+        "--json", action="store_true", help="what became of it as one JSON object, as by status or sweep"
+    )
     add_output_dir(options)
     return options
+
+
+def stop(run_dir: Path) -> str:
+    """Stop the run, and wait until nothing of it runs; what was stopped.
+
+    Raises:
+        RequestError: it does not run.
+        LauncherError: it cannot be stopped from here.
+    """
+    found, state = look_now(run_dir)
+    if state.is_over:
+        raise RequestError(f"{run_dir.name} is not running: {state}")
+    holder = read_holder(run_dir) if found.held else None
+    if job_id := holder.job_id if holder else found.job_id:
+        target = cancel_job(job_id)
+        what = f"job {target} cancelled"
+    else:
+        target, what = None, stop_launcher(run_dir, holder)
+    await_end(run_dir, target)
+    return what
+
+
+def stop_sweep(sweep: Sweep) -> str:
+    """Stop all that runs or waits of a sweep; what was stopped. Raises as `stop` does."""
+    runs = [look(run_dir) for run_dir in sweep.run_dirs]
+    live = [one for one, state in zip(runs, states(runs)[0], strict=True) if not state.is_over]
+    if not live:
+        raise RequestError(f"{sweep.directory.name} is not running: none of its {len(runs)} runs is")
+    elements = {one.path: job_id for one in live if (job_id := element_id(one))}
+    for array in {job_id.partition("_")[0] for job_id in elements.values()}:
+        if words := slurm.cancel(array):
+            raise LauncherError(f"scancel {array}: {words}")
+    for path in (one.path for one in live):
+        if job_id := elements.get(path):
+            await_end(path, job_id)
+        else:
+            stop(path)
+    again = f"next: python -m cluster sweep {name_from_here(sweep.directory)} --resume"
+    return f"{len(live)} of {len(runs)} runs of {sweep.directory.name} cancelled\n{again}"
+
+
+def element_id(found: Snapshot) -> str | None:
+    """The id of the array element by which the run was submitted last; None for a job of its own."""
+    job_id = found.request.job_id if found.request else None
+    return job_id if job_id and "_" in job_id else None
 
 
 class Holder(NamedTuple):
@@ -98,7 +140,7 @@ def element_of(detail: str, job_id: str) -> str:
 
     The last element of an array has the array's own number, by which scancel would end all of its elements.
     """
-    facts = dict(re.findall(r"\b(ArrayJobId|ArrayTaskId)=(\S+)", record_of(detail, job_id)))
+    facts = dict(re.findall(r"\b(ArrayJobId|ArrayTaskId)=(\S+)", slurm.record_of(detail, job_id)))
     element = facts.get("ArrayTaskId", "")
     return f"{facts['ArrayJobId']}_{element}" if element.isdecimal() else job_id
 
@@ -151,15 +193,14 @@ def await_end(run_dir: Path, job_id: str | None) -> None:
     )
 
 
-def became(what: str, found: Run, state: RunState) -> str:
+def became(what: str, found: Snapshot, state: RunState) -> str:
     """``job 12 cancelled · a: cancelled · step 17, saved 10``, and how to go on."""
     steps = found.newest.get("steps") or {}
     words = [what, f"{found.path.name}: {state}"]
     if steps.get("last") is not None:
         words.append(f"step {steps['last']}, saved {'none' if steps.get('saved') is None else steps['saved']}")
-    again = (
-        f"\nnext: python -m cluster resubmit {found.path.name}" if found.request and state.name != "complete" else ""
-    )
+    goes_on = found.request and state.name != "complete"
+    again = f"\nnext: python -m cluster resubmit {name_from_here(found.path)}" if goes_on else ""
     return " · ".join(words) + again
 
 

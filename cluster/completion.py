@@ -15,7 +15,7 @@ EPILOG = "Put the line above into ~/.bashrc. Runs are looked for in outputs/."
 
 BASH = """\
 _slurm_mpi_train() {{
-    local word=${{COMP_WORDS[COMP_CWORD]}} verb=${{COMP_WORDS[1]}} words="" run
+    local word=${{COMP_WORDS[COMP_CWORD]}} verb=${{COMP_WORDS[1]}} words="" run marks="run.json request.json"
     if ((COMP_CWORD == 1)); then
         words="{verbs}"
     elif [[ $word == -* ]]; then
@@ -23,8 +23,12 @@ _slurm_mpi_train() {{
 {options}
         esac
     elif [[ " {run_verbs} " == *" $verb "* ]]; then
-        for run in outputs/*/run.json outputs/*/request.json; do
-            if [[ -e $run ]]; then
+        case $verb in
+            sweep) marks="sweep.json" ;;
+            cancel) marks+=" sweep.json" ;;
+        esac
+        for run in $(compgen -G "outputs/*/*.json"); do
+            if [[ " $marks " == *" ${{run##*/}} "* ]]; then
                 run=${{run%/*}}
                 words+=" ${{run##*/}}"
             fi

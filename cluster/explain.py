@@ -19,7 +19,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from cluster import slurm, submit
+from cluster import slurm
 from cluster.allocation import Allocation, RankPlace, from_slurm, parse_granted_gpus
 from cluster.config_file import resolve_arguments
 from cluster.environment import default_omp_threads, forwarded_names, rank_environment
@@ -33,6 +33,18 @@ from cluster.records import read_records
 from cluster.rundir import DEFAULT_OUTPUT_DIR
 from cluster.runfile import read_json
 from cluster.runs import find_run
+from cluster.submit import (
+    TRAINER,
+    experiment_directory,
+    goes_to_slurm,
+    here,
+    planned_launch,
+    preparation_script,
+    request,
+    site_setup,
+    training_script,
+)
+from cluster.submit import parser as submit_parser
 
 USAGE = """python -m cluster explain [options as for submit] -- [arguments of training.train_llm]
        python -m cluster explain [options] RUN"""
@@ -80,7 +92,7 @@ def main(arguments: list[str]) -> int:
 
 def parser() -> OptionParser:
     """The options of submit, and a few."""
-    options = submit.parser()
+    options = submit_parser()
     options.prog, options.usage, options.description, options.epilog = (
         "python -m cluster explain",
         USAGE,
@@ -102,23 +114,23 @@ def parser() -> OptionParser:
 
 def explain_request(options: Namespace, rest: list[str]) -> Explanation:
     """What submit would do with the same options."""
-    program = rest if options.program else [sys.executable, "-m", submit.TRAINER, *rest]
+    program = rest if options.program else [sys.executable, "-m", TRAINER, *rest]
     program = resolve_program(program, options.wdir or ".")
-    run_dir = submit.experiment_directory(options, program)
+    run_dir = experiment_directory(options, program)
     before = script = None
     if options.nodelist and not options.nodes:
         allocation = pasted(options.nodelist, options.tasks_per_node, options.gpus, options.ranks_per_node)
     elif options.tasks_per_node:
         raise RequestError("--tasks-per-node says how an allocation was granted: give its --nodelist, and no --nodes")
-    elif options.cluster == "slurm" or submit.goes_to_slurm(options):
-        plan = submit.request(options)
-        allocation, script = plan.expected_allocation(), submit.training_script(plan, run_dir)
+    elif options.cluster == "slurm" or goes_to_slurm(options):
+        plan = request(options)
+        allocation, script = plan.expected_allocation(), training_script(plan, run_dir)
         if options.prepare_first:
-            before = submit.preparation_script(options, plan, program, run_dir, submit.site_setup())
+            before = preparation_script(options, plan, program, run_dir, site_setup())
     else:
-        allocation = submit.here(options)
+        allocation = here(options)
     mpirun = chosen_mpirun(options)
-    planned = submit.planned_launch(options, allocation, program, run_dir, mpirun)
+    planned = planned_launch(options, allocation, program, run_dir, mpirun)
     names = forwarded_names(planned.environ, (name for name, _ in options.forward))
     plan_of_ranks = {
         "master_addr": "127.0.0.1" if allocation.source == "local" else allocation.hosts[0].name,

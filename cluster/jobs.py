@@ -40,7 +40,9 @@ def look_up(job_ids: Collection[str], unsettled: Iterable[str]) -> Jobs:
     if not job_ids:
         return Jobs({}, False)
     text = slurm.queue()
-    known = {job_id: job for job_id, job in with_positions(parse_queue(text or "")).items() if job_id in job_ids}
+    queued = with_positions(parse_queue(text or ""))
+    own = {job_id: job_id for job_id in queued} | own_ids(text or "", job_ids)
+    known = {job_id: queued[own[job_id]] for job_id in job_ids if job_id in own}
     left = [job_id for job_id in (unsettled if text is not None else job_ids) if job_id not in known]
     answered = text is not None
     if text is None:
@@ -48,7 +50,7 @@ def look_up(job_ids: Collection[str], unsettled: Iterable[str]) -> Jobs:
             if (detail := slurm.job_detail(job_id, slurm.SOON)) is None:
                 break  # scontrol is missing too, or the controller is away, or has forgotten this one
             answered = True
-            known[job_id] = parse_detail(record_of(detail, job_id))
+            known[job_id] = parse_detail(slurm.record_of(detail, job_id))
             left.remove(job_id)
     if left and (rows := slurm.accounted(left)) is not None:
         known |= {job_id: job for job_id, job in parse_accounted(rows).items() if job_id in left}
@@ -57,15 +59,31 @@ def look_up(job_ids: Collection[str], unsettled: Iterable[str]) -> Jobs:
 
 
 def parse_queue(text: str) -> dict[str, Job]:
-    """From the lines of `slurm.queue`: ``12|PENDING|Resources|2026-01-31T12:00:00|gpu|4294901757``."""
+    """From the lines of `slurm.queue`: ``12|PENDING|Resources|2026-01-31T12:00:00|gpu|4294901757|12|N/A``."""
     jobs: dict[str, Job] = {}
     for line in text.splitlines():
         fields = line.split("|")
-        if len(fields) == 6:
-            job_id, state, reason, start, partition, priority = fields
+        if len(fields) == 8:
+            job_id, state, reason, start, partition, priority, _, _ = fields
             number = int(priority) if priority.isdecimal() else 0
             jobs[job_id] = Job(state, reason, slurm.seconds_of(start), partition, number)
     return jobs
+
+
+def own_ids(text: str, job_ids: Collection[str]) -> dict[str, str]:
+    """The ids under which the queue has the array elements (``12_3``) among these: one that has started has a number of
+    its own, those that wait share one line."""
+    wanted: dict[str, set[int]] = {}
+    for array, _, index in (job_id.partition("_") for job_id in job_ids):
+        if index.isdecimal():
+            wanted.setdefault(array, set()).add(int(index))
+    found: dict[str, str] = {}
+    for job_id, *_, array, indexes in (line.split("|") for line in text.splitlines() if line.count("|") == 7):
+        for item in indexes.partition("%")[0].split(",") if array in wanted else []:
+            if span := re.fullmatch(r"(\d+)(?:-(\d+)(?::(\d+))?)?", item):
+                indices = range(int(span[1]), int(span[2] or span[1]) + 1, int(span[3] or 1))
+                found |= {f"{array}_{index}": job_id for index in wanted[array].intersection(indices)}
+    return found
 
 
 def with_positions(jobs: dict[str, Job]) -> dict[str, Job]:
@@ -90,12 +108,6 @@ def with_positions(jobs: dict[str, Job]) -> dict[str, Job]:
     return {job_id: placed(job_id, job) for job_id, job in jobs.items()}
 
 
-def record_of(detail: str, job_id: str) -> str:
-    """That job's own part of ``scontrol show job``: of an array's number all elements are shown, one after another."""
-    records = re.split(r"\n\s*\n", detail)
-    return next((record for record in records if re.match(rf"\s*JobId={job_id}\b", record)), "")
-
-
 def parse_detail(detail: str) -> Job:
     """From ``scontrol show job``."""
     facts = dict(re.findall(r"\b(JobState|Reason|StartTime|Partition|Priority)=(\S+)", detail))
@@ -110,12 +122,12 @@ def parse_detail(detail: str) -> Job:
 
 
 def parse_accounted(rows: str) -> dict[str, Job]:
-    """From ``12|CANCELLED by 0|2026-01-31T12:00:00|gpu``; after a requeue the last row counts."""
+    """From ``15|CANCELLED by 0|2026-01-31T12:00:00|gpu|12_3``, under both ids; after a requeue the last row counts."""
     jobs: dict[str, Job] = {}
     for line in rows.splitlines():
         fields: Sequence[str] = line.split("|")
-        if len(fields) == 4 and fields[1]:
-            jobs[fields[0]] = Job(fields[1].split()[0], "", slurm.seconds_of(fields[2]), fields[3])
+        if len(fields) == 5 and fields[1]:
+            jobs[fields[0]] = jobs[fields[4]] = Job(fields[1].split()[0], "", slurm.seconds_of(fields[2]), fields[3])
     return jobs
 
 

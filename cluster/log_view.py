@@ -20,7 +20,7 @@ from cluster.error_lines import Tracebacks, failed, failure, judged
 from cluster.errors import COMPLETE, REQUEUE, RequestError
 from cluster.growing_logs import GrowingLog, Render, prefixed, read_all, rest_of_all
 from cluster.options import OptionParser, add_output_dir, at_least, run
-from cluster.run_state import Run, RunState, look, states
+from cluster.run_state import RunState, Snapshot, look, states
 from cluster.rundir import launcher_holds, next_attempt
 from cluster.runfile import read_json
 from cluster.runs import find_run
@@ -229,7 +229,7 @@ def attempt_begun(run_dir: Path, number: int) -> bool:
 class Ending:
     """Whether the run has ended, looked at now and then: Slurm is asked only while no launcher holds the directory."""
 
-    def __init__(self, run_dir: Path, ask: Callable[[Run], RunState] = lambda run: states([run])[0][0]) -> None:
+    def __init__(self, run_dir: Path, ask: Callable[[Snapshot], RunState] = lambda run: states([run])[0][0]) -> None:
         self._run_dir, self._ask = run_dir, ask
         self._look_at = self._ask_at = 0.0
         self._state = RunState("running")

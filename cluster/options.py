@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn
 
-from cluster.errors import REQUEST, ClusterError, RequestError
+from cluster.errors import ClusterError, RequestError
 from cluster.rundir import DEFAULT_OUTPUT_DIR
 
 
@@ -44,7 +44,7 @@ class OptionParser(argparse.ArgumentParser):
         return options
 
     def error(self, message: str) -> NoReturn:
-        self.exit(REQUEST, f"error: {message}\n")
+        raise RequestError(message)
 
 
 def split_program(arguments: list[str]) -> tuple[list[str], list[str]]:

@@ -44,6 +44,11 @@ class ResourcePlan(NamedTuple):
         """One rank a GPU, unless the request says otherwise; one rank where no GPU is asked for."""
         return self.ranks_per_node or self.gpus_per_node or 1
 
+    @property
+    def hours(self) -> float | None:
+        """The job's time limit; None where it has none, or Slurm's own word for it is not understood."""
+        return hours(self.options.get("time") or DEFAULT_TIME)
+
     def expected_allocation(self) -> Allocation:
         """What Slurm is expected to grant, under stand-in host names."""
         width = len(str(self.nodes))
@@ -84,6 +89,18 @@ class ResourcePlan(NamedTuple):
             "output": log,
         }
         return {**options, **shared, **own}
+
+
+def hours(limit: str) -> float | None:
+    """Of sbatch's ``--time``: ``M``, ``M:S``, ``H:M:S``, ``D-H``, ``D-H:M``, ``D-H:M:S``; None for ``UNLIMITED``."""
+    found = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", limit)
+    if found is None:
+        return None
+    days, *fields = found.groups()
+    first, second, third = (int(field or 0) for field in fields)
+    if days is not None or fields[2] is not None:
+        return 24 * int(days or 0) + first + second / 60 + third / 3600
+    return first / 60 + second / 3600
 
 
 def after(job_id: str, options: Mapping[str, str]) -> dict[str, str]:

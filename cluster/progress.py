@@ -46,8 +46,21 @@ def last_rows(path: Path) -> list[dict[str, Any]]:
             lines = file.read().split(b"\n")
     except OSError:
         return []
+    return _whole_rows(lines[1 if begin else 0 :])
+
+
+def all_rows(path: Path) -> list[dict[str, Any]]:
+    """All whole rows of a metrics file."""
+    try:
+        return _whole_rows(path.read_bytes().split(b"\n"))
+    except OSError:
+        return []
+
+
+def _whole_rows(lines: Sequence[bytes]) -> list[dict[str, Any]]:
+    """The rows of these lines but the last, which is empty or still being written."""
     rows = []
-    for line in lines[1 if begin else 0 : -1]:
+    for line in lines[:-1]:
         try:
             row = json.loads(line)
         except ValueError:

@@ -30,9 +30,12 @@ class Request(NamedTuple):
         return f"cd {shlex.quote(self.directory)} && python -m cluster.submit {shlex.join(self.arguments)}"
 
 
-def record_request(run_dir: Path, arguments: Sequence[str], job_id: str | None) -> None:
-    """Keep the request with its run, whose directory is made where there is none. A full disk is only a warning."""
-    request = Request(list(arguments), os.getcwd(), time.time(), job_id)
+def record_request(run_dir: Path, arguments: Sequence[str], job_id: str | None, submitted: float | None = None) -> None:
+    """Keep the request with its run, whose directory is made where there is none. A full disk is only a warning.
+
+    It was `submitted` now, unless that is given.
+    """
+    request = Request(list(arguments), os.getcwd(), submitted or time.time(), job_id)
     try:
         run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         write_json(run_dir / "request.json", request._asdict(), mode=0o600)

@@ -4,16 +4,13 @@ python -m cluster resubmit a               what `cluster submit` was given for r
 python -m cluster resubmit a --dry-run     shows the command, submits nothing
 """
 
+import contextlib
 import json
-import os
 import sys
-from pathlib import Path
 
-from cluster.errors import COMPLETE, RequestError
+from cluster.errors import COMPLETE
 from cluster.options import OptionParser, add_output_dir, run
-from cluster.request import Request, read_request
-from cluster.run_state import look, states
-from cluster.runs import find_run
+from cluster.run import Run
 
 USAGE = "python -m cluster resubmit RUN [options]"
 EPILOG = "exit status: that of cluster submit; 64 where the run is not over, or cluster submit did not start it"
@@ -21,25 +18,19 @@ EPILOG = "exit status: that of cluster submit; 64 where the run is not over, or 
 
 def main(arguments: list[str]) -> int:
     options = parser().parse_options(arguments)
-    run_dir = find_run(options.run, Path(options.output_dir))
-    request = request_of(run_dir)
+    again = Run(options.run, options.output_dir)
     if options.dry_run:
+        request = again.request
         as_json = {**request._asdict(), "command": request.command}
         print(json.dumps(as_json, indent=1) if options.json else request.command)
         return COMPLETE
-    [state], _ = states([look(run_dir)])
-    if not state.is_over:
-        raise RequestError(f"{run_dir.name} is {state}: it goes on by itself; cancel it first to submit it anew")
-    try:
-        os.chdir(request.directory)
-    except OSError as error:
-        raise RequestError(f"{run_dir.name} was submitted in {request.directory}: {error.strerror}") from error
+    request = again.request_again()
+    if not options.json:
+        print(f"submit         {request.command}", flush=True)
     from cluster.submit import main as submit
 
-    if options.json:
-        return submit(["--json", *request.arguments])
-    print(f"submit         {request.command}", flush=True)
-    return submit(request.arguments)
+    with contextlib.chdir(request.directory):
+        return submit([*(["--json"] if options.json else []), *request.arguments])
 
 
 def parser() -> OptionParser:
@@ -51,16 +42,6 @@ def parser() -> OptionParser:
     )
     add_output_dir(options)
     return options
-
-
-def request_of(run_dir: Path) -> Request:
-    """The run's request. Raises `RequestError` for a run that was started in another way."""
-    if request := read_request(run_dir):
-        return request
-    raise RequestError(
-        f"{run_dir.name} was not started by cluster submit: give its own command again (sbatch …, or "
-        "python -m cluster.launch …), with the same experiment name it goes on"
-    )
 
 
 if __name__ == "__main__":

@@ -42,8 +42,8 @@ class RunState(NamedTuple):
         return f"{self.name} ({self.detail})" if self.detail else self.name
 
 
-class Run(NamedTuple):
-    """What lies in a run directory. `damaged`: why its run.json cannot be read."""
+class Snapshot(NamedTuple):
+    """What lies in a run directory now. `damaged`: why its run.json cannot be read."""
 
     path: Path
     attempts: Sequence[Mapping[str, Any]]
@@ -71,24 +71,31 @@ class Run(NamedTuple):
         return max(0, len(self.attempts) - 1)
 
 
-def look(run_dir: Path) -> Run:
+def look(run_dir: Path) -> Snapshot:
     """Read a run directory; never raises for what lies in it."""
     held, request = launcher_holds(run_dir), read_request(run_dir)
     try:
         run = read_run(run_dir)
-        return Run(run_dir, run["attempts"], run["excluded_hosts"], request, held, _was_requeued(run_dir))
+        return Snapshot(run_dir, run["attempts"], run["excluded_hosts"], request, held, _was_requeued(run_dir))
     except (OSError, ValueError, KeyError) as error:
-        return Run(run_dir, [], [], request, held, False, damaged=str(error))
+        return Snapshot(run_dir, [], [], request, held, False, damaged=str(error))
 
 
-def states(runs: Sequence[Run]) -> tuple[list[RunState], Jobs]:
+def look_now(run_dir: Path) -> tuple[Snapshot, RunState]:
+    """What lies in a run directory, and in which state the run is."""
+    found = look(run_dir)
+    [state], _ = states([found])
+    return found, state
+
+
+def states(runs: Sequence[Snapshot]) -> tuple[list[RunState], Jobs]:
     """The state of each run, with one question to Slurm for all of them."""
     ids = {run.job_id for run in runs if run.job_id and (run.held or not _is_complete(run))}
     jobs = look_up(ids, {run.job_id for run in runs if run.job_id in ids and not run.held and not _is_settled(run)})
     return [state_of(run, jobs.known.get(run.job_id or ""), jobs.answered) for run in runs], jobs
 
 
-def state_of(run: Run, job: Job | None, answered: bool) -> RunState:
+def state_of(run: Snapshot, job: Job | None, answered: bool) -> RunState:
     """The state of one run. `job` is its job, `answered` whether Slurm could be asked for it at all."""
     newest = run.newest
     verdict = newest.get("verdict")
@@ -125,13 +132,13 @@ def state_of(run: Run, job: Job | None, answered: bool) -> RunState:
     return RunState(UNFINISHED, "its launcher has gone without a verdict")
 
 
-def _is_complete(run: Run) -> bool:
+def _is_complete(run: Snapshot) -> bool:
     """Whether the run directory alone says that it is over, for good."""
     newest = run.newest
     return newest.get("job_id") == run.job_id and (newest.get("verdict") or {}).get("kind") == "complete"
 
 
-def _is_settled(run: Run) -> bool:
+def _is_settled(run: Snapshot) -> bool:
     """Whether the run directory says how its present job ended, if that is in no queue any more."""
     return run.newest.get("job_id") == run.job_id and "verdict" in run.newest
 

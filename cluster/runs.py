@@ -2,13 +2,16 @@
 
 import os
 import re
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
 from cluster import slurm
 from cluster.errors import RequestError
 from cluster.request import read_request
+from cluster.rundir import DEFAULT_OUTPUT_DIR
 from cluster.runfile import read_run
+from cluster.sweep_file import all_sweeps, find_sweep
 
 MARKS = ("run.json", "request.json")
 """Either makes a directory a run's: it was launched, or asked for."""
@@ -32,6 +35,8 @@ def find_run(given: str | None, output_dir: Path) -> Path:
             return candidate.absolute()
     if _JOB_ID.fullmatch(given) and (run_dir := _run_of_job(given, output_dir)):
         return run_dir
+    if find_sweep(given, output_dir):
+        raise RequestError(f"{given} is a sweep: python -m cluster sweep {given}, or name one of its runs")
     import difflib
 
     near = difflib.get_close_matches(given, [path.name for path in all_runs(output_dir)], 1)
@@ -43,23 +48,27 @@ def is_run(directory: Path) -> bool:
     return any((directory / mark).exists() for mark in MARKS)
 
 
+def name_from_here(directory: Path) -> str:
+    """The name by which the commands find a run or sweep from this directory, as a shell's word."""
+    outputs = Path(DEFAULT_OUTPUT_DIR).absolute()
+    return shlex.quote(str(directory.relative_to(outputs) if directory.is_relative_to(outputs) else directory))
+
+
 def _run_of_job(job_id: str, output_dir: Path) -> Path | None:
-    """The run of a job, the latest where several had that number. Of an array's element (``12_3``) Slurm is asked for
-    the number of its own by which its run knows it."""
+    """The run of a job, the latest where several had that number, those of sweeps too. Of an array's element (``12_3``)
+    Slurm is asked for the number of its own by which its run may know it."""
+    job_ids = [job_id]
     if "_" in job_id:
-        own = re.search(r"\bJobId=(\d+)", slurm.job_detail(job_id, slurm.SOON) or "")
-        if own is None:
-            return None
-        job_id = own[1]
-    for run_dir in all_runs(output_dir):
+        job_ids += re.findall(r"\bJobId=(\d+)", slurm.job_detail(job_id, slurm.SOON) or "")
+    for run_dir in [run_dir for parent in (output_dir, *all_sweeps(output_dir)) for run_dir in all_runs(parent)]:
         request = read_request(run_dir)
-        if request and request.job_id == job_id:
+        if request and request.job_id in job_ids:
             return run_dir
         try:
             attempts = read_run(run_dir)["attempts"]
         except (OSError, ValueError):
             continue
-        if any(attempt.get("job_id") == job_id for attempt in attempts):
+        if any(attempt.get("job_id") in job_ids for attempt in attempts):
             return run_dir
     return None
 

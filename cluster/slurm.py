@@ -1,5 +1,6 @@
 """Slurm's commands, asked and told: job details, states, requeue. The only module that runs them."""
 
+import os
 import re
 import signal
 import sys
@@ -61,10 +62,22 @@ def job_detail(job_id: str, seconds: float = SECONDS) -> str | None:
     return _ask(["scontrol", "show", "job", "-d", job_id], seconds)
 
 
+def record_of(detail: str, job_id: str) -> str:
+    """That job's own part of ``scontrol show job``.
+
+    Of an array's number all elements are shown, one after another: it is also that of the last one. Of ``12_3`` there
+    is one part: the element's own, or while it is pending that of all that are.
+    """
+    if "_" in job_id:
+        return detail
+    records = re.split(r"\n\s*\n", detail)
+    return next((record for record in records if re.match(rf"\s*JobId={job_id}\b", record)), "")
+
+
 def job_state(job_id: str) -> JobState | None:
     """State from the controller, else (the job is too old for it) from accounting; None where neither knows."""
-    if detail := job_detail(job_id):
-        return parse_job_detail(detail)
+    if record := record_of(job_detail(job_id) or "", job_id):
+        return parse_job_detail(record)
     rows = _ask(["sacct", "-nPX", "-j", job_id, "-o", "State,ExitCode"])
     return parse_accounting(rows) if rows else None
 
@@ -116,16 +129,19 @@ def test_only(script: str) -> TestOnly | None:
 
 
 def queue() -> str | None:
-    """All jobs that the controller knows, those of others too: ``id|state|reason|start|partition|priority`` lines.
+    """All jobs that the controller knows, those of others too: ``id|state|reason|start|partition|priority|array|index``
+    lines. The index is ``N/A``, an element's, or those of all elements that wait (``2,4-9%2``).
 
     The start of a pending job is Slurm's estimate. None where squeue is missing or does not answer.
     """
-    return _ask(["squeue", "--noheader", "--states=all", "--format=%A|%T|%r|%S|%P|%Q"], SOON)
+    environ = {**os.environ, "SLURM_BITSTR_LEN": "0"}  # else only the first indexes are shown
+    return _ask(["squeue", "--noheader", "--states=all", "--format=%A|%T|%r|%S|%P|%Q|%F|%K"], SOON, environ)
 
 
 def accounted(job_ids: Sequence[str]) -> str | None:
-    """What accounting has of those jobs: ``id|state|start|partition`` lines; None where there is no accounting."""
-    return _ask(["sacct", "-nPX", "-j", ",".join(job_ids), "-o", "JobIDRaw,State,Start,Partition"], SOON)
+    """What accounting has of those jobs: ``15|state|start|partition|12_3`` lines, with both ids of an array's element;
+    None where there is no accounting."""
+    return _ask(["sacct", "-nPX", "-j", ",".join(job_ids), "-o", "JobIDRaw,State,Start,Partition,JobID"], SOON)
 
 
 def submit(script: str, environ: Mapping[str, str]) -> tuple[str, str | None]:
@@ -159,6 +175,12 @@ def batch_script_of(job_id: str) -> str | None:
 def cancel(job_id: str) -> str | None:
     """Take a job out of the queue, or end it; what scancel says against it."""
     return _refusal(["scancel", job_id])
+
+
+def max_array_size() -> int | None:
+    """How many elements an array may have (their indexes begin at 0); None where the controller does not say."""
+    found = re.search(r"^MaxArraySize\s*=\s*(\d+)", _ask(["scontrol", "show", "config"]) or "", re.MULTILINE)
+    return int(found[1]) if found else None
 
 
 def nodes_out_of_service() -> bool:
@@ -358,11 +380,11 @@ def is_down(words: str) -> bool:
     return any(text in words for text in ("Unable to contact slurm controller", "Unexpected message"))
 
 
-def _ask(command: Sequence[str], seconds: float = SECONDS) -> str | None:
+def _ask(command: Sequence[str], seconds: float = SECONDS, environ: Mapping[str, str] | None = None) -> str | None:
     import subprocess
 
     try:
-        answer = subprocess.run(command, capture_output=True, text=True, timeout=seconds)
+        answer = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=seconds)
     except (OSError, subprocess.TimeoutExpired):
         return None
     return answer.stdout if answer.returncode == 0 else None

@@ -19,9 +19,10 @@ from cluster.goodput import Goodput, duration, goodput_lines, totals
 from cluster.jobs import Job
 from cluster.options import OptionParser, add_output_dir, at_least, run
 from cluster.progress import Progress, read_progress
-from cluster.run_state import QUEUED, RUNNING, Run, RunState, look, states
+from cluster.run_state import QUEUED, RUNNING, RunState, Snapshot, look, states
 from cluster.runfile import read_json
 from cluster.runs import all_runs, find_run
+from cluster.sweep_file import all_sweeps
 
 USAGE = "python -m cluster status [options] [RUN]"
 EPILOG = """\
@@ -71,12 +72,14 @@ def shown(options: Namespace) -> list[str]:
     if options.run is None:
         if options.json:
             return [json.dumps({"output_dir": str(output_dir.absolute()), "runs": facts}, indent=1)]
-        return list_lines(facts) if facts else [f"no run in {output_dir.absolute()}"]
+        lines = list_lines(facts) if facts else [f"no run in {output_dir.absolute()}"]
+        names = ", ".join(path.name for path in all_sweeps(output_dir))
+        return [*lines, *([f"sweeps: {names} (python -m cluster sweep NAME)"] if names else [])]
     report = {**facts[0], **attempts_of(runs[0])}
     return [json.dumps(report, indent=1)] if options.json else report_lines(report)
 
 
-def summary(run: Run, state: RunState, job: Job | None, progress: Progress, now: float) -> dict[str, Any]:
+def summary(run: Snapshot, state: RunState, job: Job | None, progress: Progress, now: float) -> dict[str, Any]:
     """What the list shows of a run, JSON-able; times are seconds since 1970, lengths of time seconds."""
     queued = job if job is not None and state.name == QUEUED else Job("")
     steps = [(attempt.get("steps") or {}).get("last") for attempt in run.attempts]
@@ -102,7 +105,7 @@ def summary(run: Run, state: RunState, job: Job | None, progress: Progress, now:
     }
 
 
-def attempts_of(run: Run) -> dict[str, Any]:
+def attempts_of(run: Snapshot) -> dict[str, Any]:
     """What a run's own page has beside that."""
     plan = read_json(run.path / f"attempt-{run.newest.get('attempt', 0):04d}" / "plan.json") or {}
     return {

@@ -14,16 +14,19 @@ from argparse import Namespace
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from types import ModuleType
+from typing import TYPE_CHECKING, NamedTuple, Unpack
 
 from cluster import slurm
 from cluster.allocation import Allocation
 from cluster.command import add_project, launch_command
 from cluster.config_file import add_config_options, resolve_arguments
 from cluster.environment import mpirun_environment
-from cluster.errors import LauncherError, RequestError
+from cluster.errors import REQUEST, ClusterError, LauncherError, RequestError
 from cluster.granted import named_hosts, this_machine
 from cluster.hostfile import hostfile_text
+from cluster.keywords import SubmitOptions, check_keywords, command_words
+from cluster.logs import tail
 from cluster.machine import visible_gpus
 from cluster.mpirun import OPEN_MPI_5, Mpirun, find_mpirun
 from cluster.notice import read_webhook
@@ -47,6 +50,11 @@ from cluster.rundir import (
     run_directory,
 )
 
+if TYPE_CHECKING:
+    import subprocess
+
+    from cluster.run import Run
+
 USAGE = "python -m cluster.submit [options] -- [arguments of training.train_llm]"
 EPILOG = """\
 examples:
@@ -59,6 +67,8 @@ examples:
 exit status: 0 submitted (with --wait: the job's own), 64 the request is wrong, 70 this place cannot do it"""
 
 DEFAULT_EXPERIMENT = "gpt2_mpi"
+LAUNCHER_LOG = "launcher.log"
+"""In the run directory: what a launcher says that has no job and no terminal."""
 TRAINER = "training.train_llm"
 PREPARATION = "training.prepare"
 SITE_SETUP = Path("sbatch/env.sh")
@@ -85,15 +95,70 @@ OWNED_OPTIONS = {
     "ntasks-per-node": "--ranks-per-node",
     "output": "--output-dir",
     "error": "--output-dir",
-    "array": "a template, such as sbatch --array=0-3 sbatch/gpt2_mpi.sh",
+    "array": "python -m cluster sweep, or a template: sbatch --array=0-3 sbatch/gpt2_mpi.sh",
 }
 PREPARATION_FIXED = ("nodes", "ntasks", "ntasks-per-node", "output", "error", "array")
 
 
+def submit(
+    arguments: Sequence[str] = (), *, program: Sequence[str] | None = None, **options: Unpack[SubmitOptions]
+) -> "Run":
+    """Queue a training, or start it on this machine where there is no Slurm, and return at once.
+
+    Args:
+        arguments: of `training.train_llm`, such as ``["--experiment-name", "a"]``.
+        program: another program with its arguments, such as ``["python", "my_script.py"]``.
+        **options: as on the command line, see `SubmitOptions`.
+
+    Raises:
+        RequestError: the request is wrong; nothing was written.
+        LauncherError: this place cannot carry it out.
+    """
+    if arguments and program is not None:
+        raise RequestError("arguments are those of training.train_llm: give the program's own in program")
+    check_keywords(options)
+    words = [*command_words(parser(), options), *(["--program"] if program is not None else [])]
+    return submit_words([*words, "--", *(arguments if program is None else program)])
+
+
+def submit_words(words: Sequence[str]) -> "Run":
+    """The same for a command line as `main` takes it; what it says of waiting has no meaning here."""
+    from cluster.run import Run
+
+    options, program, resolved = understand(words)
+    if goes_to_slurm(options):
+        return Run(queue(options, program, resolved).run_dir)
+    run_dir, launch = prepare_launch(options, program, resolved)
+    launcher = start_launcher(run_dir, launch)
+    run = Run(run_dir)
+    run.launcher = launcher
+    return run
+
+
 def main(arguments: list[str]) -> int:
+    options, program, words = understand(arguments)
+    if goes_to_slurm(options):
+        return submit_to_slurm(options, program, words)
+    if options.json:
+        raise RequestError("--json tells of a job, and this run is none: python -m cluster status --json has it")
+    if options.cluster == "auto" and not (options.hosts or options.hostfile):
+        print("no sbatch here: running on this machine (--cluster local says so without this line)")
+    return run_here(options, program, words)
+
+
+class Asked(NamedTuple):
+    """What a command line asks for. `words` are its own, with what a file says, to be repeated."""
+
+    options: Namespace
+    program: list[str]
+    words: list[str]
+
+
+def understand(given: Sequence[str]) -> Asked:
+    """What a command line asks for. Raises `RequestError` where that cannot be."""
     command = parser()
-    arguments, config = resolve_arguments(arguments, command)
-    before, rest = split_program(arguments)
+    words, config = resolve_arguments(given, command)
+    before, rest = split_program(words)
     options = command.parse_options(before)
     options.config = config
     if options.json and (options.follow or options.dry_run):
@@ -106,12 +171,7 @@ def main(arguments: list[str]) -> int:
         raise RequestError("--prepare-sbatch is for the job of --prepare-first: give that too")
     if options.notify:
         read_webhook(options.notify)  # it is wrong now, or never
-    if goes_to_slurm(options):
-        to_repeat = [*(word for word in before if word != "--json"), *arguments[len(before) :]]
-        return submit_to_slurm(options, program, to_repeat)
-    if options.json:
-        raise RequestError("--json tells of a job, and this run is none: python -m cluster status --json has it")
-    return run_here(options, program, arguments)
+    return Asked(options, program, [*(word for word in before if word != "--json"), *words[len(before) :]])
 
 
 def parser() -> OptionParser:
@@ -158,42 +218,68 @@ def parser() -> OptionParser:
 
 
 def goes_to_slurm(options: Namespace) -> bool:
-    """Slurm where it is asked for, or where `auto` finds an sbatch; one line says so where it does not."""
+    """Slurm where it is asked for, or where `auto` finds an sbatch."""
     if options.hosts or options.hostfile or options.cluster == "local":
         return False
-    if shutil.which("sbatch"):
-        return True
-    if options.cluster == "slurm":
+    if options.cluster == "slurm" and not shutil.which("sbatch"):
         raise LauncherError("--cluster slurm, but there is no sbatch on PATH: run this on a login node of the cluster")
-    note = "no sbatch here: running on this machine (--cluster local says so without this line)"
-    print(note, file=sys.stderr if options.json else sys.stdout)
-    return False
+    return shutil.which("sbatch") is not None
 
 
 def run_here(options: Namespace, program: list[str], arguments: Sequence[str]) -> int:
     """The same launcher, in the foreground, on this machine or on the hosts given."""
     if ignored := without_meaning_here(options):
         print(f"note: without Slurm {', '.join(ignored)} has no meaning")
-    allocation = here(options)
-    run_dir = experiment_directory(options, program)
     if options.dry_run:
+        run_dir = experiment_directory(options, program)
         if options.prepare_first:
             print(f"# first, here\n{preparation_command(program, run_dir)}\n")
-        show_plan(options, allocation, program, run_dir)
+        show_plan(options, here(options), program, run_dir)
         return 0
-    if status := check_training(options, name_run_directory(program, run_dir), allocation.world_size):
-        return status
-    if options.prepare_first and (status := prepare_here(options, program, run_dir)):
-        return status
-    from cluster.launch import main as launch
+    _, launch = prepare_launch(options, program, arguments)
+    from cluster.launch import main as launch_main
+
+    return launch_main(launch)
+
+
+def prepare_launch(options: Namespace, program: list[str], given: Sequence[str]) -> tuple[Path, list[str]]:
+    """All that comes before the launcher: its run directory, with the request in it, and its arguments."""
+    allocation = here(options)
+    run_dir = experiment_directory(options, program)
+    check_training(options, [name_run_directory(program, run_dir)], allocation.world_size)
+    if options.prepare_first:
+        prepare_here(options, program, run_dir)
     from cluster.request import record_request
 
     find_mpirun(options.mpirun, os.environ)  # before anything is written
     if not launcher_holds(run_dir):
-        record_request(run_dir, arguments, None)
+        record_request(run_dir, given, None)
     place = [] if options.hosts or options.hostfile else ["--cluster", "local", "--nodes", str(options.nodes or 1)]
     ranks_per_node = options.ranks_per_node or options.gpus
-    return launch([*place, *launch_arguments(options, ranks_per_node, run_dir), "--", *program])
+    return run_dir, [*place, *launch_arguments(options, ranks_per_node, run_dir), "--", *program]
+
+
+def start_launcher(run_dir: Path, arguments: Sequence[str]) -> "subprocess.Popen[bytes]":
+    """The launcher in a session of its own, which outlives this process; it has begun, or has ended already.
+
+    Raises a `ClusterError` with its last words where it ended before an attempt.
+    """
+    import subprocess
+
+    attempt = next_attempt(run_dir, None).path
+    environ = dict(os.environ)
+    add_project(environ)
+    command = [sys.executable, "-u", "-m", "cluster.launch", *arguments]
+    with (run_dir / LAUNCHER_LOG).open("a") as log:
+        launcher = subprocess.Popen(
+            command, env=environ, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+        )
+    while launcher.poll() is None and not (attempt / "plan.json").exists():
+        time.sleep(0.05)
+    if not attempt.exists():
+        last = tail(run_dir / LAUNCHER_LOG).rpartition("\n")[2]
+        raise refusal(launcher.returncode, last.removeprefix("error: "))
+    return launcher
 
 
 def without_meaning_here(options: Namespace) -> list[str]:
@@ -217,47 +303,60 @@ def here(options: Namespace) -> Allocation:
     return this_machine(nodes, options.ranks_per_node or gpus or None)
 
 
+class Queued(NamedTuple):
+    """A job that waits in the queue, and the one that makes its data, where there is one."""
+
+    plan: ResourcePlan
+    run_dir: Path
+    job_id: str
+    preparation_id: str | None
+
+    @property
+    def log(self) -> Path:
+        return self.run_dir / f"{self.plan.options.get('job-name') or self.run_dir.name}-{self.job_id}.log"
+
+
 def submit_to_slurm(options: Namespace, program: list[str], given: Sequence[str]) -> int:
-    plan = request(options)
-    run_dir = experiment_directory(options, program)
-    before = preparation_script(options, plan, program, run_dir, site_setup()) if options.prepare_first else None
-
-    def script(waits_for: str | None) -> str:
-        return training_script(plan, run_dir, waits_for)
-
+    """Queue it, and say what to do next; or show what would be queued."""
     if options.dry_run:
-        if before is not None:
-            print(before)
-        print(script(None if before is None else "JOB_ID_OF_THE_FIRST"))
+        plan, run_dir = request(options), experiment_directory(options, program)
+        if options.prepare_first:
+            print(preparation_script(options, plan, program, run_dir, site_setup()))
+        print(training_script(plan, run_dir, "JOB_ID_OF_THE_FIRST" if options.prepare_first else None))
         show_plan(options, plan.expected_allocation(), program, run_dir)
         return 0
-    ranks = plan.expected_allocation().world_size
-    if status := check_training(options, name_run_directory(program, run_dir), ranks):
-        return status
-    for each in filter(None, [before, script(None)]):
-        check_with_slurm(each)
-    arguments = [*launch_arguments(options, options.ranks_per_node, run_dir), "--", *program]
-    with made(run_dir), queued(before, forwarded_environment(options)) as preparation_id:
-        job_id = sbatch_by_submitit(script(preparation_id), run_dir, arguments)
-    from cluster.request import record_request
-
-    record_request(run_dir, given, job_id)
-    log = run_dir / f"{plan.options.get('job-name') or run_dir.name}-{job_id}.log"
+    job = queue(options, program, given)
     submitted = {
-        "experiment": run_dir.name,
-        "run_dir": str(run_dir),
-        "job_id": job_id,
-        "prepare_job_id": preparation_id,
-        "plan": plan.expected_allocation().summary(),
-        "ranks": ranks,
-        "log": str(log),
+        "experiment": job.run_dir.name,
+        "run_dir": str(job.run_dir),
+        "job_id": job.job_id,
+        "prepare_job_id": job.preparation_id,
+        "plan": job.plan.expected_allocation().summary(),
+        "ranks": job.plan.expected_allocation().world_size,
+        "log": str(job.log),
     }
     print(json.dumps(submitted, indent=1) if options.json else submitted_text(submitted), flush=True)
     if not (options.wait or options.follow):
         return 0
     from cluster.wait import wait_for_job
 
-    return wait_for_job(job_id, log, options.follow)
+    return wait_for_job(job.job_id, job.log, options.follow)
+
+
+def queue(options: Namespace, program: list[str], given: Sequence[str]) -> Queued:
+    """Check all that can be checked here, and submit. Raises `RequestError` where it is refused: nothing is left."""
+    plan, run_dir = request(options), experiment_directory(options, program)
+    before = preparation_script(options, plan, program, run_dir, site_setup()) if options.prepare_first else None
+    check_training(options, [name_run_directory(program, run_dir)], plan.expected_allocation().world_size)
+    for each in filter(None, [before, training_script(plan, run_dir)]):
+        check_with_slurm(each)
+    arguments = [*launch_arguments(options, options.ranks_per_node, run_dir), "--", *program]
+    with made(run_dir), queued(before, forwarded_environment(options)) as preparation_id:
+        job_id = sbatch_by_submitit(training_script(plan, run_dir, preparation_id), run_dir, arguments)
+    from cluster.request import record_request
+
+    record_request(run_dir, given, job_id)
+    return Queued(plan, run_dir, job_id, preparation_id)
 
 
 def submitted_text(submitted: Mapping[str, object]) -> str:
@@ -339,13 +438,15 @@ def preparation_script(
     return batch_script(header, setup, preparation_command(program, run_dir), variables={})
 
 
-def prepare_here(options: Namespace, program: list[str], run_dir: Path) -> int:
-    """Make the tokens on this machine; the exit status."""
+def prepare_here(options: Namespace, program: list[str], run_dir: Path) -> None:
+    """Make the tokens on this machine, which says itself why it cannot where it raises a `ClusterError`."""
     import subprocess
 
     sys.stdout.flush()
     command = shlex.split(preparation_command(program, run_dir))
-    return subprocess.run(command, cwd=options.wdir, env=forwarded_environment(options)).returncode
+    status = subprocess.run(command, cwd=options.wdir, env=forwarded_environment(options)).returncode
+    if status:
+        raise refusal(status, f"the tokens were not made (exit status {status}): nothing was started")
 
 
 def forwarded_environment(options: Namespace) -> dict[str, str]:
@@ -419,25 +520,35 @@ def launch_arguments(options: Namespace, ranks_per_node: int | None, run_dir: Pa
     return arguments
 
 
-def is_trainer(program: list[str]) -> bool:
+def is_trainer(program: Sequence[str]) -> bool:
     """Whether the program is ``python -m training.train_llm``."""
     return is_training(program) and program[2] == TRAINER
 
 
-def check_training(options: Namespace, program: list[str], ranks: int) -> int:
-    """Let the trainer check its own arguments before anything is queued; its exit status, 0 if they are right.
+def check_training(options: Namespace, programs: Sequence[Sequence[str]], ranks: int) -> None:
+    """Let the trainer check its own arguments, of several runs at once, before anything is queued.
 
     In a process of its own, because this one must not import torch, transformers or datasets.
+    Raises `RequestError` with the trainer's words where some are wrong.
     """
-    if options.no_check or not is_trainer(program):
-        return 0
+    if options.no_check or not is_trainer(programs[0]):
+        return
     import subprocess
 
-    sys.stdout.flush()
     # The file once more, below what was made of it: its keys are refused by their names in it.
     config = ["--config", options.config] if options.config else []
-    command = [program[0], "-m", "training.check", "--ranks", str(ranks), *config, *program[3:]]
-    return subprocess.run(command).returncode
+    requests = [word for program in programs for word in ("--", *program[3:])][1:]
+    command = [programs[0][0], "-m", "training.check", "--ranks", str(ranks), *config, *requests]
+    done = subprocess.run(command, stderr=subprocess.PIPE, text=True, errors="replace")
+    if done.returncode:
+        words = done.stderr.strip().removeprefix("error: ")
+        raise refusal(done.returncode, words or f"training.check ended with status {done.returncode}")
+    sys.stderr.write(done.stderr)
+
+
+def refusal(status: int, words: str) -> ClusterError:
+    """What another process said as it ended with that status: the request is wrong, or this place."""
+    return RequestError(words) if status == REQUEST else LauncherError(words)
 
 
 def check_with_slurm(script: str) -> None:
@@ -540,6 +651,20 @@ def show_plan(options: Namespace, allocation: Allocation, program: list[str], ru
     print(f"# {mpirun.dialect.name}\n{shlex.join(planned.command)}\n")
     print(*allocation.table(), sep="\n")
 
+
+class CallableModule(ModuleType):
+    """``from cluster import submit`` gives this module, as it bears that name, and ``submit(…)`` calls the function.
+
+    By what the language reference calls "Customizing module attribute access": whatever was imported first.
+    """
+
+    def __call__(
+        self, arguments: Sequence[str] = (), *, program: Sequence[str] | None = None, **options: Unpack[SubmitOptions]
+    ) -> "Run":
+        return submit(arguments, program=program, **options)
+
+
+sys.modules[__name__].__class__ = CallableModule
 
 if __name__ == "__main__":
     sys.exit(run(main, sys.argv[1:]))

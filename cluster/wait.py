@@ -15,11 +15,14 @@ UNKNOWN_FOR = 120.0
 """Seconds after which a job that neither controller nor accounting knows is given up."""
 
 
-def wait_for_job(job_id: str, log: Path, follow: bool) -> int:
+def wait_for_job(job_id: str, log: Path, follow: bool, timeout: float | None = None) -> int:
     """The job's exit status once it has ended for good. With `follow`, its log and why it is pending are shown.
 
-    Raises `LauncherError` where Slurm stops knowing the job before it said how it ended.
+    Raises:
+        LauncherError: Slurm stopped knowing the job before it said how it ended.
+        TimeoutError: it has not ended after that many seconds.
     """
+    deadline = None if timeout is None else time.monotonic() + timeout
     shown = LogFollower(log, sys.stdout.buffer)
     pause, ask_at, known_at, last = ASK_AT_LEAST, 0.0, time.monotonic(), ""
     while True:
@@ -38,6 +41,8 @@ def wait_for_job(job_id: str, log: Path, follow: bool) -> int:
             elif now - known_at > UNKNOWN_FOR:
                 raise LauncherError(f"Slurm no longer knows job {job_id}: its verdict is in run.json beside {log}")
             ask_at, pause = now + pause, min(pause * 1.5, ASK_AT_MOST)
+        if deadline is not None and now >= deadline:
+            raise TimeoutError(f"job {job_id} has not ended after {timeout:g} s")
         if follow:
             shown.copy_new()
         time.sleep(LOOK_EVERY)

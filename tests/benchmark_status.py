@@ -48,7 +48,7 @@ def write_runs(output_dir: Path, runs: int, steps: int) -> None:
 
 def write_squeue(folder: Path, jobs: int) -> None:
     """A squeue that tells of so many jobs, and counts how often it is asked."""
-    lines = (f"{job}|PENDING|Priority|N/A|gpu|{4294901757 - job}\n" for job in range(1, jobs + 1))
+    lines = (f"{job}|PENDING|Priority|N/A|gpu|{4294901757 - job}|{job}|N/A\n" for job in range(1, jobs + 1))
     (folder / "queue").write_text("".join(lines))
     (folder / "squeue").write_text(f"#!/bin/sh\necho >> {folder}/asked\nexec cat {folder}/queue\n")
     (folder / "squeue").chmod(0o755)

@@ -38,7 +38,7 @@ def test_every_verb_has_a_command_and_a_line_of_help(verb: str, capsys: pytest.C
 
 
 @pytest.mark.parametrize(
-    ("given", "words"), [("statsu", "did you mean status?"), ("zzz", "wanted one of submit, launch, ")]
+    ("given", "words"), [("statsu", "did you mean status?"), ("zzz", "wanted one of submit, sweep, launch, ")]
 )
 def test_an_unknown_verb_is_an_error_that_says_what_was_probably_meant(
     given: str, words: str, capsys: pytest.CaptureFixture[str]
@@ -73,14 +73,21 @@ def test_the_console_script_is_this_command() -> None:
         (["re"], ["resubmit"]),
         (["status", "--w"], ["--watch"]),
         (["submit", "--spare"], ["--spare-nodes"]),
-        (["cancel", "smoke"], ["smoke_a", "smoke_b"]),
+        (["cancel", "smoke"], ["smoke_a", "smoke_b", "smoke_sweep"]),
+        (["status", "smoke"], ["smoke_a", "smoke_b"]),
+        (["sweep", "smoke"], ["smoke_sweep"]),
         (["submit", "smoke"], []),
         (["bench", "--"], []),
     ],
     ids=" ".join,
 )
 def test_bash_completes_verbs_options_and_runs(typed: list[str], offered: list[str], tmp_path: Path) -> None:
-    for name, mark in (("smoke_a", "run.json"), ("smoke_b", "request.json"), ("smoke_c", "other")):
+    for name, mark in (
+        ("smoke_a", "run.json"),
+        ("smoke_b", "request.json"),
+        ("smoke_c", "other"),
+        ("smoke_sweep", "sweep.json"),
+    ):
         (tmp_path / "outputs" / name).mkdir(parents=True)
         (tmp_path / "outputs" / name / mark).touch()
     words = " ".join(["slurm-mpi-train", *typed])

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from cluster import launch, submit
+from cluster import launch
 from cluster.config_file import Arguments, resolve_arguments
 from cluster.errors import RequestError
+from cluster.submit import parser
 from conftest import ROOT
 
 RUN = """
@@ -42,7 +43,7 @@ def run_toml(tmp_path: Path) -> str:
 
 
 def of_submit(*arguments: str) -> list[str]:
-    return resolve_arguments(arguments, submit.parser()).resolved
+    return resolve_arguments(arguments, parser()).resolved
 
 
 def test_the_files_options_stand_before_those_of_the_command_line_which_win(run_toml: str) -> None:
@@ -55,7 +56,7 @@ def test_the_files_options_stand_before_those_of_the_command_line_which_win(run_
 def test_without_a_file_nothing_changes() -> None:
     given = ["--nodes", "2", "-x", "A=b", "--", "--config", "own.toml", "--training.lr", "1"]
 
-    assert resolve_arguments(given, submit.parser()) == Arguments(given, None)
+    assert resolve_arguments(given, parser()) == Arguments(given, None)
     assert of_submit("--dry-run") == ["--dry-run"]
 
 

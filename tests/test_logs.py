@@ -293,7 +293,7 @@ def test_following_one_attempt_ends_where_the_next_begins(
 def test_the_log_of_a_job_that_failed_before_its_launcher_began_is_shown(
     tmp_path: Path, capfdbinary: pytest.CaptureFixture[bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "sacct").write_text("#!/bin/sh\necho '12|FAILED|Unknown|gpu'\n")
+    (tmp_path / "sacct").write_text("#!/bin/sh\necho '12|FAILED|Unknown|gpu|12'\n")
     (tmp_path / "sacct").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/bin")
     for missing in ("squeue", "scontrol"):

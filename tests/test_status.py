@@ -13,7 +13,7 @@ from cluster.goodput import PARTS
 from cluster.jobs import Job, look_up, parse_accounted, parse_queue, with_positions
 from cluster.progress import last_rows, progress
 from cluster.request import record_request
-from cluster.run_state import Run, look, state_of, states
+from cluster.run_state import Snapshot, look, state_of, states
 from cluster.rundir import launcher_holds, only_launcher_of
 from cluster.runs import all_runs, find_run
 from cluster.status import frame, gpu_hours, main, table
@@ -192,8 +192,8 @@ def test_the_list_shows_every_run_with_its_place_in_the_queue_and_asks_slurm_onc
     (again / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (again / "config.json").write_text('{"config": {"max_steps": 100, "num_epochs": 3.0}}')
     slurm_says(
-        squeue="11|PENDING|Priority|N/A|gpu|9\n12|PENDING|Resources|2030-01-31T12:00:00|gpu|5\n"
-        "13|PENDING|Priority|N/A|gpu|1\n14|RUNNING|None|2026-01-31T12:00:00|gpu|9\n"
+        squeue="11|PENDING|Priority|N/A|gpu|9|11|N/A\n12|PENDING|Resources|2030-01-31T12:00:00|gpu|5|12|N/A\n"
+        "13|PENDING|Priority|N/A|gpu|1|13|N/A\n14|RUNNING|None|2026-01-31T12:00:00|gpu|9|14|N/A\n"
     )
 
     assert main(["--output-dir", str(tmp_path / "out")]) == 0
@@ -209,7 +209,7 @@ def test_the_list_shows_every_run_with_its_place_in_the_queue_and_asks_slurm_onc
 
 def test_a_run_that_was_only_asked_for_is_in_the_list(tmp_path: Path, slurm_says: Any) -> None:
     record_request(tmp_path / "out/new", ["--nodes", "2"], "12")
-    slurm_says(squeue="12|PENDING|Dependency|N/A|gpu|0\n")
+    slurm_says(squeue="12|PENDING|Dependency|N/A|gpu|0|12|N/A\n")
 
     [run] = map(look, all_runs(tmp_path / "out"))
     [state], _ = states([run])
@@ -220,14 +220,14 @@ def test_a_run_that_was_only_asked_for_is_in_the_list(tmp_path: Path, slurm_says
 @pytest.mark.parametrize(
     ("answers", "state"),
     [
-        ({"squeue": "12|PENDING|BeginTime|N/A|gpu|5\n"}, "queued (BeginTime)"),
-        ({"squeue": "12|COMPLETING|None|2026-01-31T12:00:00|gpu|5\n"}, "ending"),
-        ({"squeue": "12|RUNNING|None|2030-01-31T12:00:00|gpu|5\n"}, "starting"),
-        ({"squeue": "12|CANCELLED|None|N/A|gpu|5\n"}, "saved for requeue"),
+        ({"squeue": "12|PENDING|BeginTime|N/A|gpu|5|12|N/A\n"}, "queued (BeginTime)"),
+        ({"squeue": "12|COMPLETING|None|2026-01-31T12:00:00|gpu|5|12|N/A\n"}, "ending"),
+        ({"squeue": "12|RUNNING|None|2030-01-31T12:00:00|gpu|5|12|N/A\n"}, "starting"),
+        ({"squeue": "12|CANCELLED|None|N/A|gpu|5|12|N/A\n"}, "saved for requeue"),
         ({"squeue": ""}, "saved for requeue"),
         ({"scontrol": "JobId=12 JobState=PENDING Reason=Priority\n"}, "queued (Priority)"),
-        ({"sacct": "12|PENDING|Unknown|gpu\n"}, "queued"),
-        ({"sacct": "12|CANCELLED by 0|None|gpu\n"}, "saved for requeue"),
+        ({"sacct": "12|PENDING|Unknown|gpu|12\n"}, "queued"),
+        ({"sacct": "12|CANCELLED by 0|None|gpu|12\n"}, "saved for requeue"),
         ({}, "queued (again, as its launcher said; Slurm does not answer here)"),
     ],
     ids=str,
@@ -276,22 +276,25 @@ def test_a_job_that_has_had_no_attempt_yet_is_what_slurm_says(
 def test_an_attempt_without_verdict_is_what_its_lock_and_its_job_say(held: bool, job: Job | None, state: str) -> None:
     attempt = {"attempt": 1, "started": 100.0, "job_id": "12"}
 
-    run = Run(Path("a"), [attempt], [], request=None, held=held, requeued=False)
+    run = Snapshot(Path("a"), [attempt], [], request=None, held=held, requeued=False)
 
     assert str(state_of(run, job, answered=True)) == state
 
 
 def test_accounting_is_asked_only_for_jobs_of_which_nothing_else_tells(slurm_says: Any) -> None:
-    slurm_says(squeue="12|RUNNING|None|2026-01-31T12:00:00|gpu|5\n", sacct="13|FAILED|Unknown|gpu\n")
+    slurm_says(squeue="12|RUNNING|None|2026-01-31T12:00:00|gpu|5|12|N/A\n", sacct="13|FAILED|Unknown|gpu|13\n")
 
     jobs = look_up({"12", "13", "14"}, unsettled={"12", "13"})
 
     assert {job_id: job.state for job_id, job in jobs.known.items()} == {"12": "RUNNING", "13": "FAILED"}
-    assert slurm_says.asked[-1] == "sacct -nPX -j 13 -o JobIDRaw,State,Start,Partition"
+    assert slurm_says.asked[-1] == "sacct -nPX -j 13 -o JobIDRaw,State,Start,Partition,JobID"
 
 
 def test_a_place_in_the_queue_is_by_priority_within_a_partition() -> None:
-    text = "1|PENDING||N/A|cpu|9\n2|PENDING||N/A|gpu|5\n3|PENDING||N/A|gpu,cpu|9\nhalf a line|\n4|RUNNING||N/A|gpu|9\n"
+    text = (
+        "1|PENDING||N/A|cpu|9|1|N/A\n2|PENDING||N/A|gpu|5|2|N/A\n3|PENDING||N/A|gpu,cpu|9|3|N/A\n"
+        "half a line|\n4|RUNNING||N/A|gpu|9|4|N/A\n"
+    )
 
     jobs = with_positions(parse_queue(text))
 
@@ -300,7 +303,7 @@ def test_a_place_in_the_queue_is_by_priority_within_a_partition() -> None:
 
 
 def test_of_a_job_that_was_queued_again_accounting_counts_the_last_row() -> None:
-    assert parse_accounted("12|NODE_FAIL|2026-01-31T12:00:00|gpu\n12|RUNNING|2026-01-31T13:00:00|gpu\n")[
+    assert parse_accounted("12|NODE_FAIL|2026-01-31T12:00:00|gpu|12\n12|RUNNING|2026-01-31T13:00:00|gpu|12\n")[
         "12"
     ].state == ("RUNNING")
 
@@ -311,6 +314,23 @@ def test_an_element_of_an_array_is_found_by_the_id_that_squeue_shows(tmp_path: P
 
     assert find_run("12_3", tmp_path / "out") == run_dir
     assert slurm_says.asked == ["scontrol show job -d 12_3"]
+
+
+def test_elements_of_an_array_are_known_before_they_have_a_number_of_their_own(slurm_says: Any) -> None:
+    waiting = "12|PENDING|Priority|N/A|gpu|5|12|0,4-6,8-12:2%2\n"
+    slurm_says(squeue=f"{waiting}15|RUNNING|None|2026-01-31T12:00:00|gpu|5|12|3\n9|PENDING|Priority|N/A|gpu|1|9|5\n")
+
+    jobs = look_up({"12_3", "12_5", "12_7", "12_10"}, unsettled=[])
+
+    assert {job_id: job.state for job_id, job in jobs.known.items()} == {
+        "12_3": "RUNNING",
+        "12_5": "PENDING",
+        "12_10": "PENDING",
+    }
+
+
+def test_accounting_knows_an_element_by_both_its_ids() -> None:
+    assert set(parse_accounted("15|FAILED|Unknown|gpu|12_3\n")) == {"15", "12_3"}
 
 
 def test_of_an_arrays_number_the_state_is_that_of_its_last_element_alone(slurm_says: Any) -> None:

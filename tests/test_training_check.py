@@ -54,6 +54,17 @@ def test_each_bad_input_is_one_line_and_status_64(capsys, tmp_path: Path, argv, 
     assert list(tmp_path.iterdir()) == []
 
 
+def test_several_requests_are_checked_in_one_go(capsys, tmp_path: Path):
+    out = ["--output-dir", str(tmp_path / "out")]
+    assert run(capsys, "--ranks", "4", *DEMO, *out, "--", *DEMO, *out, "-e", "b") == (0, "")
+    status, printed = run(
+        capsys, "--ranks", "4", *DEMO, *out, "--", *DEMO, *out, "--seq-length", "512", "--", "--bogus"
+    )
+    assert (status, len(printed.splitlines())) == (64, 1)
+    assert "unknown option --bogus" in printed
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_resume_with_another_model_is_refused(capsys, tmp_path: Path):
     run_root = tmp_path / "a"
     (run_root / "checkpoints" / "step-00000002").mkdir(parents=True)

@@ -1,6 +1,7 @@
-"""Check a training request without training: the same arguments as `training.train_llm`, exit status 0 or 64.
+"""Check training requests without training: the same arguments as `training.train_llm`, exit status 0 or 64.
 
     python -m training.check --ranks 16 --experiment-name a --dataset-name data.json
+    python -m training.check --ranks 16 -e a --lr 1e-4 -- -e b --lr 3e-4             two requests
 
 Runs where no GPU and no other rank is, such as a login node before a job is queued. Nothing is written but
 the hub's own cache. What only the compute node can know (its GPUs, what its network reaches) is not looked
@@ -21,12 +22,14 @@ PROG = "python -m training.train_llm"
 
 
 def main(argv: Sequence[str]) -> int:
-    """Check the request; prints one line and returns 64 where it cannot be carried out."""
+    """Check the requests; prints one line and returns 64 at the first that cannot be carried out."""
     try:
         ranks, rest = take_ranks(argv)
         if rest[:1] == ["--config"] and rest[1:]:
             read_toml(Path(rest[1]))  # before the rest, which may repeat its keys: they are refused by its name
-        check(config_from_argv(rest, PROG), ranks)
+        enough: set[tuple[object, ...]] = set()
+        for config in [config_from_argv(request, PROG) for request in split_requests(rest)]:
+            check(config, ranks, enough)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return INPUT_ERROR
@@ -46,12 +49,24 @@ def take_ranks(argv: Sequence[str]) -> tuple[int | None, list[str]]:
     return int(argv[1]), list(argv[2:])
 
 
-def check(config: TrainConfig, ranks: int | None) -> None:
+def split_requests(argv: Sequence[str]) -> list[list[str]]:
+    """The requests between the `--`."""
+    requests: list[list[str]] = [[]]
+    for argument in argv:
+        if argument == "--":
+            requests.append([])
+        else:
+            requests[-1].append(argument)
+    return requests
+
+
+def check(config: TrainConfig, ranks: int | None, enough: set[tuple[object, ...]]) -> None:
     """Everything about a request that can be known before it runs.
 
     Args:
         config: the request.
         ranks: how many will train; None does not check that the data is enough for them.
+        enough: what has been counted already, for requests on the same data; is added to.
 
     Raises:
         InputError: the first thing that is wrong.
@@ -88,9 +103,13 @@ def check(config: TrainConfig, ranks: int | None) -> None:
         from training.tokens import check_enough
 
         batch, accumulation = config.batch_size, config.gradient_accumulation_steps
-        enough = config.seq_length * ranks * batch * accumulation
-        tokens, documents = count_tokens(corpus, load_tokenizer(source), enough)
+        asked = (corpus.fingerprint, config.model_name, config.seq_length, batch, accumulation)
+        if asked in enough:
+            return
+        wanted = config.seq_length * ranks * batch * accumulation
+        tokens, documents = count_tokens(corpus, load_tokenizer(source), wanted)
         check_enough(tokens, documents, config.seq_length, ranks, batch, accumulation)
+        enough.add(asked)
 
 
 if __name__ == "__main__":

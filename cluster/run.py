@@ -1,0 +1,151 @@
+"""A run as an object: ``from cluster import submit, Run``.
+
+    run = submit(["--experiment-name", "a"], nodes=2, gpus=8)
+    run.wait()                          its exit status
+    [row["loss"] for row in run.metrics() if "loss" in row]
+    Run("a").cancel()                   also from another process, another day
+
+Nothing is kept but the run's directory: every answer is what lies there, and what Slurm says, at that moment.
+"""
+
+import contextlib
+import os
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from cluster import slurm
+from cluster.errors import RequestError
+from cluster.progress import Progress, all_rows, read_progress
+from cluster.request import Request, read_request
+from cluster.run_state import RunState, look, look_now
+from cluster.rundir import DEFAULT_OUTPUT_DIR
+from cluster.runs import all_runs, find_run
+
+LOOK_EVERY = 0.5
+"""Seconds between two looks at a run without a job, while it is waited for."""
+
+
+class Run:
+    """A run, by its experiment's name, its directory or a job id; without any of them the newest.
+
+    Raises `RequestError` where there is none.
+    """
+
+    def __init__(
+        self, name: str | os.PathLike[str] | None = None, output_dir: str | os.PathLike[str] = DEFAULT_OUTPUT_DIR
+    ) -> None:
+        self.directory: Path = find_run(None if name is None else os.fspath(name), Path(output_dir))
+        self.launcher: subprocess.Popen[bytes] | None = None
+        """The launcher, where it is a child of this process."""
+
+    @classmethod
+    def all(cls, output_dir: str | os.PathLike[str] = DEFAULT_OUTPUT_DIR) -> "list[Run]":
+        """The runs in that directory, the one that changed last first."""
+        return [cls(path) for path in all_runs(Path(output_dir))]
+
+    @property
+    def name(self) -> str:
+        """The experiment's name."""
+        return self.directory.name
+
+    @property
+    def state(self) -> RunState:
+        """``state.name`` is the word that ``cluster status`` shows; ``state.is_over`` whether nothing more happens."""
+        return look_now(self.directory)[1]
+
+    @property
+    def job_id(self) -> str | None:
+        """The job that was submitted last for it; None without Slurm."""
+        return look(self.directory).job_id
+
+    @property
+    def attempts(self) -> Sequence[Mapping[str, Any]]:
+        """The attempts as `run.json` has them (see `cluster.runfile`), the newest last."""
+        return look(self.directory).attempts
+
+    @property
+    def progress(self) -> Progress:
+        """Steps, losses, speed: what is known of them now."""
+        return read_progress(self.directory)
+
+    @property
+    def log(self) -> Path:
+        """The launcher's own log of the newest attempt: plan, rank 0, verdicts."""
+        from cluster.log_view import launcher_log, newest_attempt
+
+        return launcher_log(self.directory, newest_attempt(self.directory))
+
+    @property
+    def request(self) -> Request:
+        """What was submitted. Raises `RequestError` for a run that was started in another way."""
+        if request := read_request(self.directory):
+            return request
+        raise RequestError(
+            f"{self.name} was not started by cluster submit: give its own command again (sbatch …, or "
+            "python -m cluster.launch …), with the same experiment name it goes on"
+        )
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """The rows of `metrics.jsonl`: one for each logged step, evaluation and event; none before the first."""
+        return all_rows(self.directory / "metrics.jsonl")
+
+    def wait(self, timeout: float | None = None) -> int:
+        """The run's exit status once it is over, through restarts and requeues (0: complete).
+
+        Raises:
+            TimeoutError: it is not over after that many seconds.
+            LauncherError: Slurm stopped knowing the job before it said how it ended.
+        """
+        deadline = None if timeout is None else time.monotonic() + timeout
+        found, state = look_now(self.directory)
+        if found.job_id and not state.is_over:
+            from cluster.wait import wait_for_job
+
+            return wait_for_job(found.job_id, self.log, follow=False, timeout=timeout)
+        while not state.is_over:
+            if deadline is not None and time.monotonic() > deadline:
+                raise TimeoutError(f"{self.name} is {state} after {timeout:g} s")
+            time.sleep(LOOK_EVERY)
+            found, state = look_now(self.directory)
+        if self.launcher is not None:
+            return self.launcher.wait()
+        if found.job_id and (ended := slurm.job_state(found.job_id)):
+            return ended.exit_status
+        return int((found.newest.get("verdict") or {"status": 1})["status"])
+
+    def cancel(self) -> str:
+        """Stop it for good, and wait until nothing of it runs; what was stopped: ``job 12 cancelled``.
+
+        Raises:
+            RequestError: it does not run.
+            LauncherError: it cannot be stopped from here.
+        """
+        from cluster.cancel import stop
+
+        return stop(self.directory)
+
+    def request_again(self) -> Request:
+        """What `resubmit` would submit. Raises `RequestError` where that cannot be."""
+        request = self.request
+        if not (state := self.state).is_over:
+            raise RequestError(f"{self.name} is {state}: it goes on by itself; cancel it first to submit it anew")
+        if not os.path.isdir(request.directory):
+            raise RequestError(f"{self.name} was submitted in {request.directory}: that is no directory any more")
+        return request
+
+    def resubmit(self) -> "Run":
+        """The same request again, from the directory in which it was given: it goes on from its newest checkpoint.
+
+        Raises `RequestError` where it is not over, or was not started by `submit`.
+        """
+        from cluster.submit import submit_words
+
+        request = self.request_again()
+        with contextlib.chdir(request.directory):
+            return submit_words(request.arguments)
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.directory)!r})"
