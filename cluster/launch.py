@@ -29,6 +29,7 @@ from cluster.events import record_event
 from cluster.goodput import account
 from cluster.granted import find_allocation
 from cluster.hostfile import hostfile_text
+from cluster.last_report import refresh_report
 from cluster.logs import say, tail
 from cluster.machine import is_this_host
 from cluster.mpirun import Mpirun, find_mpirun
@@ -108,6 +109,8 @@ def main(arguments: list[str]) -> int:
         close_unfinished_attempts(run_dir, os.environ.get("SLURM_JOB_ID"))
         with staged(options.stage_env, program, granted, lambda: requests.stopped_by is not None) as program:
             then, excluded = launch_to_the_end(options, program, granted, mpirun, run_dir, requests, notices)
+            if then.kind != REQUEUE:  # the time may be short, and the next attempt writes one
+                refresh_report(run_dir, program)
     if then.kind == REQUEUE:
         job_id, restart_count = slurm.own_job_id(os.environ), slurm.restart_count(os.environ)
         lost = [*lost_by(os.environ["SLURM_JOB_ID"], read_run(run_dir)["attempts"]), *excluded]

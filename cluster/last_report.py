@@ -1,0 +1,27 @@
+"""Once there is a verdict, the report that the trainer has written is brought up to date: a run that failed is the one
+whose report is opened."""
+
+import os
+import subprocess
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from cluster.command import add_project
+from cluster.rundir import is_training
+
+REPORT = "report.html"
+WITHIN = 60.0
+"""Seconds that the job waits for it."""
+
+
+def refresh_report(run_dir: Path, program: Sequence[str]) -> None:
+    """Write RUN/report.html again, by the trainer's own Python; where there is none, or it fails, nothing happens."""
+    if not (is_training(program) and (run_dir / REPORT).exists()):
+        return
+    environ = dict(os.environ)
+    add_project(environ)
+    command = [program[0], "-m", "training.report", str(run_dir)]
+    silent = subprocess.DEVNULL
+    with suppress(OSError, subprocess.TimeoutExpired):
+        subprocess.run(command, stdin=silent, stdout=silent, stderr=silent, env=environ, timeout=WITHIN)
