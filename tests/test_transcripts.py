@@ -26,12 +26,9 @@ def without_accounting() -> Iterator[SlurmLab]:
     lab.down()
 
 
-def type_all(page: str, lab: SlurmLab, project: Path, until: str | None = None) -> None:
-    """Type every command of the page, or of what stands before a heading, in `project` on the login node."""
+def type_all(page: str, lab: SlurmLab, project: Path) -> None:
+    """Type every command of the page in `project` on the login node."""
     text = (ROOT / page).read_text()
-    if until is not None:
-        text, heading, _ = text.partition(until)
-        assert heading
     for name, content in files(text).items():
         (project / name).write_text(content)
     environ = {
@@ -59,7 +56,7 @@ def test_a_first_run_goes_the_same_way_without_accounting(without_accounting: Sl
     sacct = without_accounting.run("ctl", ["sacct"], check=False)
     assert "accounting storage is disabled" in sacct.stderr
 
-    type_all("docs/first_run.md", without_accounting, tmp_path, until="## The model")  # in which Slurm has no part
+    type_all("docs/first_run.md", without_accounting, tmp_path)
 
 
 @pytest.mark.parametrize("page", ["docs/cluster.md", "docs/operate.md"])
