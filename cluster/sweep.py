@@ -49,7 +49,7 @@ from cluster.submit import (
     understand,
 )
 from cluster.submit import parser as submit_parser
-from cluster.sweep_file import SWEEP_FILE, Element, Sweep, extended, find_sweep, read_sweep, written
+from cluster.sweep_file import SWEEP_FILE, Element, Sweep, all_sweeps, extended, find_sweep, read_sweep, written
 
 USAGE = """python -m cluster sweep --grid OPTION=VALUES … [options as for submit] -- [arguments of training.train_llm]
        python -m cluster sweep SWEEP [--resume] [--json]"""
@@ -88,7 +88,11 @@ def main(arguments: list[str]) -> int:
     output_dir = Path(options.output_dir or DEFAULT_OUTPUT_DIR)
     sweep = find_sweep(options.sweep, output_dir)
     if sweep is None:
-        raise RequestError(f"no sweep {options.sweep}, neither here nor in {output_dir.absolute()}")
+        import difflib
+
+        near = difflib.get_close_matches(options.sweep, [path.name for path in all_sweeps(output_dir)], 1)
+        hint = f"did you mean {near[0]}?" if near else "wanted the name or directory of one that was submitted"
+        raise RequestError(f"no sweep {options.sweep}, neither here nor in {output_dir.absolute()}: {hint}")
     if not options.resume:
         print(*report(sweep, options.json), sep="\n")
         return COMPLETE

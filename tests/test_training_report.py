@@ -228,6 +228,7 @@ def test_the_plots_as_pictures(tmp_path: Path, capsys):
     [
         ([], "no run was given: a run's directory or the name of an experiment is wanted"),
         (["nowhere"], "'nowhere': no such folder, and no run of that name in outputs; give a run's directory"),
+        (["fisrt"], "'fisrt': no such folder, and no run of that name in outputs: did you mean first?"),
         (["."], ".: there is neither metrics.jsonl, config.json nor run.json in it; give a run's directory"),
         (["a", "--output", "no/report.html"], "cannot be written: No such file or directory; choose another place"),
         (["a", "--output", "x.html", "--png", "x"], "--output and --png: the page or the pictures; give one of them"),
@@ -236,6 +237,7 @@ def test_the_plots_as_pictures(tmp_path: Path, capsys):
 )
 def test_a_wrong_request_is_one_line_and_status_64(argv: list[str], wanted: str, tmp_path: Path, monkeypatch, capsys):
     make_run(tmp_path / "a", steps=2)
+    (tmp_path / "outputs/first").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
     assert main(argv) == 64
     [line] = capsys.readouterr().err.splitlines()
