@@ -43,6 +43,12 @@ def files(page: str) -> Mapping[str, str]:
     return {block.split()[1]: block for block in blocks(page, "toml") if block.startswith("# ")}
 
 
+def programs(page: str) -> Iterator[tuple[str, list[str]]]:
+    """The Python of a page and what it shows of its output: the blocks marked ``text`` right below."""
+    for code, shown in re.findall(r"^```python\n(.*?)^```\n\n```text\n(.*?)^```$", page, re.MULTILINE | re.DOTALL):
+        yield code, shown.splitlines()
+
+
 def blocks(page: str, kind: str) -> list[str]:
     return re.findall(rf"^```{kind}\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
 
