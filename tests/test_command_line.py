@@ -59,6 +59,11 @@ def test_the_help_imports_no_module_of_a_verb() -> None:
         assert f"'{module}'" not in loaded
 
 
+def test_one_argument_too_many_is_an_error_that_points_to_the_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["status", "a", "b"]) == 64
+    assert capsys.readouterr().err == "error: unknown option b: see python -m cluster status --help\n"
+
+
 def test_the_console_script_is_this_command() -> None:
     scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
 
