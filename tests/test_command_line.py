@@ -59,6 +59,16 @@ def test_the_help_imports_no_module_of_a_verb() -> None:
         assert f"'{module}'" not in loaded
 
 
+@pytest.mark.parametrize("verb", sorted(set(VERBS) - {"submit", "launch", "bench"}))
+def test_the_help_of_a_verb_fits_one_screen_unless_it_lists_the_options_of_mpirun(
+    verb: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit):
+        main([verb, "--help"])
+    assert len(capsys.readouterr().out.splitlines()) <= 30
+
+
 def test_one_argument_too_many_is_an_error_that_points_to_the_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["status", "a", "b"]) == 64
     assert capsys.readouterr().err == "error: unknown option b: see python -m cluster status --help\n"
