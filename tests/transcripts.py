@@ -2,7 +2,7 @@
 
 A block marked ``console`` is a transcript: a line with ``$ `` in front is typed, and what follows is its output. One
 marked ``toml`` whose first line is ``# NAME`` is a file of that name, in the directory where that is done. Of one
-marked ``python`` the output is the block marked ``text`` right below. Shown and printed text are the same, but for this:
+marked ``python`` the output is the block marked ``text`` right below. Shown and printed text are the same but for this:
 
 - ``…`` alone on a line stands for any lines, also none, and within a line for any text;
 - a number may be another one, except that of a rank or an attempt, of ranks and nodes that are counted, and an exit
