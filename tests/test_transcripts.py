@@ -42,7 +42,7 @@ def type_all(page: str, lab: SlurmLab, project: Path) -> None:
     for command, shown in exchanges(text):
         typed = as_printed(command, printed_as).replace(HOME, str(project))
         bash = ["bash", "-c", f"exec 2>&1; {typed}"]
-        done = lab.run("ctl", bash, cwd=project, env=ENVIRON, check=False, timeout=120)
+        done = lab.run("ctl", bash, cwd=project, env=ENVIRON, check=False, timeout=300)
         assert agree(shown, done.stdout, project), f"$ {typed}\n{done.stdout}\n── the page shows\n" + "\n".join(shown)
         assert (done.returncode == 0) != any(line.startswith("error: ") for line in shown), f"$ {typed}: {done}"
         printed_as |= numbers_of(shown, done.stdout)
@@ -68,7 +68,7 @@ def test_the_commands_of_a_page_print_what_it_shows(page: str, slurm: SlurmLab, 
 def test_the_python_of_a_page_prints_what_it_shows(slurm: SlurmLab, tmp_path: Path) -> None:
     [(code, shown)] = programs((ROOT / "docs/operate.md").read_text())
 
-    done = slurm.run("ctl", [sys.executable, "-c", code], cwd=tmp_path, env=ENVIRON, check=False, timeout=120)
+    done = slurm.run("ctl", [sys.executable, "-c", code], cwd=tmp_path, env=ENVIRON, check=False, timeout=300)
 
     assert agree(shown, done.stdout, tmp_path), done
 
