@@ -195,13 +195,18 @@ def await_end(run_dir: Path, job_id: str | None) -> None:
 
 def became(what: str, found: Snapshot, state: RunState) -> str:
     """``job 12 cancelled · a: cancelled · step 17, saved 10``, and how to go on."""
-    steps = found.newest.get("steps") or {}
     words = [what, f"{found.path.name}: {state}"]
-    if steps.get("last") is not None:
-        words.append(f"step {steps['last']}, saved {'none' if steps.get('saved') is None else steps['saved']}")
+    if last := newest_step(found, "last"):
+        words.append(f"step {last}, saved {newest_step(found, 'saved', 'resumed') or 'none'}")
     goes_on = found.request and state.name != "complete"
     again = f"\nnext: python -m cluster resubmit {name_from_here(found.path)}" if goes_on else ""
     return " · ".join(words) + again
+
+
+def newest_step(found: Snapshot, *names: str) -> int | None:
+    """The highest of these steps, of the newest attempt that came so far as to have one; None where none did."""
+    of_attempts = [attempt.get("steps") or {} for attempt in reversed(found.attempts)]
+    return next(filter(None, (max(steps.get(name) or 0 for name in names) for steps in of_attempts)), None)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,8 @@ EPILOG = "Put the line above into ~/.bashrc. Runs are looked for in outputs/."
 
 BASH = """\
 _slurm_mpi_train() {{
-    local word=${{COMP_WORDS[COMP_CWORD]}} verb=${{COMP_WORDS[1]}} words="" run marks="run.json request.json"
+    local line=${{COMP_LINE:0:COMP_POINT}} verb=${{COMP_WORDS[1]}} words="" run before marks="run.json request.json"
+    local word=${{line##* }}
     if ((COMP_CWORD == 1)); then
         words="{verbs}"
     elif [[ $word == -* ]]; then
@@ -27,14 +28,16 @@ _slurm_mpi_train() {{
             sweep) marks="sweep.json" ;;
             cancel) marks+=" sweep.json" ;;
         esac
-        for run in $(compgen -G "outputs/*/*.json"); do
+        for run in $(compgen -G "outputs/*/*.json") $(compgen -G "outputs/*/*/*.json"); do
             if [[ " $marks " == *" ${{run##*/}} "* ]]; then
                 run=${{run%/*}}
-                words+=" ${{run##*/}}"
+                words+=" ${{run#outputs/}}"
             fi
         done
     fi
     mapfile -t COMPREPLY < <(compgen -W "$words" -- "$word" | sort -u)
+    before=${{word%"${{word##*=}}"}}  # bash replaces only what stands after the last =, as in base/lr=1e-3
+    COMPREPLY=("${{COMPREPLY[@]#"$before"}}")
 }}
 complete -o default -F _slurm_mpi_train slurm-mpi-train
 """

@@ -7,6 +7,7 @@ python -m cluster explain 12                                              a job,
 Starts nothing, writes nothing.
 """
 
+import argparse
 import json
 import os
 import re
@@ -48,7 +49,10 @@ from cluster.submit import parser as submit_parser
 
 USAGE = """python -m cluster explain [options as for submit] -- [arguments of training.train_llm]
        python -m cluster explain [options] RUN"""
-EPILOG = "exit status: 0; 64 the request is wrong, also where sbatch would refuse it; 70 this place cannot tell"
+EPILOG = """\
+A request takes the options of submit (python -m cluster submit --help).
+
+exit status: 0; 64 the request is wrong, also where sbatch would refuse it; 70 this place cannot tell"""
 
 DIALECTS = {"openmpi4": OPEN_MPI_4, "openmpi5": OPEN_MPI_5, "hydra": HYDRA}
 
@@ -91,7 +95,7 @@ def main(arguments: list[str]) -> int:
 
 
 def parser() -> OptionParser:
-    """The options of submit, and a few."""
+    """The options of submit, which its own help shows, and a few."""
     options = submit_parser()
     options.prog, options.usage, options.description, options.epilog = (
         "python -m cluster explain",
@@ -99,14 +103,16 @@ def parser() -> OptionParser:
         str(__doc__),
         EPILOG,
     )
+    for action in options._actions:
+        if action.dest not in ("help", "json"):
+            action.help = argparse.SUPPRESS
     options.add_argument("run_or_job", nargs="?", metavar="RUN", help="a job id, an experiment's name, a run directory")
-    explained = options.add_argument_group("explain")
-    explained.add_argument(
+    options.add_argument(
         "--tasks-per-node",
         metavar="COUNTS",
         help="with --nodelist: SLURM_TASKS_PER_NODE, such as '8(x16)' (default: 1 each, or one for each GPU)",
     )
-    explained.add_argument(
+    options.add_argument(
         "--mpi", choices=DIALECTS, help="show the command for this mpirun (default: the one that is here)"
     )
     return options

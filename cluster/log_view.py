@@ -50,7 +50,10 @@ def main(arguments: list[str]) -> int:
                 f"{run_dir.name} has no attempt yet: python -m cluster status {run_dir.name}, or --follow"
             )
         logs = logs_of(run_dir, number, options, options.lines)
-        copy([*rest_of_all(logs), verdict_of(run_dir, number, options)], sys.stdout.buffer)
+        lines = [*rest_of_all(logs), verdict_of(run_dir, number, options)]
+        copy(lines, sys.stdout.buffer)
+        if options.errors and not any(lines):
+            note(f"── attempt {number} of {run_dir.name}: no errors")
         return COMPLETE
     follow(run_dir, number, options)
     return COMPLETE

@@ -101,6 +101,7 @@ class Notices:
 
 def _deliver(webhook: Webhook, payload: Mapping[str, Any], before: threading.Thread | None) -> None:
     """One POST, after the one before it. Its address is a secret, which no word on a failure names."""
+    import http.client
     import urllib.error
     import urllib.request
 
@@ -110,8 +111,11 @@ def _deliver(webhook: Webhook, payload: Mapping[str, Any], before: threading.Thr
     request = urllib.request.Request(webhook.url, json.dumps(payload).encode(), headers)
     try:
         urllib.request.urlopen(request, timeout=ANSWER_WITHIN).close()
-    except (OSError, ValueError) as error:
-        why = f"HTTP {error.code}" if isinstance(error, urllib.error.HTTPError) else type(error).__name__
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        inner = getattr(error, "reason", None)  # of an URLError: what it stands for
+        why = type(inner if isinstance(inner, OSError) else error).__name__
+        if isinstance(error, urllib.error.HTTPError):
+            why = f"HTTP {error.code}"
         record_event(Path(payload["run_dir"]), "notice not delivered", of=payload["event"], why=why)
         if payload["event"] == START:  # the verdict stays the end of the log
             say([f"warning: the webhook of --notify did not take the notice that the run starts ({why})"])

@@ -38,7 +38,7 @@ class OptionParser(argparse.ArgumentParser):
             known = [option for action in self._actions for option in action.option_strings]
             near = difflib.get_close_matches(given, known, 1)
             hint = f"did you mean {near[0]}?" if near else f"see {self.prog} --help"
-            if not given.startswith("-"):
+            if not given.startswith("-") and " -- " in str(self.usage):
                 hint = "the program and its arguments stand after ' -- '"
             self.error(f"unknown option {given}: {hint}")
         return options

@@ -49,7 +49,7 @@ from cluster.submit import (
     understand,
 )
 from cluster.submit import parser as submit_parser
-from cluster.sweep_file import SWEEP_FILE, Element, Sweep, extended, find_sweep, read_sweep, written
+from cluster.sweep_file import SWEEP_FILE, Element, Sweep, all_sweeps, extended, find_sweep, read_sweep, written
 
 USAGE = """python -m cluster sweep --grid OPTION=VALUES … [options as for submit] -- [arguments of training.train_llm]
        python -m cluster sweep SWEEP [--resume] [--json]"""
@@ -57,7 +57,8 @@ EPILOG = """\
 VALUES are separated by commas; 0..4 is 0, 1, 2, 3, 4. Options are the trainer's, without their dashes; with --program
 they are that program's. SWEEP is the experiment's name: its runs lie in outputs/SWEEP/, each in a directory of its own
 for status, logs, cancel, resubmit. The same command again resumes too; there more values add runs.
-All options of python -m cluster submit are taken, for every run, but --wait, --follow and --prepare-first.
+For every run the options of submit are taken too (python -m cluster submit --help), only --wait, --follow and
+--prepare-first are not.
 
 exit status: 0 submitted (without Slurm: all are complete, else that of the first that failed), 64 the request is wrong,
 70 this place cannot do it"""
@@ -67,8 +68,12 @@ WITHOUT_MEANING = {
     "follow": "--follow is for one job: python -m cluster logs SWEEP/RUN --follow",
     "prepare_first": "--prepare-first is for one run: give python -m training.prepare --output-dir outputs/SWEEP",
 }
-SHOWN = ("help", "nodes", "gpus", "time", "dry_run", "config")
-"""Options of submit that the help shows too."""
+OWN_WORDS = {
+    "help": "show this help message and exit",
+    "dry_run": "show runs, cost and batch script, submit nothing",
+    "json": "with SWEEP: the results as one JSON object",
+}
+"""Those options of submit that the help shows, and what they mean here."""
 NEW = RunState("new")
 STOPPED = ("cancelled", "saved for requeue")
 """States of a run here after which the next one is not begun."""
@@ -83,7 +88,11 @@ def main(arguments: list[str]) -> int:
     output_dir = Path(options.output_dir or DEFAULT_OUTPUT_DIR)
     sweep = find_sweep(options.sweep, output_dir)
     if sweep is None:
-        raise RequestError(f"no sweep {options.sweep}, neither here nor in {output_dir.absolute()}")
+        import difflib
+
+        near = difflib.get_close_matches(options.sweep, [path.name for path in all_sweeps(output_dir)], 1)
+        hint = f"did you mean {near[0]}?" if near else "wanted the name or directory of one that was submitted"
+        raise RequestError(f"no sweep {options.sweep}, neither here nor in {output_dir.absolute()}: {hint}")
     if not options.resume:
         print(*report(sweep, options.json), sep="\n")
         return COMPLETE
@@ -106,7 +115,7 @@ def understand_sweep(given: Sequence[str]) -> tuple[Namespace, list[str], list[s
 
 
 def parser() -> OptionParser:
-    """The options of submit, most of them not shown again, and a few."""
+    """The options of submit, which its own help shows, and a few."""
     options = submit_parser()
     options.prog, options.usage, options.description, options.epilog = (
         "python -m cluster sweep",
@@ -115,17 +124,13 @@ def parser() -> OptionParser:
         EPILOG,
     )
     for action in options._actions:
-        if action.dest == "json":
-            action.help = "with SWEEP: the results as one JSON object"
-        elif action.dest not in SHOWN:
-            action.help = argparse.SUPPRESS
+        action.help = OWN_WORDS.get(action.dest, argparse.SUPPRESS)
     options.add_argument("sweep", nargs="?", metavar="SWEEP", help="one that was submitted, by name or directory")
-    swept = options.add_argument_group("sweep")
-    swept.add_argument(
+    options.add_argument(
         "--grid", nargs="+", action="extend", default=[], metavar="OPTION=VALUES", help="the values of each option"
     )
-    swept.add_argument("--limit", type=at_least(1), metavar="N", help="at most N of them run at a time")
-    swept.add_argument("--resume", action="store_true", help="with SWEEP: again what is not complete")
+    options.add_argument("--limit", type=at_least(1), metavar="N", help="at most N of them run at a time")
+    options.add_argument("--resume", action="store_true", help="with SWEEP: again what is not complete")
     return options
 
 

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from cluster import cancel, resubmit
-from cluster.cancel import element_of, read_holder
+from cluster.cancel import became, element_of, read_holder
 from cluster.errors import LauncherError, RequestError
 from cluster.request import read_request, record_request
+from cluster.run_state import RunState, Snapshot
 from cluster.rundir import only_launcher_of
 from conftest import ROOT
 from waiting import wait_until
@@ -70,6 +71,28 @@ def test_a_local_run_is_cancelled_and_the_same_request_starts_it_again(tmp_path:
         f"cd {tmp_path} && python -m cluster.submit --cluster local --ranks-per-node 2 --program -- python sleeps.py"
     )
     assert out.splitlines()[0] == f"submit         {command}"
+
+
+@pytest.mark.parametrize(
+    ("steps", "words"),
+    [
+        ([(0, 69, 60)], "step 69, saved 60"),
+        ([(0, 5, None)], "step 5, saved none"),
+        ([(0, 102, 102), (0, 0, None)], "step 102, saved 102"),
+        ([(0, 69, 60), (60, 64, None)], "step 64, saved 60"),
+        ([(0, 0, None)], None),
+        ([(None, None, None)], None),
+    ],
+)
+def test_what_a_run_came_to_is_told_also_where_its_last_attempt_had_only_begun(
+    tmp_path: Path, steps: list[tuple[int | None, ...]], words: str | None
+) -> None:
+    attempts = [{"steps": dict(zip(("resumed", "last", "saved"), each, strict=True))} for each in steps]
+    found = Snapshot(tmp_path / "a", attempts, [], None, held=False, requeued=False)
+
+    told = became("job 12 cancelled", found, RunState("cancelled"))
+
+    assert told == " · ".join(filter(None, ["job 12 cancelled", "a: cancelled", words]))
 
 
 def test_the_request_is_kept_for_its_owner_alone(tmp_path: Path) -> None:

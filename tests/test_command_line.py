@@ -59,6 +59,21 @@ def test_the_help_imports_no_module_of_a_verb() -> None:
         assert f"'{module}'" not in loaded
 
 
+@pytest.mark.parametrize("verb", sorted(set(VERBS) - {"submit", "launch", "bench"}))
+def test_the_help_of_a_verb_fits_one_screen_unless_it_lists_the_options_of_mpirun(
+    verb: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit):
+        main([verb, "--help"])
+    assert len(capsys.readouterr().out.splitlines()) <= 30
+
+
+def test_one_argument_too_many_is_an_error_that_points_to_the_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["status", "a", "b"]) == 64
+    assert capsys.readouterr().err == "error: unknown option b: see python -m cluster status --help\n"
+
+
 def test_the_console_script_is_this_command() -> None:
     scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
 
@@ -73,9 +88,11 @@ def test_the_console_script_is_this_command() -> None:
         (["re"], ["resubmit"]),
         (["status", "--w"], ["--watch"]),
         (["submit", "--spare"], ["--spare-nodes"]),
-        (["cancel", "smoke"], ["smoke_a", "smoke_b", "smoke_sweep"]),
-        (["status", "smoke"], ["smoke_a", "smoke_b"]),
+        (["cancel", "smoke_"], ["smoke_a", "smoke_b", "smoke_sweep", "smoke_sweep/lr=1e-3", "smoke_sweep/lr=3e-3"]),
+        (["status", "smoke_a"], ["smoke_a"]),
         (["sweep", "smoke"], ["smoke_sweep"]),
+        (["logs", "smoke_sweep/"], ["smoke_sweep/lr=1e-3", "smoke_sweep/lr=3e-3"]),
+        (["logs", "smoke_sweep/lr=1"], ["1e-3"]),
         (["submit", "smoke"], []),
         (["bench", "--"], []),
     ],
@@ -87,11 +104,14 @@ def test_bash_completes_verbs_options_and_runs(typed: list[str], offered: list[s
         ("smoke_b", "request.json"),
         ("smoke_c", "other"),
         ("smoke_sweep", "sweep.json"),
+        ("smoke_sweep/lr=1e-3", "run.json"),
+        ("smoke_sweep/lr=3e-3", "request.json"),
     ):
         (tmp_path / "outputs" / name).mkdir(parents=True)
         (tmp_path / "outputs" / name / mark).touch()
     words = " ".join(["slurm-mpi-train", *typed])
-    ask = f"COMP_WORDS=({words}); COMP_CWORD={len(typed)}; _slurm_mpi_train; printf '%s\\n' \"${{COMPREPLY[@]}}\""
+    line = f"COMP_LINE='{words}'; COMP_POINT={len(words)}; COMP_WORDS=({words}); COMP_CWORD={len(typed)}"
+    ask = f"{line}; _slurm_mpi_train; printf '%s\\n' \"${{COMPREPLY[@]}}\""
 
     done = subprocess.run(
         ["bash", "-c", f"{bash_script()}\n{ask}"], capture_output=True, text=True, cwd=tmp_path, env=dict(os.environ)

@@ -211,6 +211,14 @@ def test_errors_end_with_the_verdict_also_where_the_guilty_rank_said_nothing(
     assert json.loads(line) == {"attempt": 1, "rank": 1, "time": 3.0, "line": said}
 
 
+def test_that_there_are_no_errors_is_said_beside_the_output(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    make_attempt(tmp_path / "a", 1, ("step 1\n", "step 1\n"), **ended())
+
+    assert main(["a", "--errors", "--output-dir", str(tmp_path)]) == 0
+
+    assert capfd.readouterr() == ("", "── attempt 1 of a: no errors\n")
+
+
 def test_every_line_can_be_had_as_json_and_a_failed_ranks_record_with_its_time(
     logs: Callable[..., list[str]], tmp_path: Path
 ) -> None:

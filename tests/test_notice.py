@@ -2,10 +2,12 @@
 
 import json
 import os
+import socket
+import struct
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ from typing import Any
 import pytest
 
 from cluster.errors import RequestError
-from cluster.notice import END, FAULT, REQUEUE, START, notice, read_webhook
+from cluster.notice import END, FAULT, REQUEUE, START, Notices, Webhook, notice, read_webhook
 from conftest import ROOT
 
 FAILS_ONCE = "import os, sys; new = not os.path.exists(sys.argv[1]); open(sys.argv[1], 'w'); sys.exit(5 if new else 0)"
@@ -84,22 +86,56 @@ def test_start_fault_and_end_are_told_in_their_order_with_the_headers_of_the_fil
     assert "secret" not in done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("answers", [True, False], ids=["it refuses", "nobody listens"])
-def test_a_webhook_that_takes_nothing_is_told_once_and_ends_nothing(tmp_path: Path, hook: Hook, answers: bool) -> None:
+def test_a_webhook_that_refuses_is_told_of_once_and_ends_nothing(tmp_path: Path, hook: Hook) -> None:
     hook.status = 403
-    port = hook.server_port
-    if not answers:
-        hook.server_close()
-    done = launch(tmp_path, address_file(tmp_path, f"http://127.0.0.1:{port}/secret"), "python", "-c", "pass")
+    file = address_file(tmp_path, f"http://127.0.0.1:{hook.server_port}/secret")
+    done = launch(tmp_path, file, "python", "-c", "pass")
 
-    why = "HTTP 403" if answers else "URLError"
     assert done.returncode == 0
     assert done.stdout.count("the webhook of --notify did not take the notice that the run starts") == 1
     assert done.stdout.splitlines()[-1] == "1 of 1 ranks completed"
     events = [json.loads(line) for line in (tmp_path / "a/events.jsonl").read_text().splitlines()]
     missed = [(event["of"], event["why"]) for event in events if event["event"] == "notice not delivered"]
-    assert missed == [(START, why), (END, why)]
+    assert missed == [(START, "HTTP 403"), (END, "HTTP 403")]
     assert "secret" not in done.stdout + done.stderr
+
+
+def resets(listener: socket.socket) -> None:
+    """Take one notice, and send its sender a reset."""
+    with listener.accept()[0] as connection:
+        while not connection.recv(1 << 16).endswith(b"}"):
+            pass
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+
+def speaks_no_http(listener: socket.socket) -> None:
+    """Answer one notice as a mail server does."""
+    with listener.accept()[0] as connection:
+        connection.sendall(b"220 mail.example ESMTP\r\n")
+        while connection.recv(1 << 16):
+            pass
+
+
+@pytest.mark.parametrize(
+    ("behaves", "why"),
+    [(None, "ConnectionRefusedError"), (resets, "ConnectionResetError"), (speaks_no_http, "BadStatusLine")],
+    ids=["nobody listens", "it resets", "it speaks no HTTP"],
+)
+def test_whatever_is_wrong_with_the_other_end_is_a_warning(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], behaves: Callable[[socket.socket], None] | None, why: str
+) -> None:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))  # taken from here on: nobody else can come to listen there
+        if behaves is not None:
+            listener.listen()
+            threading.Thread(target=behaves, args=(listener,), daemon=True).start()
+        notices = Notices(Webhook(f"http://127.0.0.1:{listener.getsockname()[1]}/secret", {}))
+        notices.tell(notice(START, "a", tmp_path, 1, "2 nodes", None))
+        notices.close()
+
+    [event] = [json.loads(line) for line in (tmp_path / "events.jsonl").read_text().splitlines()]
+    assert (event["event"], event["of"], event["why"]) == ("notice not delivered", START, why)
+    assert capsys.readouterr().out.endswith(f"did not take the notice that the run starts ({why})\n")
 
 
 @pytest.mark.parametrize(

@@ -16,11 +16,13 @@ import pytest
 from conftest import ROOT
 from report_runs import BEGIN, make_run, write_lines
 from training.report.__main__ import main
+from training.report.by_attempt import utc
 from training.report.charts import figures_of, figures_together, labels
 from training.report.differences import Row, different_options, results
+from training.report.figure import VEGA_LITE
 from training.report.heat import COLUMNS, ROWS, Heat
-from training.report.page import render
-from training.report.run import read_run
+from training.report.page import _attempt, render
+from training.report.run import Attempt, read_run
 from training.report.thin import means, thin
 
 
@@ -83,6 +85,38 @@ def test_each_figure_is_told_in_words(requeued: Path):
     assert " of rank 2 at step " in words["ranks"]
     assert words["attempts"].endswith("attempt 1: node lost; attempt 2: hang.")
     assert words["spent"].startswith("Of 232 minutes: queue 9%, start 2%, train 86%, lost 3%")
+
+
+@pytest.mark.parametrize(
+    ("length", "unit"), [(8, "seconds"), (179, "seconds"), (180, "minutes"), (10_799, "minutes"), (10_800, "hours")]
+)
+def test_where_the_time_went_is_told_in_a_unit_that_reads_well(tmp_path: Path, length: float, unit: str):
+    entry = {"attempt": 1, "started": BEGIN, "ended": BEGIN + length, "accounting": {"train": length}}
+    (tmp_path / "run.json").write_text(json.dumps({"attempts": [entry]}))
+    [_, spent] = figures_of(read_run(tmp_path), BEGIN)
+    assert spent.spec["encoding"]["x"]["title"] == f"time ({unit})"
+
+
+def test_the_clock_of_the_attempts_has_24_hours(tmp_path: Path):
+    import vl_convert
+
+    [time_line] = [one for one in figures_of(read_run(make_run(tmp_path / "a")), BEGIN) if one.key == "attempts"]
+    drawn = vl_convert.vegalite_to_svg({**time_line.spec, "width": 800}, VEGA_LITE)
+    assert utc(BEGIN).endswith("14:13:20")
+    assert [label for label in ("14:30", "15:00", "02:30", "03:00") if f">{label}<" in drawn] == ["14:30", "15:00"]
+
+
+def test_of_a_single_step_the_phases_are_seen_too(tmp_path: Path):
+    [phases] = [one for one in figures_of(read_run(make_run(tmp_path / "a", steps=1)), BEGIN) if one.key == "phases"]
+    assert phases.spec["mark"]["type"] == "bar"
+
+
+@pytest.mark.parametrize(
+    ("steps", "words"),
+    [({"resumed": 0, "last": 3, "saved": None}, "0 → 3, saved –"), ({"last": 3}, "– → 3, saved –"), (None, "")],
+)
+def test_steps_that_an_attempt_does_not_know_are_a_dash(steps: dict[str, int | None] | None, words: str):
+    assert _attempt(Attempt(1, BEGIN, None, None, {"steps": steps}, {}, {}))["steps"] == words
 
 
 def test_an_attempt_without_an_end_lasts_until_now(tmp_path: Path):
@@ -194,6 +228,7 @@ def test_the_plots_as_pictures(tmp_path: Path, capsys):
     [
         ([], "no run was given: a run's directory or the name of an experiment is wanted"),
         (["nowhere"], "'nowhere': no such folder, and no run of that name in outputs; give a run's directory"),
+        (["fisrt"], "'fisrt': no such folder, and no run of that name in outputs: did you mean first?"),
         (["."], ".: there is neither metrics.jsonl, config.json nor run.json in it; give a run's directory"),
         (["a", "--output", "no/report.html"], "cannot be written: No such file or directory; choose another place"),
         (["a", "--output", "x.html", "--png", "x"], "--output and --png: the page or the pictures; give one of them"),
@@ -202,6 +237,7 @@ def test_the_plots_as_pictures(tmp_path: Path, capsys):
 )
 def test_a_wrong_request_is_one_line_and_status_64(argv: list[str], wanted: str, tmp_path: Path, monkeypatch, capsys):
     make_run(tmp_path / "a", steps=2)
+    (tmp_path / "outputs/first").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
     assert main(argv) == 64
     [line] = capsys.readouterr().err.splitlines()

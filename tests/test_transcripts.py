@@ -10,7 +10,14 @@ import pytest
 
 from conftest import ROOT, cannot_run_here
 from slurm_lab import LabUnavailable, SlurmLab
-from transcripts import HOME, agree, as_printed, exchanges, files, numbers_of
+from transcripts import HOME, agree, as_printed, exchanges, files, numbers_of, programs
+
+ENVIRON = {
+    "PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin",
+    "PYTHONPATH": str(ROOT),
+    "SHELL": "/bin/bash",
+    "HF_HUB_OFFLINE": "1",
+}
 
 
 @pytest.fixture(scope="module")
@@ -26,25 +33,16 @@ def without_accounting() -> Iterator[SlurmLab]:
     lab.down()
 
 
-def type_all(page: str, lab: SlurmLab, project: Path, until: str | None = None) -> None:
-    """Type every command of the page, or of what stands before a heading, in `project` on the login node."""
+def type_all(page: str, lab: SlurmLab, project: Path) -> None:
+    """Type every command of the page in `project` on the login node."""
     text = (ROOT / page).read_text()
-    if until is not None:
-        text, heading, _ = text.partition(until)
-        assert heading
     for name, content in files(text).items():
         (project / name).write_text(content)
-    environ = {
-        "PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin",
-        "PYTHONPATH": str(ROOT),
-        "SHELL": "/bin/bash",
-        "HF_HUB_OFFLINE": "1",
-    }
     printed_as: dict[str, str] = {}
     for command, shown in exchanges(text):
         typed = as_printed(command, printed_as).replace(HOME, str(project))
         bash = ["bash", "-c", f"exec 2>&1; {typed}"]
-        done = lab.run("ctl", bash, cwd=project, env=environ, check=False, timeout=120)
+        done = lab.run("ctl", bash, cwd=project, env=ENVIRON, check=False, timeout=300)
         assert agree(shown, done.stdout, project), f"$ {typed}\n{done.stdout}\n── the page shows\n" + "\n".join(shown)
         assert (done.returncode == 0) != any(line.startswith("error: ") for line in shown), f"$ {typed}: {done}"
         printed_as |= numbers_of(shown, done.stdout)
@@ -59,12 +57,20 @@ def test_a_first_run_goes_the_same_way_without_accounting(without_accounting: Sl
     sacct = without_accounting.run("ctl", ["sacct"], check=False)
     assert "accounting storage is disabled" in sacct.stderr
 
-    type_all("docs/first_run.md", without_accounting, tmp_path, until="## The model")  # in which Slurm has no part
+    type_all("docs/first_run.md", without_accounting, tmp_path)
 
 
 @pytest.mark.parametrize("page", ["docs/cluster.md", "docs/operate.md"])
 def test_the_commands_of_a_page_print_what_it_shows(page: str, slurm: SlurmLab, tmp_path: Path) -> None:
     type_all(page, slurm, tmp_path)
+
+
+def test_the_python_of_a_page_prints_what_it_shows(slurm: SlurmLab, tmp_path: Path) -> None:
+    [(code, shown)] = programs((ROOT / "docs/operate.md").read_text())
+
+    done = slurm.run("ctl", [sys.executable, "-c", code], cwd=tmp_path, env=ENVIRON, check=False, timeout=300)
+
+    assert agree(shown, done.stdout, tmp_path), done
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,8 @@
 """The transcripts of the documentation: the commands, what is shown of their output, and when that is what they print.
 
 A block marked ``console`` is a transcript: a line with ``$ `` in front is typed, and what follows is its output. One
-marked ``toml`` whose first line is ``# NAME`` is a file of that name, in the directory where that is done. Shown and
-printed text are the same, but for this:
+marked ``toml`` whose first line is ``# NAME`` is a file of that name, in the directory where that is done. Of one
+marked ``python`` the output is the block marked ``text`` right below. Shown and printed text are the same but for this:
 
 - ``…`` alone on a line stands for any lines, also none, and within a line for any text;
 - a number may be another one, except that of a rank or an attempt, of ranks and nodes that are counted, and an exit
@@ -41,6 +41,12 @@ def exchanges(page: str) -> Iterator[Exchange]:
 def files(page: str) -> Mapping[str, str]:
     """The files that the page has its reader write, by name."""
     return {block.split()[1]: block for block in blocks(page, "toml") if block.startswith("# ")}
+
+
+def programs(page: str) -> Iterator[tuple[str, list[str]]]:
+    """Each Python of a page whose output is shown, and what is shown of it."""
+    for code, shown in re.findall(r"^```python\n(.*?)^```\n\n```text\n(.*?)^```$", page, re.MULTILINE | re.DOTALL):
+        yield code, shown.splitlines()
 
 
 def blocks(page: str, kind: str) -> list[str]:

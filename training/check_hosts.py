@@ -7,6 +7,7 @@ the last line names it.
 """
 
 import os
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
@@ -97,7 +98,10 @@ def slow_hosts(hosts: dict[str, dict[str, Any]]) -> list[str]:
 
 
 def measure_or_refuse() -> int:
-    """`main`, where a host that is not fit is one line."""
+    """`main`, where a host that is not fit is one line. There are no options but `--help`."""
+    if "--help" in sys.argv[1:]:
+        print(__doc__, end="")
+        return COMPLETE
     try:
         return main()
     except (InputError, NodeError) as error:

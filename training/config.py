@@ -34,6 +34,10 @@ Options = TypeVar("Options")
 class TrainConfig:
     """Train a causal language model with DDP or FSDP, under mpirun, torchrun, srun or alone.
 
+    python -m training.train_llm --preset demo --experiment-name demo
+
+    mpirun -np 4 python -m training.train_llm --config train.toml --lr 1e-4
+
     An option given twice counts once, as given last. Options may be written with dashes or underscores.
     """
 
@@ -214,15 +218,15 @@ def _as_json(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-def config_from_argv(argv: Sequence[str], prog: str) -> TrainConfig:
+def config_from_argv(argv: Sequence[str], prog: str, about: str | None = None) -> TrainConfig:
     """The resolved configuration of a command line.
 
-    `--help` prints the options and raises SystemExit(0), as everywhere.
+    `--help` prints the options below what the program is `about`, and raises SystemExit(0), as everywhere.
 
     Raises:
         InputError: an unknown option or key, a value of the wrong kind or out of range, an unreadable file.
     """
-    given = parse_options(argv, prog, TrainConfig, TrainConfig())
+    given = parse_options(argv, prog, TrainConfig, TrainConfig(), about)
     layers: dict[str, Any] = dict(PRESETS[given.preset]) if given.preset else {}
     if given.config is not None:
         from_file = read_toml(given.config)
@@ -248,7 +252,9 @@ def _is_given(name: str, argv: Sequence[str]) -> bool:
     return any(word.split("=")[0].replace("_", "-") in _spellings(name) for word in argv)
 
 
-def parse_options(argv: Sequence[str], prog: str, kind: type[Options], defaults: Options | None = None) -> Options:
+def parse_options(
+    argv: Sequence[str], prog: str, kind: type[Options], defaults: Options | None = None, about: str | None = None
+) -> Options:
     """The options of a command line; `--help` prints them and raises SystemExit(0).
 
     Args:
@@ -256,6 +262,7 @@ def parse_options(argv: Sequence[str], prog: str, kind: type[Options], defaults:
         prog: the program, for the messages.
         kind: the options and what they say about themselves.
         defaults: what is not given; without it those of `kind`.
+        about: what the program does; without it what `kind` says.
 
     Raises:
         InputError: an unknown option, one that is missing, or a value of the wrong kind.
@@ -266,7 +273,9 @@ def parse_options(argv: Sequence[str], prog: str, kind: type[Options], defaults:
     more: dict[str, Any] = {} if defaults is None else {"default": defaults}
     try:
         with contextlib.redirect_stderr(printed), contextlib.redirect_stdout(shown):
-            options, unknown = tyro.cli(kind, prog=prog, args=list(argv), return_unknown_args=True, **more)
+            options, unknown = tyro.cli(
+                kind, prog=prog, args=list(argv), return_unknown_args=True, description=about, **more
+            )
     except SystemExit as stop:
         if stop.code in (0, None):
             shown.seek(0)

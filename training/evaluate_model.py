@@ -39,7 +39,12 @@ AS_TRAINED = (
 @dataclass(frozen=True)
 class EvaluateOptions:
     """The loss and perplexity of a trained model. What is not given is as in the model's run, or as the trainer's own
-    default where no run is known."""
+    default where no run is known.
+
+    python -m training.evaluate_model a
+
+    python -m training.evaluate_model a --dataset-name data.jsonl
+    """
 
     model: Annotated[Positional[str], arg(metavar="MODEL")]
     """A run's directory, the name of an experiment below --output-dir, a checkpoint's folder, or any folder that

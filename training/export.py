@@ -34,7 +34,12 @@ NOT_THE_MODEL = ("optimizer.safetensors", "rng.pt")
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """Write a run's model as a Hugging Face folder; with --push, push the folder that was written to the hub."""
+    """Write a run's model as a Hugging Face folder; with --push, push the folder that was written to the hub.
+
+    python -m training.export a
+
+    python -m training.export a --push me/model
+    """
 
     run: Annotated[Positional[str], arg(metavar="RUN")]
     """A run's directory, the name of an experiment below --output-dir, or one checkpoint's folder. With --push also the

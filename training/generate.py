@@ -30,7 +30,12 @@ PROG = "python -m training.generate"
 
 @dataclass(frozen=True)
 class GenerateOptions:
-    """Continue prompts with a trained model. Without prompts: each line of the standard input is one."""
+    """Continue prompts with a trained model. Without prompts: each line of the standard input is one.
+
+    python -m training.generate a --instruction "What is 4 plus 5?"
+
+    python -m training.generate a --do-sample --top-p 0.9 --prompts-file prompts.txt
+    """
 
     model: Annotated[Positional[str], arg(metavar="MODEL")]
     """A run's directory, the name of an experiment below --output-dir, a checkpoint's folder, or any folder that

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from training.tokens import TokenisedCorpus
 
 PROG = "python -m training.prepare"
+ABOUT = """Make a dataset's tokens ahead, so that no GPU waits for it: the same options as training.train_llm.
+
+python -m training.prepare --dataset-name data.jsonl --model-name openai-community/gpt2"""
 
 
 @dataclass(frozen=True)
@@ -120,7 +123,7 @@ def data_tokens(
 def main(argv: Sequence[str]) -> int:
     """Find or make the tokens of this request; the process's exit status."""
     try:
-        print(prepare(config_from_argv(argv, PROG)), flush=True)
+        print(prepare(config_from_argv(argv, PROG, ABOUT)), flush=True)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return INPUT_ERROR

@@ -3,6 +3,7 @@
 Training owns `config.json`, `metrics.jsonl`, `rank_times.jsonl`, `checkpoints/`, `summary.json`, `trackers/`, `export/`
 and `report.html`; whatever else lies there is left alone."""
 
+import difflib
 import json
 import os
 import re
@@ -65,6 +66,20 @@ class RunDirectory:
     def trackers(self) -> Path:
         """What the trackers of --report-to write, where any were asked for."""
         return self.root / "trackers"
+
+
+def folder_of(name: str, output_dir: Path, wanted: str) -> Path:
+    """The folder that is meant: given itself, or by the name of an experiment below `output_dir`.
+
+    Raises:
+        InputError: there is none; the nearest name is told, or else what is `wanted`.
+    """
+    for path in (Path(name), output_dir / name):
+        if name.strip() and path.is_dir():
+            return path
+    near = difflib.get_close_matches(name, [path.name for path in output_dir.glob("*/")], n=1)
+    hint = f": did you mean {near[0]}?" if near else f"; give {wanted} (--output-dir says where runs lie)"
+    raise InputError(f"{name!r}: no such folder, and no run of that name in {output_dir}{hint}")
 
 
 def run_directory(config: TrainConfig, environ: Mapping[str, str]) -> RunDirectory:

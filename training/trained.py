@@ -12,7 +12,7 @@ from typing import Any
 from training.errors import InputError
 from training.incarnation import overtaken_by, read_claims
 from training.manifest import MANIFEST, DamagedError, Manifest, check_files, read_manifest
-from training.run_directory import RunDirectory
+from training.run_directory import RunDirectory, folder_of
 
 LAST, BEST = "last", "best"
 
@@ -58,12 +58,7 @@ def find_trained(name: str, output_dir: Path, checkpoint: str | None) -> Trained
     Raises:
         InputError: there is nothing of that name, no such checkpoint, or it is not as it was written.
     """
-    folder = next((path for path in (Path(name), output_dir / name) if name.strip() and path.is_dir()), None)
-    if folder is None:
-        raise InputError(
-            f"{name!r}: no such folder, and no run of that name in {output_dir}; give a run's directory, a "
-            f"checkpoint's or a model's folder (--output-dir says where runs lie)"
-        )
+    folder = folder_of(name, output_dir, "a run's directory, a checkpoint's or a model's folder")
     try:
         if not (folder / MANIFEST).exists() and (folder / "checkpoints").is_dir():
             run = RunDirectory(folder)

@@ -7,6 +7,17 @@ from training.report.figure import Figure, nominal, quantity, short, text, zoom
 from training.report.run import Run
 
 GOOD = ("complete", "saved for requeue")
+CLOCK = {
+    "milliseconds": "%H:%M:%S.%L",
+    "seconds": "%H:%M:%S",
+    "minutes": "%H:%M",
+    "hours": "%H:%M",
+    "day": "%b %d",
+    "date": "%b %d",
+    "week": "%b %d",
+    "month": "%B",
+}
+"""How a tick of a time axis is written, by the coarsest unit that it begins; Vega's own clock has 12 hours."""
 
 
 def time_line(run: Run, now: float) -> Figure | None:
@@ -41,7 +52,13 @@ def time_line(run: Run, now: float) -> Figure | None:
         for attempt in run.attempts
     ]
     shared = {
-        "x": {"field": "x", "type": "temporal", "scale": {"type": "utc"}, "title": "time (UTC)"},
+        "x": {
+            "field": "x",
+            "type": "temporal",
+            "scale": {"type": "utc"},
+            "title": "time (UTC)",
+            "axis": {"format": CLOCK},
+        },
         "y": {"field": "y", "type": "ordinal", "title": "attempt (number)", "axis": {"grid": False}},
     }
     tooltip = [
@@ -97,8 +114,9 @@ def spent_figure(run: Run) -> Figure | None:
     if not told:
         return None
     parts = list(dict.fromkeys(part for attempt in told for part in attempt.accounting))
+    unit, length = unit_of(max(sum(attempt.accounting.values()) for attempt in told))
     values = [
-        {"y": attempt.number, "x": short(attempt.accounting[part] / 60), "s": part, "o": parts.index(part)}
+        {"y": attempt.number, "x": short(attempt.accounting[part] / length), "s": part, "o": parts.index(part)}
         for attempt in told
         for part in parts
         if attempt.accounting.get(part)
@@ -109,14 +127,14 @@ def spent_figure(run: Run) -> Figure | None:
         "data": {"values": values},
         "mark": {"type": "bar", "height": 16},
         "encoding": {
-            "x": quantity("x", "time (minutes)", stack="zero"),
+            "x": quantity("x", f"time ({unit})", stack="zero"),
             "y": {"field": "y", "type": "ordinal", "title": "attempt (number)"},
             "color": nominal("s", None, parts),
             "order": {"field": "o", "type": "quantitative"},
             "tooltip": [
                 {"field": "y", "title": "attempt"},
                 {"field": "s", "title": "part"},
-                {"field": "x", "title": "time (minutes)", "format": ",.4~g"},
+                {"field": "x", "title": f"time ({unit})", "format": ",.4~g"},
             ],
         },
     }
@@ -127,10 +145,15 @@ def spent_figure(run: Run) -> Figure | None:
         "spent",
         "Where the time went",
         spec,
-        f"Of {text(whole / 60)} minutes: {', '.join(shares)}.",
+        f"Of {text(whole / length)} {unit}: {', '.join(shares)}.",
         ["attempt", *(f"{part} (s)" for part in parts)],
         [[str(each.number), *(text(each.accounting.get(part, 0.0)) for part in parts)] for each in told],
     )
+
+
+def unit_of(seconds: float) -> tuple[str, int]:
+    """In which unit a length of time reads well, and its seconds."""
+    return ("seconds", 1) if seconds < 180 else ("minutes", 60) if seconds < 3 * 3600 else ("hours", 3600)
 
 
 def utc(seconds: float) -> str:

@@ -152,7 +152,8 @@ def phase_figure(run: Run) -> Figure | None:
     spec = {
         **SIZE,
         "data": {"values": values},
-        "mark": {"type": "area", "clip": True},
+        # An area over one step has no width.
+        "mark": {"type": "area" if len(values) > len(names) else "bar", "clip": True},
         "params": [zoom()],
         "encoding": {
             "x": step_axis(),

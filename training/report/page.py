@@ -109,6 +109,7 @@ def _attempt(attempt: Attempt) -> dict[str, str]:
         return "" if value is None else form.format(value)
 
     steps = mapping(attempt.facts.get("steps"))
+    resumed, last, saved = ("–" if steps.get(name) is None else steps[name] for name in ("resumed", "last", "saved"))
     guilty = " ".join(filter(None, (known("rank", "rank {}"), known("host", "on {}"), known("gpu", "GPU {}"))))
     return {
         "number": str(attempt.number),
@@ -117,7 +118,7 @@ def _attempt(attempt: Attempt) -> dict[str, str]:
         "job": "" if attempt.facts.get("job_id") is None else str(attempt.facts["job_id"]),
         "verdict": attempt.kind or "none yet",
         "guilty": guilty,
-        "steps": f"{steps.get('resumed', '–')} → {steps.get('last', '–')}, saved {steps.get('saved', '–')}",
+        "steps": f"{resumed} → {last}, saved {saved}" if steps else "",
         "summary": known("summary")[:LONGEST_TEXT],
         "detail": known("detail")[-LONGEST_TEXT:],
     }

@@ -11,6 +11,7 @@ from typing import Any
 
 from training.errors import InputError
 from training.report.heat import Heat
+from training.run_directory import folder_of
 
 
 @dataclass(frozen=True)
@@ -85,12 +86,7 @@ def find_run(name: str, output_dir: Path) -> Path:
     Raises:
         InputError: there is none of that name, or it is no run's.
     """
-    folder = next((path for path in (Path(name), output_dir / name) if name.strip() and path.is_dir()), None)
-    if folder is None:
-        raise InputError(
-            f"{name!r}: no such folder, and no run of that name in {output_dir}; give a run's directory (--output-dir "
-            f"says where runs lie)"
-        )
+    folder = folder_of(name, output_dir, "a run's directory")
     if not any((folder / known).exists() for known in ("metrics.jsonl", "config.json", "run.json")):
         raise InputError(
             f"{folder}: there is neither metrics.jsonl, config.json nor run.json in it; give a run's directory"

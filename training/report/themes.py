@@ -10,7 +10,7 @@ def theme(ink: str, paper: str, grid: str, lines: Sequence[str], heat: str) -> d
     return {
         "background": paper,
         "font": "system-ui, sans-serif",
-        "axis": {**axis, "labelFontSize": 12, "titleFontSize": 12, "titleFontWeight": "normal"},
+        "axis": {**axis, "labelFontSize": 12, "titleFontSize": 12, "titleFontWeight": "normal", "labelSeparation": 6},
         "legend": {"labelColor": ink, "titleColor": ink, "labelLimit": 240, "labelFontSize": 12, "columns": 6},
         "title": {"color": ink, "anchor": "start"},
         "view": {"stroke": grid},
