@@ -60,5 +60,5 @@ def _not_private(found: os.stat_result) -> str | None:
     if found.st_uid != os.geteuid():
         return f"belongs to another user ({found.st_uid})"
     if found.st_mode & 0o022:
-        return f"can be written by others (mode {stat.S_IMODE(found.st_mode):04o})"
+        return f"can be written by others (mode {stat.S_IMODE(found.st_mode):04o}, wanted 0700)"
     return None

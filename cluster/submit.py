@@ -50,6 +50,7 @@ from cluster.rundir import (
     next_attempt,
     option_value,
     run_directory,
+    unwritable,
 )
 from cluster.secret import check_secrets
 
@@ -486,8 +487,11 @@ def experiment_directory(options: Namespace, program: list[str]) -> Path:
     """Where the run will write, checked now rather than after hours in the queue."""
     job_name = options.job_name or (default_experiment(program) if is_training(program) else None)
     run_dir = run_directory(program, options.experiment_name, options.output_dir, job_name)
-    check_private(run_dir)
-    parent = next(directory for directory in (run_dir, *run_dir.parents) if directory.exists())
+    try:
+        check_private(run_dir)
+    except OSError as error:
+        raise unwritable(run_dir, error) from error
+    parent = next(directory for directory in (run_dir, *run_dir.parents) if os.path.exists(directory))
     if not os.access(parent, os.W_OK | os.X_OK) or not parent.is_dir():
         raise RequestError(f"the run directory {run_dir} cannot be written: choose another --output-dir")
     return run_dir

@@ -18,5 +18,5 @@ def line(text: str) -> str:
 
 
 def plain_bytes(data: bytes, out: BinaryIO) -> bytes:
-    """What a program printed: as it is for a file or pipe; on a terminal colours and carriage returns are left to it."""
+    """What a program printed, as it is for a file or pipe; on a terminal it has colours and carriage returns alone."""
     return _CONTROL_BYTES.sub(b"?", data) if out.isatty() else data

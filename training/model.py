@@ -129,7 +129,7 @@ def _architecture(folder: Path, name: str) -> dict[str, Any]:
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
     try:
-        architecture: dict[str, Any] = AutoConfig.from_pretrained(folder).to_dict()
+        architecture: dict[str, Any] = AutoConfig.from_pretrained(folder, trust_remote_code=False).to_dict()
     except (OSError, ValueError, KeyError) as error:
         first = (str(error).splitlines() or [""])[0]
         raise InputError(f"--model-name {name}: {folder}/config.json cannot be used ({first}); {OTHERWISE}") from error
@@ -152,7 +152,7 @@ def load_tokenizer(source: ModelSource) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source.folder)
+        tokenizer = AutoTokenizer.from_pretrained(source.folder, trust_remote_code=False)
     except (OSError, ValueError, KeyError, ImportError) as error:
         first = (str(error).splitlines() or [""])[0]
         raise InputError(
@@ -192,7 +192,7 @@ def build_model(architecture: dict[str, Any], weights: Path | None) -> Any:
     else:
         try:
             loaded: Any = AutoModelForCausalLM.from_pretrained(
-                weights, config=config, dtype=torch.float32, output_loading_info=True
+                weights, config=config, dtype=torch.float32, output_loading_info=True, trust_remote_code=False
             )
         except (OSError, ValueError, RuntimeError) as error:
             first = (str(error).splitlines() or [""])[0]
