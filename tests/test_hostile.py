@@ -24,7 +24,7 @@ from cluster.explain import main as explain
 from cluster.hostfile import hostfile_text
 from cluster.launch import parser as launch_parser
 from cluster.logs import say
-from cluster.mpirun import HYDRA, OPEN_MPI_4, OPEN_MPI_5, Mpirun
+from cluster.mpirun import HYDRA, OPEN_MPI_4, OPEN_MPI_5, Mpirun, program_of
 from cluster.nodelist import expand_nodelist
 from cluster.options import environment_pair, run
 from cluster.plan import batch_script, check_sbatch_options
@@ -35,6 +35,7 @@ from cluster.runfile import read_json, write_json
 from cluster.submit import main as submit
 from cluster.submit import parser as submit_parser
 from cluster.terminal import plain
+from conftest import Mpi
 from report_runs import make_run
 from slurm_lab import SlurmLab
 from training.report.page import render
@@ -144,7 +145,8 @@ def test_words_of_the_program_come_last_and_unchanged_in_mpiruns_command(tmp_pat
     for dialect in (OPEN_MPI_4, OPEN_MPI_5, HYDRA):
         options = launch_parser().parse_options([])
         command = launch_command(options, Mpirun("/mpirun", dialect), allocation, ["p", *words], attempt, {})
-        assert command[-len(words) - 2 :] == ["--", "p", *words]
+        assert program_of(command[-len(words) - 2 :]) == ["--", "p", *words]
+        assert ":" not in command
         assert shlex.split(shlex.join(command)) == command
 
 
@@ -269,13 +271,24 @@ def test_nothing_breaks_out_of_its_place_in_the_report(tmp_path: Path) -> None:
     assert found.scripts == expected.scripts
 
 
-def test_the_most_hostile_are_only_words_to_a_real_slurm(slurm: SlurmLab, tmp_path: Path) -> None:
+@pytest.mark.parametrize("mpi", ["openmpi-5.0.11", "openmpi-4.1.8", "mpich-5.0.2"], indirect=True)
+def test_the_most_hostile_are_only_words_to_a_real_slurm(slurm: SlurmLab, mpi: Mpi, tmp_path: Path) -> None:
     """Through sbatch's header, bash, mpirun and into the ranks, which say what they were given."""
-    words = [text for text in STRINGS[:80] if text and "\0" not in text and text != "\ud800"]
+    words = [text for text in STRINGS[:80] if "\0" not in text and text != "\ud800"]
     comment = "".join(text for text in words if text.isprintable() and len(text) < 100)
     (tmp_path / "echo.py").write_text("import json, os, sys\nprint(json.dumps([sys.argv[1:], os.environ['SITE']]))\n")
     line = [sys.executable, "-m", "cluster", "submit", "--nodes=1", "--gpus=0", f"--sbatch=comment={comment}"]
-    line += ["--experiment-name=echo", "-x", f"SITE={''.join(words)}", "--program", "--", "python", "echo.py", *words]
+    line += [
+        f"--mpirun={mpi.mpirun}",
+        "--experiment-name=echo",
+        "-x",
+        f"SITE={''.join(words)}",
+        "--program",
+        "--",
+        "python",
+        "echo.py",
+        *words,
+    ]
     (tmp_path / "cluster").symlink_to(Path(__file__).parents[1] / "cluster")
 
     slurm.run("ctl", line, cwd=tmp_path)
