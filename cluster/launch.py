@@ -270,7 +270,9 @@ def submitit_job(arguments: list[str]) -> None:
     import logging
 
     logging.getLogger("submitit").setLevel(logging.WARNING)  # the verdict stays the end of the log
-    if status := run(main, arguments):
+    status = run(main, arguments)
+    os.umask(0o077)  # for what submitit writes of it
+    if status:
         sys.exit(status)
 
 

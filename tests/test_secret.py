@@ -45,9 +45,6 @@ def secrets(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-ONE = ["--nodes=1", "--gpus=0", "--dry-run", "-e=a"]
-
-
 @pytest.mark.usefixtures("secrets")
 @pytest.mark.parametrize(
     ("options", "words"),

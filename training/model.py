@@ -182,7 +182,10 @@ def build_model(architecture: dict[str, Any], weights: Path | None) -> Any:
     Raises:
         InputError: the weights do not fit the architecture.
     """
+    from pickle import UnpicklingError
+
     import torch
+    from safetensors import SafetensorError
     from transformers import AutoConfig, AutoModelForCausalLM
 
     values = {key: value for key, value in architecture.items() if key != "model_type"}
@@ -194,7 +197,7 @@ def build_model(architecture: dict[str, Any], weights: Path | None) -> Any:
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 weights, config=config, dtype=torch.float32, output_loading_info=True, trust_remote_code=False
             )
-        except (OSError, ValueError, RuntimeError) as error:
+        except (OSError, ValueError, RuntimeError, SafetensorError, UnpicklingError) as error:
             first = (str(error).splitlines() or [""])[0]
             raise InputError(
                 f"the weights in {weights} cannot be loaded ({first}); give --from-scratch, or repair them"
