@@ -21,6 +21,7 @@ from cluster.allocation import Allocation
 from cluster.command import add_project
 from cluster.errors import COMPLETE, LauncherError, RequestError
 from cluster.options import OptionParser, add_output_dir, at_least, run
+from cluster.private import check_private
 from cluster.run_state import RUNNING, look_now
 from cluster.rundir import next_attempt
 from cluster.runfile import read_json
@@ -42,6 +43,7 @@ def main(arguments: list[str]) -> int:
     if options.json and not options.stacks:
         raise RequestError("--json is for --stacks, a shell has none: give both")
     run_dir = find_run(options.run, Path(options.output_dir))
+    check_private(run_dir)
     found, state = look_now(run_dir)
     if state.name != RUNNING:
         raise RequestError(f"{run_dir.name} is not running: {state}")

@@ -239,7 +239,7 @@ def allocation_of_job(detail: str, ranks_per_node: int | None) -> Allocation:
 
     Raises `RequestError` where Slurm has not said yet how many tasks each node will have.
     """
-    facts = dict(re.findall(r"\b(NodeList|NumNodes|NumTasks|NtasksPerN:B:S:C|TresPerNode)=(\S+)", detail))
+    facts = slurm.facts_of(detail, "NodeList|NumNodes|NumTasks|NtasksPerN:B:S:C|TresPerNode")
     nodes = int(facts.get("NumNodes", "1").partition("-")[0])
     nodelist = facts.get("NodeList", "(null)")
     if nodelist == "(null)":

@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 
 from cluster import element, submitted
+from cluster.attach import main as attach
+from cluster.cancel import main as cancel
 from cluster.errors import COMPLETE, RequestError
 from cluster.launch import main as launch
 from cluster.options import run
@@ -133,6 +135,8 @@ def test_a_run_directory_that_others_may_have_filled_is_refused_by_all_that_beli
         (resubmit, ["a"]),
         (resubmit, ["a", "--dry-run"]),
         (sweep, ["a", "--resume"]),
+        (attach, ["a", "--stacks"]),
+        (cancel, ["a"]),
         (element.main, [str(run_dir / "sweep.json")]),
     ]
     for command, arguments in commands:
