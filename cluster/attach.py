@@ -26,6 +26,7 @@ from cluster.run_state import RUNNING, look_now
 from cluster.rundir import next_attempt
 from cluster.runfile import read_json
 from cluster.runs import find_run
+from cluster.terminal import plain
 
 USAGE = "python -m cluster attach RUN [options]"
 EPILOG = """\
@@ -60,7 +61,7 @@ def main(arguments: list[str]) -> int:
         wanted = [one for one in told if options.rank in (None, one["rank"])]
         print(json.dumps(sorted(wanted, key=lambda one: one["rank"]), indent=1))  # nodes answer in any order
     else:
-        print("\n\n".join(stack_lines(told, allocation, hosts, options.rank)))
+        print(plain("\n\n".join(stack_lines(told, allocation, hosts, options.rank))))
     return COMPLETE
 
 

@@ -109,7 +109,7 @@ def main(arguments: list[str]) -> int:
     if options.spare_nodes >= len(granted.hosts):
         raise RequestError(f"--spare-nodes {options.spare_nodes} of {len(granted.hosts)} granted: none would be left")
     with only_launcher_of(run_dir):
-        keep_log_private(run_dir)
+        close_logs(run_dir)
         put_damaged_aside(run_dir)
         close_unfinished_attempts(run_dir, os.environ.get("SLURM_JOB_ID"))
         with staged(options.stage_env, program, granted, lambda: requests.stopped_by is not None) as program:
@@ -283,12 +283,11 @@ def parser() -> OptionParser:
     return options
 
 
-def keep_log_private(run_dir: Path) -> None:
-    """Close the job's log to others, where it lies in the run directory: Slurm has made it with the user's umask."""
-    with suppress(OSError):
-        log = os.fstat(1)
-        if any(os.path.samestat(log, path.stat()) for path in run_dir.glob("*.log")):
-            os.fchmod(1, 0o600)
+def close_logs(run_dir: Path) -> None:
+    """Close the logs of jobs to others, this one's too: Slurm has made them with the user's umask."""
+    for log in run_dir.glob("*.log"):
+        with suppress(OSError):
+            log.chmod(0o600)
 
 
 def write_plan(
