@@ -334,11 +334,8 @@ def lines(explanation: Explanation) -> list[str]:
         shown += ["# environment of every rank: forwarded by name, with the values of this machine"]
         shown += [*(f"{name}={line(value)}" for name, value in explanation.environment.items()), ""]
     if explanation.first_rank:
-        shown += [
-            "# and of rank 0 alone",
-            *(f"{name}={line(value)}" for name, value in explanation.first_rank.items()),
-            "",
-        ]
+        own = (f"{name}={line(value)}" for name, value in explanation.first_rank.items())
+        shown += ["# and of rank 0 alone", *own, ""]
     shown += ["# rank map", *map_lines(explanation)]
     if explanation.records:
         shown += ["", "# as the ranks themselves said when they began"]

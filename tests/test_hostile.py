@@ -1,5 +1,6 @@
 """Values from elsewhere stay values: 10,000 strings that try to break out, through the one door of each place."""
 
+import io
 import json
 import re
 import shlex
@@ -34,7 +35,7 @@ from cluster.rundir import Attempt, check_experiment_name, run_directory
 from cluster.runfile import read_json, write_json
 from cluster.submit import main as submit
 from cluster.submit import parser as submit_parser
-from cluster.terminal import plain
+from cluster.terminal import plain, plain_bytes
 from conftest import Mpi
 from report_runs import make_run
 from slurm_lab import SlurmLab
@@ -190,6 +191,18 @@ def test_what_is_said_cannot_move_the_cursor_or_end_its_line(capsys: pytest.Capt
     assert all(sign == "\t" or sign.isprintable() or sign.isspace() or ord(sign) > 0x9F for sign in "".join(lines))
     assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202e\ud800]", "".join(lines))
     assert plain("a\tb\nc é漢😀") == "a\tb\nc é漢😀"
+
+
+class Terminal(io.BytesIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_what_ranks_print_keeps_its_colours_on_a_terminal_and_nothing_else_that_steers_it() -> None:
+    printed = "\x1b[31mred\x1b[0m 10%\r20%\x1b]0;x\x07\x1b[2J\x9b2J\b é漢\n".encode()
+
+    assert plain_bytes(printed, io.BytesIO()) == printed
+    assert plain_bytes(printed, Terminal()).decode() == "\x1b[31mred\x1b[0m 10%\r20%?]0;x??[2J?2J? é漢\n"
 
 
 FIELDS = [
