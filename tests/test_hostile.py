@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import re
 import shlex
 import subprocess
@@ -36,7 +37,7 @@ from cluster.runfile import read_json, write_json
 from cluster.submit import main as submit
 from cluster.submit import parser as submit_parser
 from cluster.terminal import plain, plain_bytes
-from conftest import Mpi
+from conftest import ROOT, Mpi
 from report_runs import make_run
 from slurm_lab import SlurmLab
 from training.report.page import render
@@ -105,6 +106,23 @@ def test_a_shell_gives_back_every_word_of_a_command(tmp_path: Path) -> None:
     assert not (tmp_path / CANARY).exists()
 
 
+@pytest.mark.parametrize("template", ["gpt2_mpi.sh", "smoke_mpi.sh"])
+def test_a_template_hands_every_argument_on_as_it_is(template: str, tmp_path: Path) -> None:
+    words = [text for text in STRINGS[:2000] if "\0" not in text and text == text.encode(errors="replace").decode()]
+    (tmp_path / "sbatch").mkdir()
+    (tmp_path / "sbatch/env.sh").touch()
+    (tmp_path / "python").write_text("#!/bin/sh\nprintf '%s\\0' \"$@\"\n")
+    (tmp_path / "python").chmod(0o700)
+    environ = {"PATH": os.environ["PATH"], "PYTHON": str(tmp_path / "python")}
+
+    said = subprocess.run(
+        ["bash", ROOT / "sbatch" / template, *words], cwd=tmp_path, env=environ, capture_output=True, check=True
+    ).stdout
+
+    assert said.decode().split("\0")[-len(words) - 1 : -1] == words
+    assert not (tmp_path / CANARY).exists()
+
+
 @pytest.mark.parametrize("dialect", [OPEN_MPI_5, HYDRA], ids=lambda dialect: dialect.name)
 def test_a_host_is_a_name_and_its_line_of_the_hostfile_is_one(dialect: Any) -> None:
     named = [*taken(from_hosts), *taken(from_hostfile_text), *taken(lambda text: from_hosts(f"a{text}:1"))]
@@ -125,9 +143,13 @@ def test_a_plan_that_names_another_kind_of_host_is_not_believed() -> None:
 
 
 def test_a_name_stays_below_the_output_directory(tmp_path: Path) -> None:
-    for name, checked in taken(check_experiment_name):
-        run_dir = run_directory(["python", "x.py"], checked, str(tmp_path), None)
-        assert (run_dir.parent, run_dir.name, run_dir.resolve()) == (tmp_path, name, run_dir)
+    of_options = taken(lambda text: run_directory(["x"], f"a{text}", str(tmp_path), None))
+    of_jobs = taken(lambda text: run_directory(["x"], None, str(tmp_path), f"a{text}"))
+
+    assert of_options == of_jobs
+    for text, run_dir in [*of_options, *((name, tmp_path / name) for name, _ in taken(check_experiment_name))]:
+        assert run_dir.name.endswith(text)
+        assert (run_dir.parent, run_dir.resolve()) == (tmp_path, run_dir)
 
 
 def test_a_variable_is_forwarded_by_a_name_that_no_list_of_names_can_be_cut_at() -> None:
@@ -302,7 +324,7 @@ def test_the_most_hostile_are_only_words_to_a_real_slurm(slurm: SlurmLab, mpi: M
         "echo.py",
         *words,
     ]
-    (tmp_path / "cluster").symlink_to(Path(__file__).parents[1] / "cluster")
+    (tmp_path / "cluster").symlink_to(ROOT / "cluster")
 
     slurm.run("ctl", line, cwd=tmp_path)
     request = json.loads((tmp_path / "outputs/echo/request.json").read_text())
