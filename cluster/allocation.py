@@ -9,7 +9,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from cluster.errors import LauncherError, RequestError
-from cluster.nodelist import expand_counts, expand_nodelist
+from cluster.nodelist import HOST_NAME, expand_counts, expand_nodelist
 
 FIRST_SPECIAL_STEP = 0xFFFFFFF0
 """Step ids from here up are Slurm's own (batch body, interactive step), smaller ones are srun steps (slurm.h)."""
@@ -98,7 +98,12 @@ class Allocation(NamedTuple):
 
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> "Allocation":
-        return Allocation(data["source"], tuple(Host(*host) for host in data["hosts"]))
+        """Raises `LauncherError` for a host that none can be called: such a file is none of ours."""
+        hosts = tuple(Host(*host) for host in data["hosts"])
+        for host in hosts:
+            if not HOST_NAME.fullmatch(host.name):
+                raise LauncherError(f"the plan names a host {host.name!r}: wanted letters, digits and . _ - alone")
+        return Allocation(data["source"], hosts)
 
 
 def from_slurm(
@@ -198,10 +203,10 @@ def on_this_machine(nodes: int, ranks_per_node: int | None, gpus: int, cpus: int
 
 
 def _host_with_ranks(item: str, given: str) -> Host:
-    match = re.fullmatch(r"([A-Za-z0-9][A-Za-z0-9._-]*)(?::(\d+))?", item)
-    if match is None or match[2] == "0":
+    name, colon, ranks = item.partition(":")
+    if not HOST_NAME.fullmatch(name) or (colon and not re.fullmatch(r"[1-9][0-9]{0,8}", ranks)):
         raise RequestError(f"cannot read the host {item!r} in {given!r}: wanted a form like 'a:8,b:8'")
-    return Host(match[1], int(match[2] or 1), None, 0)
+    return Host(name, int(ranks or 1), None, 0)
 
 
 def _per_host(names: Sequence[str], counts: str | None, variable: str) -> list[int] | None:

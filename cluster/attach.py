@@ -21,10 +21,12 @@ from cluster.allocation import Allocation
 from cluster.command import add_project
 from cluster.errors import COMPLETE, LauncherError, RequestError
 from cluster.options import OptionParser, add_output_dir, at_least, run
+from cluster.private import check_private
 from cluster.run_state import RUNNING, look_now
 from cluster.rundir import next_attempt
 from cluster.runfile import read_json
 from cluster.runs import find_run
+from cluster.terminal import plain
 
 USAGE = "python -m cluster attach RUN [options]"
 EPILOG = """\
@@ -42,6 +44,7 @@ def main(arguments: list[str]) -> int:
     if options.json and not options.stacks:
         raise RequestError("--json is for --stacks, a shell has none: give both")
     run_dir = find_run(options.run, Path(options.output_dir))
+    check_private(run_dir)
     found, state = look_now(run_dir)
     if state.name != RUNNING:
         raise RequestError(f"{run_dir.name} is not running: {state}")
@@ -58,7 +61,7 @@ def main(arguments: list[str]) -> int:
         wanted = [one for one in told if options.rank in (None, one["rank"])]
         print(json.dumps(sorted(wanted, key=lambda one: one["rank"]), indent=1))  # nodes answer in any order
     else:
-        print("\n\n".join(stack_lines(told, allocation, hosts, options.rank)))
+        print(plain("\n\n".join(stack_lines(told, allocation, hosts, options.rank))))
     return COMPLETE
 
 

@@ -15,6 +15,7 @@ from typing import NamedTuple
 from cluster import slurm
 from cluster.errors import COMPLETE, LauncherError, RequestError
 from cluster.options import OptionParser, add_output_dir, run
+from cluster.private import check_private
 from cluster.run import Run
 from cluster.run_state import RunState, Snapshot, look, look_now, states
 from cluster.rundir import launcher_holds
@@ -71,6 +72,7 @@ def stop(run_dir: Path) -> str:
         RequestError: it does not run.
         LauncherError: it cannot be stopped from here.
     """
+    check_private(run_dir)
     found, state = look_now(run_dir)
     if state.is_over:
         raise RequestError(f"{run_dir.name} is not running: {state}")
@@ -86,6 +88,8 @@ def stop(run_dir: Path) -> str:
 
 def stop_sweep(sweep: Sweep) -> str:
     """Stop all that runs or waits of a sweep; what was stopped. Raises as `stop` does."""
+    for directory in (sweep.directory, *sweep.run_dirs):
+        check_private(directory)
     runs = [look(run_dir) for run_dir in sweep.run_dirs]
     live = [one for one, state in zip(runs, states(runs)[0], strict=True) if not state.is_over]
     if not live:
@@ -140,7 +144,7 @@ def element_of(detail: str, job_id: str) -> str:
 
     The last element of an array has the array's own number, by which scancel would end all of its elements.
     """
-    facts = dict(re.findall(r"\b(ArrayJobId|ArrayTaskId)=(\S+)", slurm.record_of(detail, job_id)))
+    facts = slurm.facts_of(slurm.record_of(detail, job_id), "ArrayJobId|ArrayTaskId")
     element = facts.get("ArrayTaskId", "")
     return f"{facts['ArrayJobId']}_{element}" if element.isdecimal() else job_id
 

@@ -33,7 +33,7 @@ def launch_command(
         allocation,
         hostfile=str(attempt.hostfile),
         program=[sys.executable, "-m", "cluster.rank", str(attempt.plan), "--", *program],
-        forward=forwarded_names(environ, (name for name, _ in options.forward)),
+        forward=forwarded_names(environ, [*(name for name, _ in options.forward), *options.secret]),
         wdir=os.path.abspath(options.wdir or "."),
         bind_to=options.bind_to,
         nic=options.nic,

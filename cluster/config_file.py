@@ -19,7 +19,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from cluster.errors import ClusterError, RequestError
-from cluster.options import OptionParser, split_program
+from cluster.options import OptionParser, check_words, split_program
 from cluster.rundir import is_training
 
 CLUSTER, TRAINING = "cluster", "training"
@@ -56,6 +56,7 @@ def resolve_arguments(arguments: Sequence[str], parser: OptionParser) -> Argumen
     Raises `RequestError` for a file that cannot be read, an unknown key or a value that its option does not take, and
     where there are options of the trainer and another program.
     """
+    check_words(arguments)
     before, program = split_program(list(arguments))
     own, file, overrides = take_config(before)
     tables = read_tables(file) if file else {}
@@ -73,7 +74,9 @@ def resolve_arguments(arguments: Sequence[str], parser: OptionParser) -> Argumen
     if gives(later, EPOCHS) and not gives(later, STEPS):
         trainer = [word for word in trainer if not gives([word], STEPS)]
     after = [*command, *trainer, *later]
-    return Arguments([*first, *own, *(["--", *after] if after else [])], file)
+    resolved = [*first, *own, *(["--", *after] if after else [])]
+    check_words(resolved)
+    return Arguments(resolved, file)
 
 
 def take_config(before: Sequence[str]) -> tuple[list[str], str | None, list[str]]:

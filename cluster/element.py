@@ -12,6 +12,7 @@ from cluster import slurm
 from cluster.errors import RequestError
 from cluster.launch import main as launch
 from cluster.options import run
+from cluster.private import check_private
 from cluster.sweep_file import read_sweep
 
 
@@ -19,6 +20,7 @@ def main(arguments: list[str]) -> int:
     index = os.environ.get("SLURM_ARRAY_TASK_ID")
     if len(arguments) != 1 or index is None:
         raise RequestError("this is for the batch body of a sweep's job array: python -m cluster sweep submits it")
+    check_private(Path(arguments[0]).parent)
     sweep = read_sweep(Path(arguments[0]).parent)
     if sweep is None or int(index) >= len(sweep.elements):
         raise RequestError(f"{arguments[0]} has no element {index}: this job was submitted with another one")

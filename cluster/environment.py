@@ -4,6 +4,7 @@
 """
 
 import os
+import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -72,12 +73,18 @@ STALE_NAMES = frozenset(
 """Identity of an outer launch (a shell inside another job, an exported variable): it would give ranks false names."""
 
 
+VARIABLE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
+"""An environment may hold other names too; mpirun's own lists of names are separated by commas and semicolons."""
+
+
 def forwarded_names(environ: Mapping[str, str], asked: Iterable[str] = ()) -> list[str]:
     """Names of the variables that mpirun hands to the ranks, sorted: the well-known ones and those `asked` for."""
     known = (
         name
         for name in environ
-        if (name in FORWARDED_NAMES or name.startswith(FORWARDED_PREFIXES)) and name not in NODE_LOCAL
+        if (name in FORWARDED_NAMES or name.startswith(FORWARDED_PREFIXES))
+        and name not in NODE_LOCAL
+        and VARIABLE_NAME.fullmatch(name)
     )
     return sorted({*known, *asked})
 

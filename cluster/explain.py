@@ -34,6 +34,7 @@ from cluster.records import read_records
 from cluster.rundir import DEFAULT_OUTPUT_DIR
 from cluster.runfile import read_json
 from cluster.runs import find_run
+from cluster.secret import check_secrets, masked, secret_values
 from cluster.submit import (
     TRAINER,
     experiment_directory,
@@ -46,6 +47,7 @@ from cluster.submit import (
     training_script,
 )
 from cluster.submit import parser as submit_parser
+from cluster.terminal import line, plain
 
 USAGE = """python -m cluster explain [options as for submit] -- [arguments of training.train_llm]
        python -m cluster explain [options] RUN"""
@@ -55,13 +57,6 @@ A request takes the options of submit (python -m cluster submit --help).
 exit status: 0; 64 the request is wrong, also where sbatch would refuse it; 70 this place cannot tell"""
 
 DIALECTS = {"openmpi4": OPEN_MPI_4, "openmpi5": OPEN_MPI_5, "hydra": HYDRA}
-
-SECRET = re.compile(
-    r"(^|_)(AUTH|CREDENTIALS?|KEY|PASSWD|PASSWORD|SECRET|TOKEN)(_|$)|(KEY|PASSWORD|SECRET|TOKEN)S?$", re.IGNORECASE
-)
-"""Names of variables whose values are not shown."""
-_USER_IN_URL = re.compile(r"(?<=://)[^/@\s]+(?=@)")
-MASK = "***"
 
 
 class Explanation(NamedTuple):
@@ -87,10 +82,12 @@ class Explanation(NamedTuple):
 
 def main(arguments: list[str]) -> int:
     command = parser()
-    before, rest = split_program(resolve_arguments(arguments, command).resolved)
+    words = resolve_arguments(arguments, command).resolved
+    before, rest = split_program(words)
     options = command.parse_options(before)
+    check_secrets(options.secret, options.forward, words, os.environ)
     explanation = explain_run(options) if options.run_or_job else explain_request(options, rest)
-    print(json.dumps(to_json(explanation), indent=1) if options.json else "\n".join(lines(explanation)))
+    print(json.dumps(to_json(explanation), indent=1) if options.json else plain("\n".join(lines(explanation))))
     return RequestError.status if words_of_sbatch(explanation.test_only) == "refuses it" else COMPLETE
 
 
@@ -137,7 +134,8 @@ def explain_request(options: Namespace, rest: list[str]) -> Explanation:
         allocation = here(options)
     mpirun = chosen_mpirun(options)
     planned = planned_launch(options, allocation, program, run_dir, mpirun)
-    names = forwarded_names(planned.environ, (name for name, _ in options.forward))
+    names = forwarded_names(planned.environ, [*(name for name, _ in options.forward), *options.secret])
+    secrets = secret_values(options.secret, os.environ)
     plan_of_ranks = {
         "master_addr": "127.0.0.1" if allocation.source == "local" else allocation.hosts[0].name,
         "master_port": "(chosen by the launcher)",
@@ -153,7 +151,7 @@ def explain_request(options: Namespace, rest: list[str]) -> Explanation:
         hostfile_text(allocation, mpirun.dialect),
         mpirun.dialect.name,
         shlex.join(planned.command),
-        {name: masked(name, planned.environ[name]) for name in names if name in planned.environ},
+        {name: masked(name, planned.environ[name], secrets) for name in names if name in planned.environ},
         given_to_first(plan_of_ranks, allocation),
         options.bind_to,
         [],
@@ -200,7 +198,7 @@ def explain_run(options: Namespace) -> Explanation:
     allocation = Allocation.from_json(plan)
     command = (folder / "mpirun.txt").read_text().strip()
     words = shlex.split(command)
-    names = forwarded_by(words)
+    names, secrets = forwarded_by(words), secret_values(plan.get("secrets", ()), os.environ)
     job_id = next((entry.get("job_id") for entry in _attempts(run_dir) if entry["attempt"] == plan["attempt"]), None)
     return Explanation(
         allocation,
@@ -210,7 +208,7 @@ def explain_run(options: Namespace) -> Explanation:
         (folder / "hostfile").read_text(),
         "mpirun",
         command,
-        {name: masked(name, os.environ[name]) if name in os.environ else "(not set here)" for name in names},
+        {name: masked(name, os.environ[name], secrets) if name in os.environ else "(not set here)" for name in names},
         given_to_first(plan, allocation),
         bound_to(words),
         [record for record in read_records(folder) if record["state"] == "started"],
@@ -247,7 +245,7 @@ def allocation_of_job(detail: str, ranks_per_node: int | None) -> Allocation:
 
     Raises `RequestError` where Slurm has not said yet how many tasks each node will have.
     """
-    facts = dict(re.findall(r"\b(NodeList|NumNodes|NumTasks|NtasksPerN:B:S:C|TresPerNode)=(\S+)", detail))
+    facts = slurm.facts_of(detail, "NodeList|NumNodes|NumTasks|NtasksPerN:B:S:C|TresPerNode")
     nodes = int(facts.get("NumNodes", "1").partition("-")[0])
     nodelist = facts.get("NodeList", "(null)")
     if nodelist == "(null)":
@@ -291,11 +289,6 @@ def bound_to(command: Sequence[str]) -> str:
         if flag.lstrip("-") == "bind-to":
             return value
     return "none"
-
-
-def masked(name: str, value: str) -> str:
-    """The value, or a mask where the name says that it is secret; users and passwords in addresses are masked too."""
-    return MASK if SECRET.search(name) else _USER_IN_URL.sub(MASK, value)
 
 
 def cpus_of(place: RankPlace, allocation: Allocation, binding: str) -> str | None:
@@ -345,9 +338,10 @@ def lines(explanation: Explanation) -> list[str]:
         shown += [f"# {explanation.dialect}", explanation.command, ""]
     if explanation.environment:
         shown += ["# environment of every rank: forwarded by name, with the values of this machine"]
-        shown += [*(f"{name}={value}" for name, value in explanation.environment.items()), ""]
+        shown += [*(f"{name}={line(value)}" for name, value in explanation.environment.items()), ""]
     if explanation.first_rank:
-        shown += ["# and of rank 0 alone", *(f"{name}={value}" for name, value in explanation.first_rank.items()), ""]
+        own = (f"{name}={line(value)}" for name, value in explanation.first_rank.items())
+        shown += ["# and of rank 0 alone", *own, ""]
     shown += ["# rank map", *map_lines(explanation)]
     if explanation.records:
         shown += ["", "# as the ranks themselves said when they began"]

@@ -110,7 +110,7 @@ def with_positions(jobs: dict[str, Job]) -> dict[str, Job]:
 
 def parse_detail(detail: str) -> Job:
     """From ``scontrol show job``."""
-    facts = dict(re.findall(r"\b(JobState|Reason|StartTime|Partition|Priority)=(\S+)", detail))
+    facts = slurm.facts_of(detail, "JobState|Reason|StartTime|Partition|Priority")
     priority = facts.get("Priority", "")
     return Job(
         facts.get("JobState", ""),

@@ -25,6 +25,7 @@ class SubmitOptions(TypedDict, total=False):
     hostfile: Text
     mpirun: Text
     forward: Mapping[str, str | None]
+    secret: Sequence[str]
     bind_to: str
     wdir: Text
     output_filename: Text

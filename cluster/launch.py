@@ -13,6 +13,7 @@ import time
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ from cluster.machine import is_this_host
 from cluster.mpirun import Mpirun, find_mpirun
 from cluster.notice import END, FAULT, START, Notices, notice, read_webhook
 from cluster.options import OptionParser, add_place_options, run, split_program
+from cluster.private import write_private
 from cluster.program import resolve_program
 from cluster.records import Records
 from cluster.rendezvous import rendezvous
@@ -56,6 +58,7 @@ from cluster.runfile import (
     record_attempt,
     write_json,
 )
+from cluster.secret import check_secrets, secret_values, without
 from cluster.sequel import DEFAULT_RESTARTS, REQUEUE, RESTART, Sequel, Situation, sequel
 from cluster.signals import Requests
 from cluster.stage_env import staged
@@ -94,8 +97,10 @@ def main(arguments: list[str]) -> int:
     requests = Requests(why_warned)
     requests.listen()  # a warning before there is anything to save must not kill the job
     command = parser()
-    before, program = split_program(resolve_arguments(arguments, command).resolved)
+    words = resolve_arguments(arguments, command).resolved
+    before, program = split_program(words)
     options = command.parse_options(before)
+    check_secrets(options.secret, options.forward, words, os.environ)
     program = resolve_program(program, options.wdir or ".")
     notices = Notices(read_webhook(options.notify) if options.notify else None)
     granted = find_allocation(options, os.environ)
@@ -105,6 +110,7 @@ def main(arguments: list[str]) -> int:
     if options.spare_nodes >= len(granted.hosts):
         raise RequestError(f"--spare-nodes {options.spare_nodes} of {len(granted.hosts)} granted: none would be left")
     with only_launcher_of(run_dir):
+        close_logs(run_dir)
         put_damaged_aside(run_dir)
         close_unfinished_attempts(run_dir, os.environ.get("SLURM_JOB_ID"))
         with staged(options.stage_env, program, granted, lambda: requests.stopped_by is not None) as program:
@@ -114,8 +120,8 @@ def main(arguments: list[str]) -> int:
     if then.kind == REQUEUE:
         job_id, restart_count = slurm.own_job_id(os.environ), slurm.restart_count(os.environ)
         lost = [*lost_by(os.environ["SLURM_JOB_ID"], read_run(run_dir)["attempts"]), *excluded]
-        if words := slurm.requeue(job_id, restart_count, len(granted.hosts), lost):
-            say([f"not requeued: {words}; submit the same command again, it goes on"])
+        if why_not := slurm.requeue(job_id, restart_count, len(granted.hosts), lost):
+            say([f"not requeued: {why_not}; submit the same command again, it goes on"])
     notices.close()
     return then.verdict.status
 
@@ -217,7 +223,7 @@ def launch(
     begun: dict[str, Any] = {"started": time.time(), "queued": queued_at(attempt), "launch": launch_id}
     begun |= {**slurm.job_facts(os.environ), **allocation.to_json()}
     try:
-        write_plan(attempt, allocation, mpirun, command, listener)
+        write_plan(attempt, allocation, mpirun, command, listener, options.secret)
         record_attempt(attempt, begun)
     except OSError as error:
         raise unwritable(attempt.run_dir, error) from error
@@ -227,9 +233,11 @@ def launch(
     def on_event(event: str, **facts: Any) -> None:
         record_event(attempt.run_dir, event, attempt=attempt.number, **facts)
 
+    secrets = secret_values(options.secret, environ)
     supervision = Supervision(
         command,
         environ,
+        secrets,
         allocation,
         attempt,
         listener,
@@ -241,6 +249,7 @@ def launch(
     if cut_off(allocation, end.lost_hosts):
         end = end._replace(lost_hosts=(allocation.hosts[0].name,), cut_off=True)
     verdict = decide(gather_witnesses(attempt, allocation, supervision.records, end, requests))
+    verdict = replace(verdict, summary=without(verdict.summary, secrets), detail=without(verdict.detail, secrets))
     ended = {
         "ended": time.time(),
         "seconds": end.seconds,
@@ -264,7 +273,9 @@ def submitit_job(arguments: list[str]) -> None:
     import logging
 
     logging.getLogger("submitit").setLevel(logging.WARNING)  # the verdict stays the end of the log
-    if status := run(main, arguments):
+    status = run(main, arguments)
+    os.umask(0o077)  # for what submitit writes of it
+    if status:
         sys.exit(status)
 
 
@@ -275,8 +286,20 @@ def parser() -> OptionParser:
     return options
 
 
+def close_logs(run_dir: Path) -> None:
+    """Close the logs of jobs to others, this one's too: Slurm has made them with the user's umask."""
+    for log in run_dir.glob("*.log"):
+        with suppress(OSError):
+            log.chmod(0o600)
+
+
 def write_plan(
-    attempt: Attempt, allocation: Allocation, mpirun: Mpirun, command: Sequence[str], listener: Listener
+    attempt: Attempt,
+    allocation: Allocation,
+    mpirun: Mpirun,
+    command: Sequence[str],
+    listener: Listener,
+    secrets: Sequence[str],
 ) -> None:
     """Everything that ranks read, and what a person may want to see later."""
     address, port = rendezvous(allocation, os.environ, attempt.number)
@@ -290,11 +313,12 @@ def write_plan(
         "master_port": port,
         "launcher": [listener.address, listener.port],
         "token": listener.token,
+        "secrets": list(secrets),
     }
     write_json(attempt.plan, plan)
-    attempt.mpirun_log.touch()
-    attempt.hostfile.write_text(hostfile_text(allocation, mpirun.dialect))
-    (attempt.path / "mpirun.txt").write_text(shlex.join(command) + "\n")
+    write_private(attempt.mpirun_log, "")
+    write_private(attempt.hostfile, hostfile_text(allocation, mpirun.dialect))
+    write_private(attempt.path / "mpirun.txt", shlex.join(command) + "\n")
 
 
 def gather_witnesses(

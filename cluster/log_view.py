@@ -24,6 +24,7 @@ from cluster.run_state import RunState, Snapshot, look, states
 from cluster.rundir import launcher_holds, next_attempt
 from cluster.runfile import read_json
 from cluster.runs import find_run
+from cluster.terminal import plain, plain_bytes
 
 USAGE = "python -m cluster logs RUN [options]"
 EPILOG = """\
@@ -257,12 +258,12 @@ class Ending:
 
 
 def copy(chunks: Iterable[bytes], out: BinaryIO) -> None:
-    out.writelines(chunks)
+    out.writelines(plain_bytes(chunk, out) for chunk in chunks)
     out.flush()
 
 
 def note(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+    print(plain(text), file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
+from cluster.terminal import plain, plain_bytes
+
 TAIL_LINES = 25
 TAIL_BYTES = 32_768
 
@@ -14,7 +16,7 @@ TAIL_BYTES = 32_768
 def say(lines: Iterable[str]) -> None:
     """Print lines, if any. A reader that has gone, or a full disk under the log, must not end the run they tell of."""
     try:
-        print("".join(f"{line}\n" for line in lines), end="", flush=True)
+        print("".join(f"{plain(line)}\n" for line in lines), end="", flush=True)
     except OSError:
         with suppress(OSError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -32,7 +34,7 @@ class LogFollower:
         with suppress(OSError):
             self._file = self._file or self._path.open("rb")
             if new := self._file.read():
-                self._out.write(new)
+                self._out.write(plain_bytes(new, self._out))
                 self._out.flush()
 
 

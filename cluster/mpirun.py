@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from cluster.allocation import Allocation
-from cluster.errors import LauncherError
+from cluster.errors import LauncherError, RequestError
 from cluster.machine import is_this_host
 
 
@@ -143,14 +143,27 @@ def mpirun_command(
     ssh: str | None = None,
     extra: Sequence[str] = (),
 ) -> list[str]:
-    """The whole command line that starts one process per planned rank."""
+    """The whole command line that starts one process per planned rank; `program_of` undoes what it does to `program`.
+
+    Raises `RequestError` for a value that mpirun would not take for one.
+    """
     dialect = mpirun.dialect
+    for option, given in (("--bind-to", bind_to), ("--nic", nic), ("--ssh", ssh)):
+        if given and (given.startswith("-") or given == ":"):
+            raise RequestError(f"{option} {given}: that is no value, but a word of mpirun's own")
     command = [mpirun.path, dialect.hostfile, hostfile, dialect.ranks, str(allocation.world_size)]
     command += [*dialect.placement, dialect.bind_to, bind_to, dialect.wdir, wdir]
     for template, value in ((dialect.nic, nic), (dialect.ssh, ssh if allocation.source == "ssh" else None)):
         if value:
             command += [part.format(value) for part in template]
-    return [*command, *dialect.forward(forward), *extra, *program]
+    # A colon alone begins another application, wherever it stands.
+    words = [word + ":" if word and not word.strip(":") else word for word in program]
+    return [*command, *dialect.forward(forward), *extra, *words]
+
+
+def program_of(words: Sequence[str]) -> list[str]:
+    """The program as it was asked for, from the words that mpirun started it with."""
+    return [word[1:] if word and not word.strip(":") else word for word in words]
 
 
 def _ask_version(path: str) -> str:

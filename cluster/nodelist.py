@@ -14,6 +14,9 @@ from cluster.errors import RequestError
 MAX_HOSTS = 1_000_000
 """More than any Slurm system has; a list that expands further is a typing error, not an allocation."""
 
+HOST_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*", re.ASCII)
+"""What a host may be called: it stands in hostfiles and among the arguments of ssh, where ``-o…`` is an option."""
+
 _PIECE = re.compile(r"([^\[\],\s]+)|\[([^\[\]]*)\]")
 _RANGE = re.compile(r"(\d+)(?:-(\d+))?", re.ASCII)
 _COUNT = re.compile(r"(\d+)(?:\(x(\d+)\))?", re.ASCII)
@@ -40,6 +43,8 @@ def expand_nodelist(nodelist: str) -> list[str]:
             names = [name + part for name in names for part in parts]
             position = piece.end()
         if position == start:
+            raise _unreadable(nodelist)
+        if not HOST_NAME.fullmatch(names[0]):  # the others differ by digits alone
             raise _unreadable(nodelist)
         hosts += names
         if position == len(nodelist):

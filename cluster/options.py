@@ -8,11 +8,13 @@ import argparse
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import NoReturn
 
+from cluster.environment import VARIABLE_NAME
 from cluster.errors import ClusterError, RequestError
 from cluster.rundir import DEFAULT_OUTPUT_DIR
+from cluster.terminal import plain
 
 
 class OptionParser(argparse.ArgumentParser):
@@ -45,6 +47,13 @@ class OptionParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise RequestError(message)
+
+
+def check_words(words: Iterable[str]) -> None:
+    """Raise `RequestError` for a word that no process can be given, or no file of ours can hold."""
+    for word in words:
+        if "\0" in word or (not word.isascii() and word != word.encode(errors="replace").decode()):
+            raise RequestError(f"the argument {word!r} has a NUL or is not UTF-8: give it without")
 
 
 def split_program(arguments: list[str]) -> tuple[list[str], list[str]]:
@@ -110,6 +119,14 @@ def add_place_options(parser: argparse.ArgumentParser) -> None:
         help="hand this variable to every rank, beside the usual ones",
     )
     ranks.add_argument(
+        "--secret",
+        type=variable_name,
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="the same for one whose value is shown and written nowhere (HF_TOKEN and WANDB_API_KEY always)",
+    )
+    ranks.add_argument(
         "--bind-to", default="none", metavar="WHAT", help="mpirun's binding: none (default), core, numa, …"
     )
     ranks.add_argument("--wdir", metavar="DIR", help="working directory of the ranks (default: this one)")
@@ -173,7 +190,7 @@ def run(main: Callable[[list[str]], int], arguments: list[str]) -> int:
     try:
         return main(arguments)
     except ClusterError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {plain(str(error))}", file=sys.stderr)
         return error.status
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -186,6 +203,13 @@ def run(main: Callable[[list[str]], int], arguments: list[str]) -> int:
 def environment_pair(text: str) -> tuple[str, str | None]:
     """``NAME`` or ``NAME=VALUE`` of ``-x``."""
     name, equals, value = text.partition("=")
-    if not name.isidentifier():
-        raise RequestError(f"-x {text!r}: wanted NAME or NAME=VALUE")
+    if not VARIABLE_NAME.fullmatch(name):
+        raise RequestError(f"-x {name!r}: wanted NAME or NAME=VALUE")
     return name, value if equals else None
+
+
+def variable_name(text: str) -> str:
+    """An argparse type: ``NAME`` of ``--secret``."""
+    if not VARIABLE_NAME.fullmatch(text):
+        raise RequestError(f"--secret {text.partition('=')[0]!r}: wanted the NAME of a variable, without its value")
+    return text

@@ -103,6 +103,11 @@ def hours(limit: str) -> float | None:
     return first / 60 + second / 3600
 
 
+def log_pattern(directory: Path, name: str) -> str:
+    """The file of that name (``%x-%j.log``) in a directory whose own name means nothing to Slurm."""
+    return str(directory).replace("%", "%%") + f"/{name}"
+
+
 def after(job_id: str, options: Mapping[str, str]) -> dict[str, str]:
     """These options of a job, which then waits for another to succeed, and is dropped where that one does not."""
     dependency = ",".join(filter(None, [options.get("dependency"), f"afterok:{job_id}"]))
@@ -116,7 +121,21 @@ def check_sbatch_options(options: Mapping[str, str]) -> Mapping[str, str]:
             raise RequestError(f"sbatch option {name!r}: wanted a long name without dashes, such as reservation")
         if not value.isprintable():
             raise RequestError(f"sbatch option --{name}: {value!r} has a line break or control character")
+        if name == "job-name" and re.search(r"[\s/]", value):
+            raise RequestError(f"sbatch option --job-name: {value!r} has a space or slash, and is to name files")
     return options
+
+
+def header_value(value: str) -> str:
+    """A value as sbatch reads it in the header, whose quotes are not the shell's: a backslash counts within them too.
+
+    Raises `RequestError` for a line break or control character: the rest would be a line of its own.
+    """
+    if not value.isprintable():
+        raise RequestError(f"{value!r} has a line break or control character: sbatch takes none in its options")
+    if value == shlex.quote(value):
+        return value
+    return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
 
 
 def batch_script(
@@ -129,7 +148,7 @@ def batch_script(
 
     With ``exec`` the warning signal reaches the launcher itself and its exit status is the job's.
     """
-    header = [f"#SBATCH --{name}" + (f"={shlex.quote(value)}" if value else "") for name, value in options.items()]
+    header = [f"#SBATCH --{name}" + (f"={header_value(value)}" if value else "") for name, value in options.items()]
     site = [f"source {shlex.quote(str(setup))}"] if setup else []
     exports = [f"export {name}={shlex.quote(value)}" for name, value in variables.items()]
     return "\n".join(["#!/bin/bash", *header, "", *site, *exports, f"exec {command}", ""])

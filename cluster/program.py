@@ -21,7 +21,7 @@ def resolve_program(program: Sequence[str], wdir: str = ".") -> list[str]:
 
     Raises `RequestError` where executable, script or module do not exist.
     """
-    if not Path(wdir).is_dir():
+    if not os.path.isdir(wdir):
         raise RequestError(f"--wdir {wdir} is no directory")
     if not program:
         raise RequestError("no program: put it after ' -- ', such as: -- python my_script.py")
@@ -45,7 +45,7 @@ def _check_python_arguments(arguments: Sequence[str], wdir: Path) -> None:
         if argument == "-c":
             return
         if not argument.startswith("-"):
-            if not (wdir / argument).exists():
+            if not os.path.exists(wdir / argument):
                 raise RequestError(f"the script {argument} does not exist in {wdir}")
             return
     raise RequestError("no script or module after python: wanted python my_script.py or python -m my_module")
@@ -66,4 +66,4 @@ def _module_exists(name: str, wdir: Path) -> bool:
 
 
 def _is_module(folder: Path, relative: Path) -> bool:
-    return (folder / f"{relative}.py").is_file() or (folder / relative / "__main__.py").is_file()
+    return os.path.isfile(folder / f"{relative}.py") or os.path.isfile(folder / relative / "__main__.py")

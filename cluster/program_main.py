@@ -139,7 +139,7 @@ def write_error_file(path: str | None, detail: str) -> None:
         return
     last = detail.rstrip().rpartition("\n")[2]
     extra = {"py_callstack": detail, "timestamp": str(int(time.time()))}
-    with suppress(OSError), open(path, "w", encoding="utf-8") as file:
+    with suppress(OSError), open(os.open(path, os.O_WRONLY | os.O_CREAT, 0o600), "w", encoding="utf-8") as file:
         json.dump({"message": {"message": last, "extraInfo": extra}}, file)
 
 

@@ -23,6 +23,7 @@ from cluster.compile_cache import compile_cache_variables
 from cluster.environment import default_omp_threads, rank_environment, simulated_gpus
 from cluster.errors import LAUNCHER
 from cluster.machine import die_with_parent, is_this_host, visible_gpus
+from cluster.mpirun import program_of
 from cluster.preflight import node_facts
 from cluster.watch import WARNINGS, Ending, Watched, watch
 
@@ -36,7 +37,8 @@ def main(arguments: Sequence[str]) -> int:
     for number in WARNINGS:
         signal.signal(number, signal.SIG_IGN)
     die_with_parent(signal.SIGKILL)
-    plan_path, _, *program = arguments
+    plan_path, _, *given = arguments
+    program = program_of(given)
     here = socket.gethostname()
     try:
         plan = json.loads(Path(plan_path).read_text())

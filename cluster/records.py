@@ -9,14 +9,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
+from cluster.private import private
+from cluster.secret import without
+
 STATES = ("started", "complete", "saved", "failed")
 
 
 class Records:
-    """The records of one attempt; the first end of a rank counts."""
+    """The records of one attempt; the first end of a rank counts. What they quote is kept without these secrets."""
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, path: Path, secrets: Mapping[str, str]) -> None:
+        self._path, self._secrets = path, secrets
         self._file: TextIO | None = None
         self._by_state: dict[str, dict[int, dict[str, Any]]] = {state: {} for state in STATES}
 
@@ -24,9 +27,10 @@ class Records:
         state, rank = record["state"], record["rank"]
         if rank in self._by_state[state] or (state != "started" and rank in self.ended):
             return
-        self._by_state[state][rank] = dict(record)
+        record = {name: without(one, self._secrets) if isinstance(one, str) else one for name, one in record.items()}
+        self._by_state[state][rank] = record
         try:
-            self._file = self._file or self._path.open("a")
+            self._file = self._file or open(self._path, "a", opener=private)  # noqa: SIM115 (closed by `close`)
             self._file.write(json.dumps(record) + "\n")
             self._file.flush()
         except OSError:

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from cluster.private import make_private_directory
 from cluster.runfile import read_json, write_json
 
 
@@ -37,8 +38,8 @@ def record_request(run_dir: Path, arguments: Sequence[str], job_id: str | None, 
     """
     request = Request(list(arguments), os.getcwd(), submitted or time.time(), job_id)
     try:
-        run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        write_json(run_dir / "request.json", request._asdict(), mode=0o600)
+        make_private_directory(run_dir)
+        write_json(run_dir / "request.json", request._asdict())
     except OSError as error:
         print(f"warning: {run_dir}/request.json cannot be written ({error.strerror}): resubmit will not know the run")
 

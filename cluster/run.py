@@ -18,6 +18,7 @@ from typing import Any
 
 from cluster import slurm
 from cluster.errors import RequestError
+from cluster.private import check_private
 from cluster.progress import Progress, all_rows, read_progress
 from cluster.request import Request, read_request
 from cluster.run_state import RunState, look, look_now
@@ -81,6 +82,7 @@ class Run:
     @property
     def request(self) -> Request:
         """What was submitted. Raises `RequestError` for a run that was started in another way."""
+        check_private(self.directory)
         if request := read_request(self.directory):
             return request
         raise RequestError(

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from cluster.errors import ClusterError, LauncherError, RequestError
+from cluster.private import make_private_directory, private
 
 DEFAULT_OUTPUT_DIR = "outputs"
 TRAINING_MODULES = ("training.train_llm", "training.prepare")
@@ -122,8 +123,8 @@ def only_launcher_of(run_dir: Path) -> Iterator[None]:
     Raises `RequestError` where another launcher holds it, or where the directory cannot be written.
     """
     try:
-        run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        lock = (run_dir / "launcher.lock").open("a+")
+        make_private_directory(run_dir)
+        lock = open(run_dir / "launcher.lock", "a+", opener=private)  # noqa: SIM115 (closed below)
     except OSError as error:
         raise unwritable(run_dir, error) from error
     with lock:
@@ -192,7 +193,7 @@ def create_directories(attempt: Attempt) -> None:
     try:
         for directory in (attempt.path, attempt.path / "errors"):
             directory.mkdir(mode=0o700)
-        attempt.log_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_private_directory(attempt.log_dir)
     except OSError as error:
         raise unwritable(attempt.run_dir, error) from error
 

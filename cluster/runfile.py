@@ -18,13 +18,14 @@ from typing import Any
 
 from cluster.errors import LAUNCHER, NODE
 from cluster.goodput import account
+from cluster.private import private
 from cluster.rundir import Attempt
 
 
-def write_json(path: Path, data: Any, mode: int = 0o666) -> None:
+def write_json(path: Path, data: Any) -> None:
     """Write aside and rename: a reader sees the old file or the new one, never half of it."""
     aside = path.with_name(f".{path.name}.{os.getpid()}")
-    with open(aside, "w", opener=lambda name, flags: os.open(name, flags, mode)) as file:
+    with open(aside, "w", opener=private) as file:
         file.write(json.dumps(data, indent=1) + "\n")
         file.flush()
         os.fsync(file.fileno())  # else a host that loses its power may leave an empty file under the new name

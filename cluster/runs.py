@@ -45,7 +45,7 @@ def find_run(given: str | None, output_dir: Path) -> Path:
 
 
 def is_run(directory: Path) -> bool:
-    return any((directory / mark).exists() for mark in MARKS)
+    return any(os.path.exists(directory / mark) for mark in MARKS)
 
 
 def name_from_here(directory: Path) -> str:

@@ -37,6 +37,11 @@ ENDED = frozenset(
 """Job states that do not change any more (squeue(1), JOB STATE CODES); PREEMPTED does where the job requeues."""
 
 
+_FREE_TEXT = re.compile(
+    r"(?<=JobName=).*|^ *(?:Comment|AdminComment|Command|WorkDir|Std(?:Err|In|Out)|MailUser|Features)=.*", re.MULTILINE
+)
+
+
 class JobState(NamedTuple):
     """A job as Slurm tells it. `exit_code` is the batch body's status, `signal` what ended it (0: nothing did)."""
 
@@ -62,6 +67,15 @@ def job_detail(job_id: str, seconds: float = SECONDS) -> str | None:
     return _ask(["scontrol", "show", "job", "-d", job_id], seconds)
 
 
+def facts_of(detail: str, names: str) -> dict[str, str]:
+    """Values by name, of ``scontrol show job``; `names` are separated by ``|``.
+
+    The lines on which users' own words stand are left out: a job may be called ``a JobState=COMPLETED``.
+    """
+    own = re.sub(_FREE_TEXT, "", detail)
+    return dict(re.findall(rf"\b({names})=(\S+)", own))
+
+
 def record_of(detail: str, job_id: str) -> str:
     """That job's own part of ``scontrol show job``.
 
@@ -84,7 +98,7 @@ def job_state(job_id: str) -> JobState | None:
 
 def parse_job_detail(detail: str) -> JobState:
     """From ``JobState=FAILED Reason=NonZeroExitCode … ExitCode=3:0``."""
-    facts = dict(re.findall(r"\b(JobState|Reason|ExitCode)=(\S+)", detail))
+    facts = facts_of(detail, "JobState|Reason|ExitCode")
     code, _, number = facts.get("ExitCode", "0:0").partition(":")
     return JobState(facts["JobState"], facts.get("Reason", ""), int(code), int(number or 0))
 
@@ -225,7 +239,7 @@ def requeue(job_id: str, restart_count: int, nodes: int, lost: Sequence[str] = (
 
 def _exclude(job_id: str, nodes: int, lost: Sequence[str]) -> str | None:
     """Keep a queued job from the hosts that it has lost; why not, where it cannot be."""
-    facts = dict(re.findall(r"\b(ExcNodeList|Partition)=(\S+)", job_detail(job_id) or ""))
+    facts = facts_of(job_detail(job_id) or "", "ExcNodeList|Partition")
     present = facts.get("ExcNodeList", "(null)")
     states = _ask(["sinfo", "--noheader", "--Node", f"--partition={facts.get('Partition')}", "--format=%N %t"])
     avoided = hosts_to_avoid(
@@ -267,7 +281,7 @@ def _may_be_used(state: str) -> bool:
 
 def may_requeue(detail: str) -> bool:
     """Whether the job still runs, or was only ended by its time limit: a cancelled one must stay cancelled."""
-    facts = dict(re.findall(r"\b(JobState|Reason)=(\S+)", detail))
+    facts = facts_of(detail, "JobState|Reason")
     return facts.get("JobState") == "RUNNING" or facts.get("Reason") == "TimeLimit"
 
 
@@ -288,7 +302,7 @@ def controller_answers() -> bool:
 
 def why_warned(detail: str | None, now: float) -> str:
     """Why USR1 came, by ``scontrol show job`` at that moment: 'preempted', 'time limit', or just 'signal'."""
-    facts = dict(re.findall(r"\b(PreemptTime|EndTime)=(\S+)", detail or ""))
+    facts = facts_of(detail or "", "PreemptTime|EndTime")
     if facts.get("PreemptTime", "None") != "None":
         return "preempted"
     end = seconds_of(facts.get("EndTime", ""))
@@ -300,7 +314,7 @@ def why_stopped(detail: str | None, restart_count: int) -> str:
 
     A preempted job has been queued again by then: it counts one restart more than we know of.
     """
-    facts = dict(re.findall(r"\b(JobState|Reason)=(\S+)", detail or ""))
+    facts = facts_of(detail or "", "JobState|Reason")
     if facts.get("Reason") == "TimeLimit":
         return "time limit"
     requeued = restarts(detail or "") > restart_count

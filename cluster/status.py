@@ -23,6 +23,7 @@ from cluster.run_state import QUEUED, RUNNING, RunState, Snapshot, look, states
 from cluster.runfile import read_json
 from cluster.runs import all_runs, find_run
 from cluster.sweep_file import all_sweeps
+from cluster.terminal import plain
 
 USAGE = "python -m cluster status [options] [RUN]"
 EPILOG = """\
@@ -36,7 +37,7 @@ def main(arguments: list[str]) -> int:
     if options.watch:
         watch(lambda: shown(options), options.watch)
     else:
-        print(*shown(options), sep="\n")
+        print(*map(plain, shown(options)), sep="\n")
     return COMPLETE
 
 
@@ -249,7 +250,7 @@ def watch(look_again: Callable[[], list[str]], seconds: float) -> None:
     in_place = sys.stdout.isatty()
     try:
         while True:
-            lines = look_again()
+            lines = [plain(line) for line in look_again()]
             if in_place:
                 sys.stdout.write(frame(lines, *shutil.get_terminal_size(), time.strftime("%H:%M:%S")))
             else:

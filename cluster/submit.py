@@ -38,7 +38,9 @@ from cluster.plan import (
     after,
     batch_script,
     check_sbatch_options,
+    log_pattern,
 )
+from cluster.private import check_private, make_private_directory, private
 from cluster.program import resolve_program
 from cluster.rundir import (
     Attempt,
@@ -48,7 +50,9 @@ from cluster.rundir import (
     next_attempt,
     option_value,
     run_directory,
+    unwritable,
 )
+from cluster.secret import check_secrets
 
 if TYPE_CHECKING:
     import subprocess
@@ -171,6 +175,7 @@ def understand(given: Sequence[str]) -> Asked:
         raise RequestError("--prepare-sbatch is for the job of --prepare-first: give that too")
     if options.notify:
         read_webhook(options.notify)  # it is wrong now, or never
+    check_secrets(options.secret, options.forward, words, os.environ)
     return Asked(options, program, [*(word for word in before if word != "--json"), *words[len(before) :]])
 
 
@@ -270,7 +275,7 @@ def start_launcher(run_dir: Path, arguments: Sequence[str]) -> "subprocess.Popen
     environ = dict(os.environ)
     add_project(environ)
     command = [sys.executable, "-u", "-m", "cluster.launch", *arguments]
-    with (run_dir / LAUNCHER_LOG).open("a") as log:
+    with open(run_dir / LAUNCHER_LOG, "a", opener=private) as log:
         launcher = subprocess.Popen(
             command, env=environ, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
         )
@@ -375,7 +380,7 @@ def site_setup() -> Path | None:
 
 def training_script(plan: ResourcePlan, run_dir: Path, waits_for: str | None = None) -> str:
     """The batch script of the training, which may wait for another job."""
-    options = {"job-name": run_dir.name, **plan.sbatch_options(str(run_dir / "%x-%j.log"))}
+    options = {"job-name": run_dir.name, **plan.sbatch_options(log_pattern(run_dir, "%x-%j.log"))}
     waiting = options if waits_for is None else after(waits_for, options)
     return batch_script(waiting, site_setup(), submitit_command(run_dir))
 
@@ -384,7 +389,7 @@ def training_script(plan: ResourcePlan, run_dir: Path, waits_for: str | None = N
 def made(run_dir: Path) -> Iterator[None]:
     """The run directory is there; after an error, what was made and holds nothing is taken away again."""
     new = [directory for directory in (run_dir, *run_dir.parents) if not directory.exists()]
-    run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    make_private_directory(run_dir)
     try:
         yield
     except BaseException:
@@ -434,7 +439,7 @@ def preparation_script(
         )
     if options.wdir:
         own = {"chdir": os.path.abspath(options.wdir), **own}
-    header = plan.preparation_options(name, str(run_dir / "%x-%j.log"), check_sbatch_options(own))
+    header = plan.preparation_options(name, log_pattern(run_dir, "%x-%j.log"), check_sbatch_options(own))
     return batch_script(header, setup, preparation_command(program, run_dir), variables={})
 
 
@@ -482,7 +487,11 @@ def experiment_directory(options: Namespace, program: list[str]) -> Path:
     """Where the run will write, checked now rather than after hours in the queue."""
     job_name = options.job_name or (default_experiment(program) if is_training(program) else None)
     run_dir = run_directory(program, options.experiment_name, options.output_dir, job_name)
-    parent = next(directory for directory in (run_dir, *run_dir.parents) if directory.exists())
+    try:
+        check_private(run_dir)
+    except OSError as error:
+        raise unwritable(run_dir, error) from error
+    parent = next(directory for directory in (run_dir, *run_dir.parents) if os.path.exists(directory))
     if not os.access(parent, os.W_OK | os.X_OK) or not parent.is_dir():
         raise RequestError(f"the run directory {run_dir} cannot be written: choose another --output-dir")
     return run_dir
@@ -516,6 +525,7 @@ def launch_arguments(options: Namespace, ranks_per_node: int | None, run_dir: Pa
             arguments += [name, str(value)]
     for name, value in options.forward:
         arguments += ["-x", name if value is None else f"{name}={value}"]
+    arguments += [word for name in options.secret for word in ("--secret", name)]
     arguments += [f"--mpirun-arg={value}" for value in options.mpirun_arg]
     return arguments
 
@@ -581,7 +591,7 @@ def patiently(ask: Callable[[], str | None]) -> str | None:
 
 
 def submitit_command(run_dir: Path) -> str:
-    return shlex.join([sys.executable, "-u", "-m", "submitit.core._submit", str(run_dir / "submitit")])
+    return shlex.join([sys.executable, "-u", "-m", "cluster.submitted", str(run_dir / "submitit")])
 
 
 def sbatch_by_submitit(script: str, run_dir: Path, arguments: list[str]) -> str:
@@ -598,6 +608,7 @@ def sbatch_by_submitit(script: str, run_dir: Path, arguments: list[str]) -> str:
             return script
 
     folder = run_dir / "submitit"
+    make_private_directory(folder)
     before = set(folder.glob("*")) | set(folder.glob(".*"))
     job_id = ""
 
@@ -609,6 +620,8 @@ def sbatch_by_submitit(script: str, run_dir: Path, arguments: list[str]) -> str:
             for path in (set(folder.glob("*")) | set(folder.glob(".*"))) - before:
                 path.unlink()
             return " ".join(str(error).split())
+        for path in set(folder.iterdir()) - before:
+            path.chmod(0o600)
         return None
 
     words = patiently(submit)

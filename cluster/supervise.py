@@ -17,6 +17,7 @@ from cluster.errors import LauncherError
 from cluster.logs import LogFollower, say, tail
 from cluster.machine import adopt_orphans, descendants, die_with_parent
 from cluster.preflight import compare
+from cluster.private import private, write_private
 from cluster.records import Records
 from cluster.rundir import Attempt
 from cluster.signals import Requests
@@ -102,6 +103,7 @@ class Supervision:
         self,
         command: Sequence[str],
         environ: Mapping[str, str],
+        secrets: Mapping[str, str],
         allocation: Allocation,
         attempt: Attempt,
         listener: Listener,
@@ -109,7 +111,7 @@ class Supervision:
         hang_timeout: float,
         on_event: Callable[..., None],
     ) -> None:
-        self.records = Records(attempt.records)
+        self.records = Records(attempt.records, secrets)
         self._command, self._environ = command, environ
         self._allocation, self._world_size, self._attempt = allocation, allocation.world_size, attempt
         self._listener, self._requests = listener, requests
@@ -129,7 +131,7 @@ class Supervision:
     def run(self) -> End:
         """Run mpirun to its end. Its own output goes to ``mpirun.log``, rank 0's to standard output."""
         adopt_orphans()
-        with self._attempt.mpirun_log.open("wb") as log:
+        with open(self._attempt.mpirun_log, "wb", opener=private) as log:
             self._mpirun = subprocess.Popen(
                 self._command,
                 env=self._environ,
@@ -284,7 +286,7 @@ class Supervision:
             for view in sorted(views, key=lambda view: view.rank)
         ]
         with suppress(OSError):  # a full disk
-            (self._attempt.path / "stacks.txt").write_text("\n\n".join(stacks) + "\n")
+            write_private(self._attempt.path / "stacks.txt", "\n\n".join(stacks) + "\n")
         return {
             "rank": hang.rank,
             "host": guilty.host,

@@ -26,7 +26,8 @@ from cluster.grid import combinations, index_list, name_of, parse_grid
 from cluster.jobs import Jobs
 from cluster.keywords import command_words
 from cluster.options import OptionParser, at_least, run, split_program
-from cluster.plan import ResourcePlan, batch_script
+from cluster.plan import ResourcePlan, batch_script, log_pattern
+from cluster.private import check_private
 from cluster.progress import read_progress
 from cluster.ranking import ranking, ranking_lines
 from cluster.request import record_request
@@ -96,6 +97,7 @@ def main(arguments: list[str]) -> int:
     if not options.resume:
         print(*report(sweep, options.json), sep="\n")
         return COMPLETE
+    check_private(sweep.directory)
     if not os.path.isdir(sweep.given_in):
         raise RequestError(f"{options.sweep} was submitted in {sweep.given_in}: that is no directory any more")
     again, rest, words = understand_sweep(sweep.arguments)
@@ -265,7 +267,7 @@ def array_script(plan: ResourcePlan, sweep: Sweep, chosen: Sequence[int], limit:
         )
     options = {
         "job-name": sweep.directory.name,
-        **plan.sbatch_options(str(sweep.directory / "%x-%A_%a.log")),
+        **plan.sbatch_options(log_pattern(sweep.directory, "%x-%A_%a.log")),
         "array": index_list(chosen) + (f"%{limit}" if limit else ""),
     }
     command = [sys.executable, "-u", "-m", "cluster.element", str(sweep.directory / SWEEP_FILE)]

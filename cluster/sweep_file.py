@@ -73,7 +73,7 @@ def written(sweep: Sweep) -> Iterator[None]:
     path = sweep.directory / SWEEP_FILE
     before = path.read_bytes() if path.exists() else None
     elements = [element._asdict() for element in sweep.elements]
-    write_json(path, {"arguments": sweep.arguments, "directory": sweep.given_in, "elements": elements}, mode=0o600)
+    write_json(path, {"arguments": sweep.arguments, "directory": sweep.given_in, "elements": elements})
     try:
         yield
     except BaseException:

@@ -38,7 +38,7 @@ class OneRank:
             "token": self.listener.token,
         }
         (attempt / "plan.json").write_text(json.dumps(plan))
-        self._records = Records(attempt / "ranks.jsonl")
+        self._records = Records(attempt / "ranks.jsonl", {})
         self.process = subprocess.Popen(
             [sys.executable, "-m", "cluster.rank", str(attempt / "plan.json"), "--", *program],
             env={**os.environ, "PYTHONUNBUFFERED": "1", **AS_MPICH, **environ},

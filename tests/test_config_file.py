@@ -107,7 +107,7 @@ def test_the_launcher_puts_them_into_the_trainers_command(tmp_path: Path) -> Non
         ("[cluster]\nnodes = true", r"\[cluster\] nodes = true: one value is wanted"),
         ("[cluster]\ntime = [1]", r"\[cluster\] time = \[1\]: one value is wanted"),
         ("[cluster]\nsbatch = [true]", r"\[cluster\] sbatch = \[true\]: a text, or a list of texts, is wanted"),
-        ('[cluster]\nx = ["1=2"]', r"\[cluster\] x: -x '1=2': wanted NAME or NAME=VALUE"),
+        ('[cluster]\nx = ["1=2"]', r"\[cluster\] x: -x '1': wanted NAME or NAME=VALUE"),
         ("[cluster]\nwait = 1", r"\[cluster\] wait = 1: true or false is wanted"),
         ('[cluster]\ncluster = "slrm"', r"\[cluster\] cluster: invalid choice: 'slrm'"),
         ("[training]\nlr = {a = 1}", r'\[training\] lr = {"a": 1}: one value, or a list of texts, is wanted'),

@@ -11,7 +11,8 @@ import pytest
 
 from cluster import slurm
 from cluster.errors import RequestError
-from cluster.explain import allocation_of_job, bound_to, forwarded_by, main, masked, words_of_sbatch
+from cluster.explain import allocation_of_job, bound_to, forwarded_by, main, words_of_sbatch
+from cluster.secret import masked
 from conftest import ROOT, Mpi
 
 WHERE = """
@@ -148,7 +149,7 @@ def test_what_sbatch_refuses_is_told_apart_from_a_controller_that_is_away() -> N
     ],
 )
 def test_secrets_are_masked(name: str, value: str, shown: str) -> None:
-    assert masked(name, value) == shown
+    assert masked(name, value, {}) == shown
 
 
 def test_no_secret_stands_anywhere_in_what_is_shown(

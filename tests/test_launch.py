@@ -317,7 +317,7 @@ def test_a_run_directory_that_vanishes_ends_the_attempt_with_one_line(mpi: Mpi, 
             "error: this is srun step 1.0",
         ),
         ([], {"SLURM_JOB_ID": "1", "SLURM_HET_SIZE": "2", "SLURM_JOB_NODELIST": "n1"}, 70, "error: heterogeneous jobs"),
-        (["-x", "A B=1"], {}, 64, "error: -x 'A B=1': wanted NAME or NAME=VALUE"),
+        (["-x", "A B=1"], {}, 64, "error: -x 'A B': wanted NAME or NAME=VALUE"),
     ],
 )
 def test_what_cannot_be_launched_is_one_line_and_nothing_is_written(

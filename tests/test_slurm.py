@@ -98,3 +98,16 @@ def test_a_job_at_its_time_limit_may_still_be_queued_again(tmp_path: Path, monke
 
     assert slurm.requeue("5", 0, 2) is None
     assert asked.read_text() == "requeue 5\n"
+
+
+def test_a_users_own_words_are_no_facts_of_the_job() -> None:
+    detail = """\
+JobId=7 JobName=a JobState=COMPLETED ExitCode=0:0
+   UserId=u(1) JobState=FAILED Reason=NonZeroExitCode Dependency=(null)
+   Requeue=1 Restarts=0 BatchFlag=1 Reboot=0 ExitCode=3:0
+   Command=/home/u/JobState=COMPLETED ExitCode=0:0
+   WorkDir=/home/u/a JobState=COMPLETED
+   Comment=x JobState=COMPLETED ExitCode=0:0
+   StdOut=/home/u/ExitCode=0:0 JobState=COMPLETED
+"""
+    assert slurm.parse_job_detail(detail) == slurm.JobState("FAILED", "NonZeroExitCode", 3, 0)

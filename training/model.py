@@ -129,7 +129,7 @@ def _architecture(folder: Path, name: str) -> dict[str, Any]:
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
     try:
-        architecture: dict[str, Any] = AutoConfig.from_pretrained(folder).to_dict()
+        architecture: dict[str, Any] = AutoConfig.from_pretrained(folder, trust_remote_code=False).to_dict()
     except (OSError, ValueError, KeyError) as error:
         first = (str(error).splitlines() or [""])[0]
         raise InputError(f"--model-name {name}: {folder}/config.json cannot be used ({first}); {OTHERWISE}") from error
@@ -152,7 +152,7 @@ def load_tokenizer(source: ModelSource) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source.folder)
+        tokenizer = AutoTokenizer.from_pretrained(source.folder, trust_remote_code=False)
     except (OSError, ValueError, KeyError, ImportError) as error:
         first = (str(error).splitlines() or [""])[0]
         raise InputError(
@@ -182,7 +182,10 @@ def build_model(architecture: dict[str, Any], weights: Path | None) -> Any:
     Raises:
         InputError: the weights do not fit the architecture.
     """
+    from pickle import UnpicklingError
+
     import torch
+    from safetensors import SafetensorError
     from transformers import AutoConfig, AutoModelForCausalLM
 
     values = {key: value for key, value in architecture.items() if key != "model_type"}
@@ -192,9 +195,9 @@ def build_model(architecture: dict[str, Any], weights: Path | None) -> Any:
     else:
         try:
             loaded: Any = AutoModelForCausalLM.from_pretrained(
-                weights, config=config, dtype=torch.float32, output_loading_info=True
+                weights, config=config, dtype=torch.float32, output_loading_info=True, trust_remote_code=False
             )
-        except (OSError, ValueError, RuntimeError) as error:
+        except (OSError, ValueError, RuntimeError, SafetensorError, UnpicklingError) as error:
             first = (str(error).splitlines() or [""])[0]
             raise InputError(
                 f"the weights in {weights} cannot be loaded ({first}); give --from-scratch, or repair them"

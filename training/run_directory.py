@@ -7,6 +7,7 @@ import difflib
 import json
 import os
 import re
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -127,21 +128,40 @@ def check_writable(run: RunDirectory) -> None:
             raise InputError(f"the run directory {run.root} cannot be written: no permission for {owned}; {_WAY_OUT}")
 
 
+def check_private(directory: Path) -> None:
+    """Refuse a directory that is a link, another user's, or open for others to write.
+
+    Raises:
+        InputError: it says which.
+    """
+    found = directory.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o022:
+        mode = stat.filemode(found.st_mode)
+        raise InputError(
+            f"{directory} ({mode}, of user {found.st_uid}) is no directory that this user alone can write: what lies "
+            f"in it is not believed; {_WAY_OUT}"
+        )
+
+
 _WAY_OUT = "choose another --output-dir"
 
 
 def make_run_directory(run: RunDirectory) -> None:
     """Make the directory, readable by its owner alone: logs and configuration may hold what others should
-    not see.
+    not see. From here on this process makes files for their owner alone.
 
     Raises:
-        InputError: it cannot be made.
+        InputError: it cannot be made, or is there and others may have filled it.
     """
     check_writable(run)
+    os.umask(0o077)
     try:
         run.root.parent.mkdir(parents=True, exist_ok=True)
-        run.root.mkdir(mode=0o700, exist_ok=True)
-        run.checkpoints.mkdir(mode=0o700, exist_ok=True)
+        run.root.mkdir(exist_ok=True)
+        run.checkpoints.mkdir(exist_ok=True)
+        for directory in (run.root, run.checkpoints):
+            check_private(directory)
+            directory.chmod(0o700)
     except OSError as error:
         raise InputError(f"the run directory {run.root} cannot be made: {error.strerror}; {_WAY_OUT}") from error
 

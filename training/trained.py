@@ -141,13 +141,16 @@ def load_for_use(folder: Path, device: Any) -> tuple[Any, Any]:
     Raises:
         InputError: one of them cannot be loaded.
     """
+    from pickle import UnpicklingError
+
     import torch
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     try:
-        model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
+        model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except (OSError, ValueError, RuntimeError, KeyError, ImportError, SafetensorError, UnpicklingError) as error:
         first = (str(error).splitlines() or [type(error).__name__])[0]
         raise InputError(f"{folder} cannot be loaded ({first}); give a folder with model and tokenizer") from error
     return model.to(device).eval(), tokenizer
