@@ -208,7 +208,8 @@ def launch(
     """One attempt: its files, its mpirun, its verdict."""
     environ = mpirun_environment(os.environ, allocation, options.nic, mpirun.has_daemon)
     command = launch_command(options, mpirun, allocation, program, attempt, environ)
-    listener = Listener(own_address([host.name for host in allocation.hosts], is_this_host, options.nic))
+    address = own_address([host.name for host in allocation.hosts], is_this_host, options.nic)
+    listener = Listener(address, allocation.world_size)
 
     create_directories(attempt)
     begun: dict[str, Any] = {"started": time.time(), "queued": queued_at(attempt), "launch": launch_id}
@@ -288,7 +289,7 @@ def write_plan(
         "launcher": [listener.address, listener.port],
         "token": listener.token,
     }
-    write_json(attempt.plan, plan)
+    write_json(attempt.plan, plan, indent=None)  # every rank reads it
     attempt.mpirun_log.touch()
     attempt.hostfile.write_text(hostfile_text(allocation, mpirun.dialect))
     (attempt.path / "mpirun.txt").write_text(shlex.join(command) + "\n")

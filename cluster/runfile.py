@@ -21,11 +21,11 @@ from cluster.goodput import account
 from cluster.rundir import Attempt
 
 
-def write_json(path: Path, data: Any, mode: int = 0o666) -> None:
+def write_json(path: Path, data: Any, mode: int = 0o666, indent: int | None = 1) -> None:
     """Write aside and rename: a reader sees the old file or the new one, never half of it."""
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     with open(aside, "w", opener=lambda name, flags: os.open(name, flags, mode)) as file:
-        file.write(json.dumps(data, indent=1) + "\n")
+        file.write(json.dumps(data, indent=indent) + "\n")
         file.flush()
         os.fsync(file.fileno())  # else a host that loses its power may leave an empty file under the new name
     aside.rename(path)
