@@ -10,6 +10,9 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
+MESSAGES_KEPT = 1 << 17
+"""With what was found in them: a verdict asks several times of each rank, and there may be a hundred thousand."""
+
 _PEER_GONE = re.compile(
     r"connection (reset|closed|refused|was likely closed)|broken pipe|socket (unexpectedly )?closed|socket timeout"
     r"|peererror|ncclremoteerror|remote process exited|nccl communicator was aborted|application timeout caused pair"
@@ -73,13 +76,12 @@ def is_victim(record: Mapping[str, Any]) -> bool:
     return aborted and _says_that_peer_is_gone(record.get("output") or "")
 
 
-@lru_cache(maxsize=1 << 17)
+@lru_cache(maxsize=MESSAGES_KEPT)
 def _says_that_peer_is_gone(text: str) -> bool:
-    """Kept, because a verdict asks several times of each rank, and there may be a hundred thousand."""
     return bool(_PEER_GONE.search(text.lower()))
 
 
-@lru_cache(maxsize=1 << 17)
+@lru_cache(maxsize=MESSAGES_KEPT)
 def _says_that_time_was_out(text: str) -> bool:
     return bool(_COLLECTIVE_TIMEOUT.search(text.lower()))
 
@@ -132,6 +134,7 @@ def error_number(record: Mapping[str, Any]) -> int | None:
     return int(found[1] or found[2]) if found else None
 
 
+@lru_cache(maxsize=MESSAGES_KEPT)
 def final_message(detail: str) -> str:
     """The exception's own words, all its lines: what follows the last frame of the traceback.
 
