@@ -67,9 +67,9 @@ def meeting(ranks: int) -> tuple[float, float, float]:
     try:
         with os.fdopen(said) as lines:
             for _ in range(ranks):
-                rank, when, spent, memory = lines.readline().split()
+                who, when, spent, memory = lines.readline().split()
                 ended = max(ended, float(when))
-                of_rank_0 = float(spent) if rank == "0" else of_rank_0
+                of_rank_0 = float(spent) if who == "0" else of_rank_0
     finally:
         os.close(begun)
         for child in children:
@@ -96,16 +96,15 @@ def main() -> int:
     options = parser.parse_args()
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-    points = []
+    points: list[tuple[int, float, float]] = []
     for ranks in options.ranks:
         seconds, spent, memory = meeting(ranks)
         points.append((ranks, seconds, spent))
         print(
             f"{ranks:>6} ranks  {seconds:7.2f} s  rank 0 {spent:6.2f} s of CPU  {memory:5.1f} MB a client", flush=True
         )
-    sizes, wall, cpu = zip(*points, strict=True)
-    for name, seconds in (("this machine", wall), ("rank 0 alone", cpu)):
-        start, each = line_through(sizes, seconds)
+    for name, column in (("this machine", 1), ("rank 0 alone", 2)):
+        start, each = line_through([point[0] for point in points], [point[column] for point in points])
         predicted = ", ".join(f"{ranks:,}: {start + each * ranks:.1f} s" for ranks in PREDICTED)
         print(f"{name}  {start:.2f} s + {1e6 * each:.0f} µs a rank; by that {predicted}")
     return 0
