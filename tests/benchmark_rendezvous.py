@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Sequence
 
+from cluster.machine import die_with_parent
 from training.preflight import say_host
 from training.process_group import _agreed_device, _store_of_all
 from training.ranks import RankInfo
@@ -49,8 +50,8 @@ def meeting(ranks: int) -> tuple[float, float, float]:
         if child := os.fork():
             children.append(child)
             continue
-        status = 1
         try:
+            die_with_parent(signal.SIGKILL)
             os.close(begin)
             os.environ["RANK"] = str(rank)
             os.read(begun, 1)  # its end is the word to begin
@@ -59,7 +60,7 @@ def meeting(ranks: int) -> tuple[float, float, float]:
             os.write(say, f"{rank} {time.monotonic()} {used.ru_utime + used.ru_stime} {_own_memory()}\n".encode())
             signal.pause()
         finally:
-            os._exit(status)
+            os._exit(1)
     os.close(say)
     began = time.monotonic()
     os.close(begin)
