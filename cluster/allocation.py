@@ -82,13 +82,12 @@ class Allocation(NamedTuple):
 
     def table(self, longest: int = 32) -> list[str]:
         """The rank map as lines: rank, node, host, local rank, GPU; the middle is left out where it is long."""
-        places = self.rank_map()
         lines = ["rank  node  host                local  GPU"]
-        for place in places:
-            if len(places) > longest and longest // 2 <= place.rank < len(places) - longest // 2:
-                if place.rank == longest // 2:
-                    lines.append(f"   …  ({len(places) - longest} more)")
-                continue
+        size, half = self.world_size, longest // 2
+        ends = (*range(half), *range(size - half, size))
+        for place in self.rank_map() if size <= longest else map(self.place, ends):
+            if size > longest and place.rank == size - half:
+                lines.append(f"   …  ({size - 2 * half} more)")
             gpu = "-" if place.gpu is None else place.gpu
             lines.append(f"{place.rank:>4}  {place.node:>4}  {place.host:<18}  {place.local_rank:>5}  {gpu:>3}")
         return lines

@@ -19,15 +19,24 @@ from cluster.errors import LauncherError
 
 BEAT_EVERY = 1.0
 """Seconds between two words from either side while there is nothing else to say."""
+WORDS_A_SECOND = 30_000
+"""Heartbeats that the launcher takes in a second on part of one core (`tests/benchmark_scale.py`)."""
 FENCE = 10.0
 """Seconds without a word from the launcher after which a rank stops by itself: cut off, it must not go on for long
 beside the attempt that takes its place."""
 CONNECT_WITHIN = 30.0
 """Seconds in which a rank must have reached the launcher."""
+OTHER_FILES = 64
+"""Descriptors of the launcher beside the connections."""
 NAMES_TRIED = 3
 """Hosts by whose names the way to them is looked for: a site's Slurm may know nodes by names that nobody resolves."""
 LONGEST_LINE = 1 << 20
 """Bytes of one message; a peer that sends more is not ours."""
+
+
+def beat_every(ranks: int) -> float:
+    """Seconds between two words from either side: where there are very many ranks, each speaks more seldom."""
+    return max(BEAT_EVERY, ranks / WORDS_A_SECOND)
 
 
 class Wire:
@@ -90,9 +99,10 @@ class Wire:
 class Listener:
     """The launcher's end: the wires of all ranks that have shown the attempt's token."""
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, ranks: int = 1) -> None:
+        """Raises `LauncherError` where the system allows fewer connections than there will be ranks."""
         family = socket.getaddrinfo(address, 0, type=socket.SOCK_STREAM)[0][0]
-        _allow_descriptors()
+        _allow_descriptors(ranks + OTHER_FILES)
         self._server = socket.create_server((address, 0), family=family, backlog=4096)
         self._server.setblocking(False)
         self.address, self.port = address, int(self._server.getsockname()[1])
@@ -130,12 +140,12 @@ class Listener:
                 wire.send(message)
 
     @contextmanager
-    def keep_alive(self) -> Iterator[None]:
-        """A thread that keeps telling every rank that the launcher lives, also while a file system makes it wait."""
+    def keep_alive(self, every: float = BEAT_EVERY) -> Iterator[None]:
+        """A thread that tells every rank, so often, that the launcher lives, also while a file system makes it wait."""
         over = threading.Event()
 
         def speak() -> None:
-            while not over.wait(BEAT_EVERY):
+            while not over.wait(every):
                 for wire in list(self._ranks.values()):
                     wire.keep_alive()
 
@@ -186,11 +196,16 @@ class Listener:
         wire.close()
 
 
-def _allow_descriptors() -> None:
+def _allow_descriptors(wanted: int) -> None:
     """One connection per rank: the usual limit of 1024 descriptors is for programs that know no better."""
     import resource
 
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if most != resource.RLIM_INFINITY and most < wanted:
+        raise LauncherError(
+            f"the launcher needs {wanted:,} open files, one for each rank, and may have {most:,} (ulimit -Hn): "
+            "let the site raise LimitNOFILE of slurmd"
+        )
     with suppress(OSError, ValueError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 

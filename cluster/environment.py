@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from cluster.allocation import Allocation, Host, RankPlace
-from cluster.nodelist import compress_counts
+from cluster.nodelist import compress_counts, compress_nodelist
 
 FORWARDED_PREFIXES = (
     "CONDA_",
@@ -104,8 +104,9 @@ def mpirun_environment(
         if name not in STALE_NAMES and not name.startswith(STALE_PREFIXES)
     }
     if allocation.source == "slurm":
-        # The hosts used, which may be fewer than were granted: mpirun takes its nodes from here
-        kept["SLURM_JOB_NODELIST"] = kept["SLURM_NODELIST"] = ",".join(host.name for host in allocation.hosts)
+        # The hosts used, which may be fewer than were granted: mpirun takes its nodes from here.
+        # Folded, because Linux takes no variable over 128 KiB: 10,000 names of 14 letters are more.
+        kept["SLURM_JOB_NODELIST"] = kept["SLURM_NODELIST"] = compress_nodelist(host.name for host in allocation.hosts)
         kept["SLURM_JOB_NUM_NODES"] = kept["SLURM_NNODES"] = str(len(allocation.hosts))
         kept["SLURM_TASKS_PER_NODE"] = compress_counts([host.ranks for host in allocation.hosts])
         kept["SLURM_NTASKS"] = kept["SLURM_NPROCS"] = str(allocation.world_size)

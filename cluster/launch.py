@@ -217,7 +217,8 @@ def launch(
     """One attempt: its files, its mpirun, its verdict."""
     environ = mpirun_environment(os.environ, allocation, options.nic, mpirun.has_daemon)
     command = launch_command(options, mpirun, allocation, program, attempt, environ)
-    listener = Listener(own_address([host.name for host in allocation.hosts], is_this_host, options.nic))
+    address = own_address([host.name for host in allocation.hosts], is_this_host, options.nic)
+    listener = Listener(address, allocation.world_size)
 
     create_directories(attempt)
     begun: dict[str, Any] = {"started": time.time(), "queued": queued_at(attempt), "launch": launch_id}
@@ -315,7 +316,7 @@ def write_plan(
         "token": listener.token,
         "secrets": list(secrets),
     }
-    write_json(attempt.plan, plan)
+    write_json(attempt.plan, plan, indent=None)  # every rank reads it
     write_private(attempt.mpirun_log, "")
     write_private(attempt.hostfile, hostfile_text(allocation, mpirun.dialect))
     write_private(attempt.path / "mpirun.txt", shlex.join(command) + "\n")

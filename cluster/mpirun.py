@@ -14,6 +14,9 @@ from cluster.allocation import Allocation
 from cluster.errors import LauncherError, RequestError
 from cluster.machine import is_this_host
 
+LONGEST_ARGUMENT = 131_071
+"""Bytes of one argument or variable that Linux takes, without its end (MAX_ARG_STRLEN, execve(2))."""
+
 
 class Dialect(NamedTuple):
     """One row per family of mpirun. In `nic` and `ssh`, ``{}`` stands for the value.
@@ -30,6 +33,8 @@ class Dialect(NamedTuple):
     wdir: str
     nic: tuple[str, ...]
     ssh: tuple[str, ...]
+    by_ssh: tuple[str, ...]
+    """Daemons by ssh also in a Slurm job."""
     daemon_on_own_host: bool = False
 
     def forward(self, names: Sequence[str]) -> list[str]:
@@ -49,11 +54,13 @@ OPEN_MPI_4 = Dialect(
     wdir="--wdir",
     nic=("--mca", "btl_tcp_if_include", "{}", "--mca", "oob_tcp_if_include", "{}"),
     ssh=("--mca", "plm_rsh_agent", "{}"),
+    by_ssh=("--mca", "plm", "rsh"),
 )
 OPEN_MPI_5 = OPEN_MPI_4._replace(
     name="Open MPI 5",
     nic=("--mca", "btl_tcp_if_include", "{}", "--prtemca", "prte_if_include", "{}"),
     ssh=("--prtemca", "plm_ssh_agent", "{}"),
+    by_ssh=("--prtemca", "plm", "ssh"),
 )
 HYDRA = Dialect(
     name="MPICH (Hydra)",
@@ -65,6 +72,7 @@ HYDRA = Dialect(
     wdir="-wdir",
     nic=("-iface", "{}"),
     ssh=("-launcher", "ssh", "-launcher-exec", "{}"),
+    by_ssh=("-launcher", "ssh"),
     daemon_on_own_host=True,
 )
 
@@ -145,12 +153,20 @@ def mpirun_command(
 ) -> list[str]:
     """The whole command line that starts one process per planned rank; `program_of` undoes what it does to `program`.
 
-    Raises `RequestError` for a value that mpirun would not take for one.
+    Raises `RequestError` for a value that mpirun would not take for one, and where mpirun could not start its daemons:
+    it names their hosts to srun in one argument.
     """
     dialect = mpirun.dialect
     for option, given in (("--bind-to", bind_to), ("--nic", nic), ("--ssh", ssh)):
         if given and (given.startswith("-") or given == ":"):
             raise RequestError(f"{option} {given}: that is no value, but a word of mpirun's own")
+    names = ",".join(host.name for host in allocation.hosts) if allocation.source == "slurm" else ""
+    if len(f"--nodelist={names}") > LONGEST_ARGUMENT and not {*dialect.by_ssh} <= {*extra}:
+        by_ssh = " ".join(f"--mpirun-arg={word}" for word in dialect.by_ssh)
+        raise RequestError(
+            f"mpirun would name {len(allocation.hosts):,} hosts to srun in one argument of {len(names):,} bytes, Linux "
+            f"takes {LONGEST_ARGUMENT:,}: ask for fewer nodes, or have mpirun start its daemons by ssh: {by_ssh}"
+        )
     command = [mpirun.path, dialect.hostfile, hostfile, dialect.ranks, str(allocation.world_size)]
     command += [*dialect.placement, dialect.bind_to, bind_to, dialect.wdir, wdir]
     for template, value in ((dialect.nic, nic), (dialect.ssh, ssh if allocation.source == "ssh" else None)):

@@ -8,6 +8,7 @@ Grammar: https://slurm.schedmd.com/scontrol.html (hostlist expressions) and sbat
 """
 
 import re
+from collections.abc import Iterable, Sequence
 
 from cluster.errors import RequestError
 
@@ -79,6 +80,30 @@ def compress_counts(numbers: list[int]) -> str:
         else:
             runs.append((number, 1))
     return ",".join(f"{number}(x{length})" if length > 1 else str(number) for number, length in runs)
+
+
+def compress_nodelist(hosts: Iterable[str]) -> str:
+    """The inverse of `expand_nodelist`, order kept: ``['n08', 'n09', 'n10', 'a']`` becomes ``'n[08-10],a'``.
+
+    Only numbers at the end of a name are folded, as Slurm does: mpirun must read it.
+    """
+    folded: list[tuple[str, list[tuple[str, int]]]] = []  # of each prefix the ranges: the lowest as text, the highest
+    for host in hosts:
+        number = host[len(host.rstrip("0123456789")) :]
+        prefix = host.removesuffix(number)
+        if not (folded and folded[-1][0] == prefix and folded[-1][1] and number):
+            folded.append((prefix, []))
+        ranges = folded[-1][1]
+        if ranges and number == f"{ranges[-1][1] + 1:0{len(ranges[-1][0])}d}":
+            ranges[-1] = ranges[-1][0], ranges[-1][1] + 1
+        elif number:
+            ranges.append((number, int(number)))
+    return ",".join(prefix + _ranges_text(ranges) for prefix, ranges in folded)
+
+
+def _ranges_text(ranges: Sequence[tuple[str, int]]) -> str:
+    text = ",".join(low if int(low) == high else f"{low}-{high:0{len(low)}d}" for low, high in ranges)
+    return f"[{text}]" if "," in text or "-" in text else text
 
 
 def _expand_ranges(ranges: str, nodelist: str) -> list[str]:

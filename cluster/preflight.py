@@ -6,6 +6,7 @@ A node with another torch trains another model without a word; it is cheaper to 
 import os
 import sys
 import time
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -69,8 +70,8 @@ def compare(
 
 def _measure(name: str, facts: Mapping[str, Mapping[str, Any]]) -> str:
     """The first host that has of this fact what most have."""
-    values = [told.get(name) for told in facts.values()]
-    usual = max(values, key=values.count, default=None)
+    values = Counter(told.get(name) for told in facts.values())
+    usual = max(values, key=lambda value: values[value], default=None)
     return next((host for host, told in facts.items() if told.get(name) == usual), "")
 
 

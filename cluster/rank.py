@@ -18,10 +18,11 @@ from typing import Any
 
 from cluster.allocation import Allocation, RankPlace
 from cluster.blame import is_victim
-from cluster.channel import Wire, connect
+from cluster.channel import Wire, beat_every, connect
 from cluster.compile_cache import compile_cache_variables
 from cluster.environment import default_omp_threads, rank_environment, simulated_gpus
 from cluster.errors import LAUNCHER
+from cluster.logs import tail
 from cluster.machine import die_with_parent, is_this_host, visible_gpus
 from cluster.mpirun import program_of
 from cluster.preflight import node_facts
@@ -31,6 +32,8 @@ GRACE_FOR_THE_GUILTY = 1.0
 """Seconds that a rank whose peer has gone stays, so that mpirun does not kill that peer before its own record."""
 TAKEN_WITHIN = 5.0
 """Seconds in which the launcher should have taken a rank's last words."""
+LAST_OUTPUT = 2000
+"""Letters of its log that a rank tells which a signal ended; the launcher would have to read a file of each rank."""
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -93,8 +96,10 @@ def main(arguments: Sequence[str]) -> int:
             wire.send({"node": node_facts(Path(plan["run_dir"]), os.environ)})
 
         threading.Thread(target=tell_facts, daemon=True).start()
-    ending = watch(watched, wire, say_exception)
-    if is_victim(ending._asdict()):
+    ending = watch(watched, wire, say_exception, beat_every(size))
+    if ending.outcome == "signal":  # NCCL's watchdog says there why it aborts
+        facts["output"] = tail(Path(plan["log_dir"], f"rank-{rank}.log"))[-LAST_OUTPUT:]
+    if is_victim({**facts, **ending._asdict()}):
         time.sleep(GRACE_FOR_THE_GUILTY)
     say_end(wire, facts, ending)
     return 0 if ending.outcome == "saved" else ending.status  # mpirun would kill the ranks that are still saving

@@ -22,11 +22,11 @@ from cluster.private import private
 from cluster.rundir import Attempt
 
 
-def write_json(path: Path, data: Any) -> None:
+def write_json(path: Path, data: Any, indent: int | None = 1) -> None:
     """Write aside and rename: a reader sees the old file or the new one, never half of it."""
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     with open(aside, "w", opener=private) as file:
-        file.write(json.dumps(data, indent=1) + "\n")
+        file.write(json.dumps(data, indent=indent) + "\n")
         file.flush()
         os.fsync(file.fileno())  # else a host that loses its power may leave an empty file under the new name
     aside.rename(path)

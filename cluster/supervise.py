@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 
 from cluster.allocation import Allocation
 from cluster.blame import is_victim
-from cluster.channel import Listener
+from cluster.channel import Listener, beat_every
 from cluster.errors import LauncherError
-from cluster.logs import LogFollower, say, tail
+from cluster.logs import LogFollower, say
 from cluster.machine import adopt_orphans, descendants, die_with_parent
 from cluster.preflight import compare
 from cluster.private import private, write_private
@@ -39,6 +39,8 @@ LAST_WORDS_WITHIN = 3.0
 """Seconds in which ranks may still say how they ended once mpirun has."""
 LOOK_AT_DIRECTORY_EVERY = 3.0
 COMPARE_EVERY = 1.0
+WARNINGS_SAID = 16
+"""Of the preflight's: ten thousand clocks may be wrong at once."""
 QUIET = 2.5
 """Seconds without a word after which a host may be about to be lost: nobody else is blamed before that is known."""
 START_WITHIN = 600.0
@@ -82,16 +84,16 @@ class Noticed:
     hang: dict[str, Any] | None = None
     vanished: dict[int, float] = field(default_factory=dict)
 
-    def overdue(self, now: float, quiet: bool) -> bool:
+    def overdue(self, now: float, is_quiet: Callable[[float], bool]) -> bool:
         """Whether everything should have ended by now: something failed, or all ended well, and had its time.
 
-        While some host is `quiet`, ranks that only followed another do not end the attempt: it may be its fault.
+        While some host `is_quiet`, ranks that only followed another do not end the attempt: it may be its fault.
         """
         if self.lost_hosts or self.unfit or self.hang:
             return True
         culprit = self.culprit_at is not None and now - self.culprit_at > GRACE_AFTER_FAILURE
-        failed = self.failed_at is not None and now - self.failed_at > GRACE_AFTER_VICTIMS and not quiet
-        vanished = any(now - at > GRACE_AFTER_FAILURE for at in self.vanished.values())
+        failed = self.failed_at is not None and now - self.failed_at > GRACE_AFTER_VICTIMS and not is_quiet(now)
+        vanished = now - min(self.vanished.values(), default=now) > GRACE_AFTER_FAILURE
         ended_well = self.ended_well_at is not None and now - self.ended_well_at > GRACE_AFTER_COMPLETION
         return culprit or failed or vanished or ended_well
 
@@ -114,8 +116,11 @@ class Supervision:
         self.records = Records(attempt.records, secrets)
         self._command, self._environ = command, environ
         self._allocation, self._world_size, self._attempt = allocation, allocation.world_size, attempt
+        self._places, self._nodes = allocation.rank_map(), len({host.name for host in allocation.hosts})
         self._listener, self._requests = listener, requests
         self._hang_timeout, self._on_event = hang_timeout, on_event
+        self._beat_every = beat_every(self._world_size)
+        self._quiet = max(QUIET, 1.5 * self._beat_every)
         self._views: dict[int, RankView] = {}
         self._noticed = Noticed()
         self._shown = LogFollower(attempt.log_of(0), sys.stdout.buffer)
@@ -142,7 +147,7 @@ class Supervision:
                 preexec_fn=lambda: die_with_parent(signal.SIGTERM),  # noqa: PLW1509 (no other thread runs here)
             )
         try:
-            with self._listener.keep_alive():
+            with self._listener.keep_alive(self._beat_every):
                 killed = self._watch()
                 self._hear_last_words()
         finally:
@@ -167,25 +172,30 @@ class Supervision:
         noticed = self._noticed
         while self._mpirun.poll() is None:
             self._hear(LOOK_EVERY)
-            self._shown.copy_new()
             now = time.monotonic()
+            if now - self._looked_at < LOOK_EVERY * self._beat_every:
+                continue  # words come one by one; of all ranks the whole is seen now and then
+            self._shown.copy_new()
             self._judge(now)
             if now - self._directory_seen_at > LOOK_AT_DIRECTORY_EVERY:
                 self._directory_seen_at = now
                 self._check_directory()
-            if self._requests.warnings and len(self.records.of("started")) == self._world_size:
+            if self._requests.warnings and self.records.count("started") == self._world_size:
                 self._listener.tell({"do": "warn", "signal": self._requests.warnings.pop()})
                 if self._requests.by_keyboard:
                     say(["Ctrl-C: the ranks are asked to save and stop; once more stops them now"])
                 self._requests.told()
             if self._requests.stopped_by is not None and noticed.stop_at is None:
                 noticed.stop_at = now
-            if noticed.stop_at is None and noticed.overdue(now, quiet=bool(silent_hosts(self._running(), now, QUIET))):
+            if noticed.stop_at is None and noticed.overdue(now, self._is_quiet):
                 noticed.stop_at = now
             if noticed.stop_at is not None:
                 self._stop(now - noticed.stop_at)
         self._check_directory()  # ranks that start late cannot read their plan: that is not what happened
         return noticed.stop_at is None and self._mpirun.returncode < 0
+
+    def _is_quiet(self, now: float) -> bool:
+        return bool(silent_hosts(self._running(), now, self._quiet))
 
     def _hear(self, seconds: float) -> None:
         """Take in what ranks say."""
@@ -194,25 +204,28 @@ class Supervision:
             if record := message.get("record"):
                 self._take(record, now)
             if facts := message.get("node"):
-                self._compare_nodes(self._allocation.place(rank).host, facts)
+                self._compare_nodes(self._places[rank].host, facts)
             if message.get("stopping"):
                 self._stopping.add(rank)
             if message.get("closed"):
                 self._gone.add(rank)
-                if rank not in self.records.ended | self._stopping:
+                if rank not in self.records.ended and rank not in self._stopping:
                     self._noticed.vanished[rank] = now
             elif view := self._views.get(rank):
                 view.hear(message, now)
+        self.records.flush()
 
     def _compare_nodes(self, host: str, facts: dict[str, Any]) -> None:
         """The preflight's comparison, as soon as every node has told of itself; ranks import meanwhile."""
         self._facts[host], self._facts_heard_at[host] = facts, time.time()
-        names = [host.name for host in self._allocation.hosts]
-        if set(self._facts) < set(names):
+        if len(self._facts) < self._nodes:
             return
+        names = dict.fromkeys(host.name for host in self._allocation.hosts)
         unfit, warnings = compare({name: self._facts[name] for name in names}, self._facts_heard_at)
         self._noticed.unfit += unfit
-        say(f"warning: {warning}" for warning in warnings)
+        say(f"warning: {warning}" for warning in warnings[:WARNINGS_SAID])
+        if len(warnings) > WARNINGS_SAID:
+            say([f"warning: … and {len(warnings) - WARNINGS_SAID} more like these"])
 
     def _take(self, record: dict[str, Any], now: float) -> None:
         rank = record["rank"]
@@ -221,21 +234,19 @@ class Supervision:
             self._views[rank] = view
             self.records.add(record)
             return
-        if record["outcome"] == "signal":
-            record["output"] = tail(self._attempt.log_of(rank))[-2000:]  # NCCL's watchdog says there why it aborts
         self.records.add({**record, "step": self._views[rank].step if rank in self._views else None})
         self._listener.tell({"do": "leave"}, [rank])
         if record["state"] == "failed":
             self._noticed.failed_at = self._noticed.failed_at or now
-            if not is_victim(record):
-                self._noticed.culprit_at = self._noticed.culprit_at or now
-        elif len(self.records.of("complete")) + len(self.records.of("saved")) == self._world_size:
+            if self._noticed.culprit_at is None and not is_victim(record):
+                self._noticed.culprit_at = now
+        elif self.records.count("complete") + self.records.count("saved") == self._world_size:
             self._noticed.ended_well_at = now
 
     def _judge(self, now: float) -> None:
         """Notice what no rank says: silence, hangs, slowness."""
         noticed = self._noticed
-        if now - self._looked_at > 2.0:
+        if now - self._looked_at > 2 * self._beat_every:
             for view in self._views.values():
                 view.heard_at = view.moved_at = now  # this process itself was stopped: everybody has their time anew
         self._looked_at = now
@@ -276,8 +287,8 @@ class Supervision:
 
     def _running(self) -> list[RankView]:
         """Ranks that began, and neither said how they ended nor are gone."""
-        over = self.records.ended | self._gone
-        return [view for rank, view in self._views.items() if rank not in over]
+        ended, gone = self.records.ended, self._gone
+        return [view for rank, view in self._views.items() if rank not in ended and rank not in gone]
 
     def _explain(self, hang: Hang, views: Sequence[RankView]) -> dict[str, Any]:
         guilty = self._views[hang.rank]
@@ -328,7 +339,7 @@ class Supervision:
                 return
             self._tell_to_stop()
             self._hear(LOOK_EVERY)
-        lost = silent_hosts(self._running(), now, QUIET)
+        lost = silent_hosts(self._running(), now, self._quiet)
         self._noticed.lost_hosts += [host for host in lost if host not in self._noticed.lost_hosts]
 
 

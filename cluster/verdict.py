@@ -225,9 +225,11 @@ def _watcher_killed(rank: int, by: str, seen: Witnesses) -> Verdict:
 
 def _only_ended_after_a_timeout(failed: Sequence[Mapping[str, Any]]) -> bool:
     """Whether a collective timed out first, and every other end was a SIGKILL after it: a tear-down, not a cause."""
-    timeouts = [record["time_ns"] for record in failed if is_collective_timeout(record)]
     others = [record for record in failed if not is_victim(record)]
-    return bool(timeouts) and all(_killed(record) and record["time_ns"] > min(timeouts) for record in others)
+    if not all(map(_killed, others)):
+        return False
+    timed_out = min((record["time_ns"] for record in failed if is_collective_timeout(record)), default=None)
+    return timed_out is not None and all(record["time_ns"] > timed_out for record in others)
 
 
 def _killed(record: Mapping[str, Any]) -> bool:

@@ -182,7 +182,9 @@ class Watched:
             pass
 
 
-def watch(watched: Watched, wire: Wire, on_exception: Callable[[Ending], None]) -> Ending:
+def watch(
+    watched: Watched, wire: Wire, on_exception: Callable[[Ending], None], beat_every: float = BEAT_EVERY
+) -> Ending:
     """Await the program's end, telling the launcher how it fares and doing what the launcher says.
 
     `on_exception` is called as soon as the program raises, which may be long before its threads let it end. Without
@@ -236,7 +238,7 @@ def watch(watched: Watched, wire: Wire, on_exception: Callable[[Ending], None]) 
         elif asked_at is not None and now - asked_at > (STACKS_AFTER if watched.stacks() else STACKS_WITHIN):
             asked_at = None
             wire.send({"stacks": watched.stacks(), "state": watched.state()})
-        elif now - beat_at > BEAT_EVERY:
+        elif now - beat_at > beat_every:
             beat_at = now
             wire.send({"beat": watched.beat(), "state": watched.state()})
 
