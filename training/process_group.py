@@ -6,7 +6,6 @@ Every function here is called by all ranks at the same place of the program.
 import os
 import socket
 import threading
-import time
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import timedelta
@@ -18,6 +17,7 @@ import torch.distributed as dist
 from training.errors import InputError, PeerError
 from training.preflight import load_libraries, say_host
 from training.ranks import RankInfo
+from training.store import Server, Store
 
 # Long enough for rank 0 to download and tokenise while the others wait for it.
 TIMEOUT = timedelta(minutes=30)
@@ -87,30 +87,10 @@ class Joining:
 
 def _store_of_all(ranks: RankInfo) -> dist.Store:
     """Where the ranks leave each other messages, once rank 0 listens."""
-    if ranks.rank != 0:
-        wait_for_listener(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), TIMEOUT.total_seconds())
-    store, _, _ = next(dist.rendezvous("env://", ranks.rank, ranks.world_size, timeout=TIMEOUT))
-    return store
-
-
-def wait_for_listener(host: str, port: int, seconds: float) -> None:
-    """Wait until something listens at the port, at most so long; whatever else is wrong with the address is for
-    the rendezvous to say.
-
-    torch's own store tries again after 0.25 to 0.75 seconds and then ever less often, which a rank that comes a
-    moment before rank 0 would wait in vain.
-    """
-    deadline, pause = time.monotonic() + seconds, 0.01
-    while time.monotonic() < deadline:
-        try:
-            socket.create_connection((host, port), timeout=5.0).close()
-        except ConnectionRefusedError:
-            time.sleep(pause)
-            pause = min(pause * 1.3, 0.5)
-        except OSError:
-            return
-        else:
-            return
+    place = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), os.environ.get("CLUSTER_STORE_TOKEN", "")
+    if ranks.rank == 0:
+        Server(*place, alone=ranks.local_world_size == ranks.world_size)
+    return Store(*place, TIMEOUT)
 
 
 def _agreed_device(ranks: RankInfo, choose: Callable[[], str], store: dist.Store) -> str:
