@@ -37,8 +37,7 @@ def main() -> None:
         os.setgid(NOBODY)
         os.setuid(NOBODY)
     for port in map(int, ports):
-        held: list[socket.socket] = []
-        for act in (flood, talk, lambda place: hold(place, held)):
+        for act in (flood, talk, hold):
             threading.Thread(target=for_ever, args=(act, (address, port)), daemon=True).start()
     time.sleep(0.2)
     print("here", flush=True)
@@ -64,10 +63,16 @@ def talk(place: tuple[str, int]) -> None:
             connection.recv(1000)
 
 
-def hold(place: tuple[str, int], held: list[socket.socket]) -> None:
-    held.append(socket.create_connection(place, timeout=5))
-    if len(held) > HELD:
-        held.pop(0).close()
+def hold(place: tuple[str, int]) -> None:
+    held = []
+    try:
+        while True:
+            held.append(socket.create_connection(place, timeout=5))
+            if len(held) > HELD:
+                held.pop(0).close()
+    finally:
+        for connection in held:
+            connection.close()
 
 
 if __name__ == "__main__":
