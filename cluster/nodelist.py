@@ -11,12 +11,14 @@ import re
 
 from cluster.errors import RequestError
 
-MAX_HOSTS = 1_000_000
+MAX_HOSTS = 200_000
 """More than any Slurm system has; a list that expands further is a typing error, not an allocation."""
+LONGEST_HOST = 255
+"""Characters of a name, as DNS has it."""
 
 _PIECE = re.compile(r"([^\[\],\s]+)|\[([^\[\]]*)\]")
-_RANGE = re.compile(r"(\d+)(?:-(\d+))?", re.ASCII)
-_COUNT = re.compile(r"(\d+)(?:\(x(\d+)\))?", re.ASCII)
+_RANGE = re.compile(r"(\d{1,18})(?:-(\d{1,18}))?", re.ASCII)
+_COUNT = re.compile(r"(\d{1,9})(?:\(x(\d{1,9})\))?", re.ASCII)
 
 
 def expand_nodelist(nodelist: str) -> list[str]:
@@ -37,6 +39,8 @@ def expand_nodelist(nodelist: str) -> list[str]:
             parts = [literal] if literal is not None else _expand_ranges(ranges, nodelist)
             if len(names) * len(parts) + len(hosts) > MAX_HOSTS:
                 raise RequestError(f"node list {nodelist!r} names more than {MAX_HOSTS:,} hosts")
+            if len(names[-1]) + len(parts[-1]) > LONGEST_HOST:
+                raise _unreadable(nodelist)
             names = [name + part for name in names for part in parts]
             position = piece.end()
         if position == start:

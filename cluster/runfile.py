@@ -32,11 +32,13 @@ def write_json(path: Path, data: Any, mode: int = 0o666) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Content of a JSON file, None where there is none."""
+    """Content of a JSON file, None where there is none. Raises ValueError where it is no JSON."""
     try:
         return json.loads(path.read_text())
     except FileNotFoundError:
         return None
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
 
 
 def read_run(run_dir: Path) -> dict[str, Any]:

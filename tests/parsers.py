@@ -111,8 +111,10 @@ PARSERS = [
     Parser("counts", counts, (b"8(x2),4", b"1(x1000)")),
     Parser("hosts", hosts, (b"a:8,b:8", b"a, b.example.org:2")),
     Parser("hostfile", hostfile, (b"a slots=8\nb:2\n# c\nd slots=1 max-slots=2\n",)),
-    Parser("granted GPUs", granted_gpus, (b"JOB_GRES=gpu:3\n  Nodes=n[1-2] CPU_IDs=0-1 Mem=0 GRES=gpu:a100:2(IDX:0-1)\n",)),
-    Parser("grid", grid, (b"--lr=1e-3,1e-4\n--seed=1:3\n", b"--grid\nlr=1,2\nseed=1..4")),
+    Parser(
+        "granted GPUs", granted_gpus, (b"JOB_GRES=gpu:3\n  Nodes=n[1-2] CPU_IDs=0-1 Mem=0 GRES=gpu:a100:2(IDX:0-1)\n",)
+    ),
+    Parser("grid", grid, (b"lr=1e-3,1e-4\nseed=1..3",)),
     Parser(
         "launcher's configuration",
         launcher_configuration,
@@ -140,7 +142,13 @@ PARSERS = [
             b' "hosts": [["n1", 8, 8, 64]], "config": {}}',
         ),
     ),
-    Parser("sweep", sweep, (b'{"arguments": [], "directory": "/a", "elements": [{"name": "a", "arguments": []}]}',)),
+    Parser(
+        "sweep",
+        sweep,
+        (
+            b'{"arguments": [], "directory": "/a", "elements": [{"name": "a", "values": {"lr": "1"}, "submit": ["x"], "launch": []}]}',
+        ),
+    ),
     Parser("manifest", manifest, ()),
 ]
 

@@ -8,7 +8,25 @@ from hypothesis import strategies as st
 
 from parsers import LONGEST_INPUT, PARSERS, Parser, read, seeds
 
-WORDS = [b"[", b"]", b"{", b"}", b",", b":", b"-", b"=", b'"', b"\n", b"(x", b")", b"0", b"9" * 20, b"1e999", b"NaN", b"null"]
+WORDS = [
+    b"[",
+    b"]",
+    b"{",
+    b"}",
+    b",",
+    b":",
+    b"-",
+    b"=",
+    b'"',
+    b"\n",
+    b"(x",
+    b")",
+    b"0",
+    b"9" * 20,
+    b"1e999",
+    b"NaN",
+    b"null",
+]
 HUGE = [
     b"[" * LONGEST_INPUT,
     b'{"a":' * (LONGEST_INPUT // 5),
