@@ -4,6 +4,7 @@ import hashlib
 import itertools
 import math
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from cluster.errors import RequestError
@@ -35,10 +36,13 @@ def parse_grid(words: Sequence[str]) -> dict[str, list[str]]:
         if option in grid:
             raise RequestError(f"--grid {option} is given twice: put all its values into one")
         grid[option] = [value for item in text.split(",") for value in _values(option, item)]
-        if twice := [value for value in grid[option] if grid[option].count(value) > 1][:1]:
+        if twice := [value for value, times in Counter(grid[option]).items() if times > 1]:
             raise RequestError(f"--grid {option}: {twice[0]} is given twice")
-    if math.prod(map(len, grid.values())) > LARGEST:
-        raise RequestError(f"--grid has {math.prod(map(len, grid.values())):,} combinations: at most {LARGEST:,}")
+    number = math.prod(map(len, grid.values()))
+    if number > LARGEST or number * len(grid) > 5 * LARGEST:
+        raise RequestError(
+            f"--grid has {number:,} combinations of {len(grid)} options: at most {LARGEST:,}, fewer of more than 5 options"
+        )
     return grid
 
 

@@ -13,8 +13,8 @@ from cluster.errors import RequestError
 
 MAX_HOSTS = 200_000
 """More than any Slurm system has; a list that expands further is a typing error, not an allocation."""
-LONGEST_HOST = 255
-"""Characters of a name, as DNS has it."""
+LONGEST_HOST = 64
+"""Characters of a name, as Linux has it (HOST_NAME_MAX)."""
 
 _PIECE = re.compile(r"([^\[\],\s]+)|\[([^\[\]]*)\]")
 _RANGE = re.compile(r"(\d{1,18})(?:-(\d{1,18}))?", re.ASCII)
@@ -29,6 +29,8 @@ def expand_nodelist(nodelist: str) -> list[str]:
 
     Raises `RequestError` where the text is not a node list or names more than `MAX_HOSTS` hosts.
     """
+    if not nodelist.isascii():
+        raise _unreadable(nodelist)
     hosts: list[str] = []
     position = 0
     while True:

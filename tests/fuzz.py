@@ -51,7 +51,7 @@ def fuzz(parser: Parser, seconds: int) -> None:
     import atheris
 
     with atheris.instrument_imports(include=["cluster", "training", "json", "tomllib"]):
-        import json.decoder
+        import json.decoder  # noqa: F401
         import tomllib  # noqa: F401
 
     folder = tempfile.TemporaryDirectory()
