@@ -11,6 +11,8 @@ from cluster.errors import RequestError
 
 LARGEST = 100_000
 """Combinations beyond which nobody means it."""
+FEW = 5
+"""Options beyond which there may be fewer combinations."""
 NAMING = ("experiment-name", "e", "output-dir", "save-dir")
 """Options that name a run directory: the sweep itself gives each run its own."""
 
@@ -39,9 +41,10 @@ def parse_grid(words: Sequence[str]) -> dict[str, list[str]]:
         if twice := [value for value, times in Counter(grid[option]).items() if times > 1]:
             raise RequestError(f"--grid {option}: {twice[0]} is given twice")
     number = math.prod(map(len, grid.values()))
-    if number > LARGEST or number * len(grid) > 5 * LARGEST:
+    if number > LARGEST or number * len(grid) > FEW * LARGEST:
         raise RequestError(
-            f"--grid has {number:,} combinations of {len(grid)} options: at most {LARGEST:,}, fewer of more than 5 options"
+            f"--grid has {number:,} combinations of {len(grid)} options: at most {LARGEST:,}, "
+            f"and fewer where there are more than {FEW} options"
         )
     return grid
 

@@ -106,6 +106,9 @@ def manifest(data: bytes, folder: Path) -> object:
     return found
 
 
+SWEEP = b"""{"arguments": [], "directory": "/a",
+ "elements": [{"name": "a", "values": {"lr": "1"}, "submit": ["x"], "launch": []}]}"""
+
 PARSERS = [
     Parser("nodelist", nodelist, (b"rack[1-2]n[01-02],login,gpu[7,9]-ib", b"n[000-999]")),
     Parser("counts", counts, (b"8(x2),4", b"1(x1000)")),
@@ -129,8 +132,8 @@ PARSERS = [
         "metrics",
         metrics,
         (
-            b'{"step": 1, "loss": 2.5, "epoch": 0.1, "step_seconds": 0.5, "tokens_per_second": 9.0}\n{"step": 2, "eval_loss": 1}\n',
-            b'{"step": 1, "event": "resumed", "bit_exact": true}\n{"step": 2, "event": "skipped"}\n{"step": 3, "lo',
+            b'{"step": 1, "loss": 2.5, "epoch": 0.1, "step_seconds": 0.5, "tokens_per_second": 9.0}\n',
+            b'{"step": 1, "event": "resumed", "bit_exact": true}\n{"step": 2, "eval_loss": 1}\n{"step": 3, "lo',
         ),
     ),
     Parser(
@@ -138,17 +141,11 @@ PARSERS = [
         run_directory,
         (
             b'{"step": 1, "loss": 2.5, "first_rank": 0, "busy_seconds": [1.0], "time": 1.0, "world_size": 2}\n',
-            b'{"attempts": [{"attempt": 1, "started": 1.0, "verdict": {"kind": "complete"}, "accounting": {"queue": 1}}],'
-            b' "hosts": [["n1", 8, 8, 64]], "config": {}}',
+            b'{"attempts": [{"attempt": 1, "started": 1, "verdict": {"kind": "hang"}, "accounting": {"queue": 1}}]}',
+            b'{"hosts": [["n1", 8, 8, 64]], "config": {}, "world_size": 8}',
         ),
     ),
-    Parser(
-        "sweep",
-        sweep,
-        (
-            b'{"arguments": [], "directory": "/a", "elements": [{"name": "a", "values": {"lr": "1"}, "submit": ["x"], "launch": []}]}',
-        ),
-    ),
+    Parser("sweep", sweep, (SWEEP,)),
     Parser("manifest", manifest, ()),
 ]
 

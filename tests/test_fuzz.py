@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
 from parsers import LONGEST_INPUT, PARSERS, Parser, read, seeds
 
 WORDS = [
