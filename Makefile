@@ -123,7 +123,7 @@ audit: build/tools/.made
 	@touch $@
 
 .venv/.fuzz: .venv/.test
-	$(PIP) -e '.[fuzz]' -c constraints.txt
+	$(PIP) atheris==3.0.0
 	@touch $@
 
 build/tools/.made:

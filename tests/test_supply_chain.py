@@ -48,7 +48,5 @@ def test_a_package_that_says_nothing_of_its_licence_stops_the_list() -> None:
 def test_files_from_elsewhere_than_pypi_are_not_hashed() -> None:
     item = {"metadata": {"name": "a"}, "download_info": {"url": "file:///wheels/a.whl", "archive_info": {}}}
 
-    with pytest.raises(
-        SystemExit, match=r"pip would take file:///wheels/a\.whl: the hashes of PyPI"
-    ):
+    with pytest.raises(SystemExit, match=r"pip would take file:///wheels/a\.whl: the hashes of PyPI"):
         hashed({"a": "1"}, [[item]])

@@ -1,6 +1,7 @@
 """Before a run: every host does what it should, or is named."""
 
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from forked_ranks import ForkedRanks
 from training import preflight as module
 from training.preflight import judge_hosts, judge_network, look_at_host, multiply, summary
 from training.ranks import RankInfo
+from training.store import Server, Store
 
 GB = 10**9
 
@@ -83,7 +85,9 @@ def test_the_seconds_for_an_answer_count_from_when_all_have_imported(tmp_path: P
     monkeypatch.setattr(module, "_Round", Watched)
     monkeypatch.setattr(module, "multiply", told)
     monkeypatch.setattr(module, "measure_network", lambda *arguments: {"host": "n1"})
-    module.preflight(RankInfo("single"), torch.device("cpu"), torch.distributed.HashStore(), tmp_path)
+    server = Server("127.0.0.1", 0, "", alone=True)
+    store = Store("127.0.0.1", server.port, "", timedelta(seconds=60))
+    module.preflight(RankInfo("single"), torch.device("cpu"), store, tmp_path)
     assert done == ["preflight/ready 60", "multiply", "preflight/host 10", "preflight/network 10"]
 
 

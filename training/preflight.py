@@ -29,6 +29,7 @@ import torch.distributed as dist
 
 from training.errors import NodeError
 from training.ranks import RankInfo
+from training.store import Store
 
 READY_WITHIN = 60.0
 ANSWER_WITHIN = 10.0
@@ -64,7 +65,7 @@ class Findings:
     warnings: list[str] = field(default_factory=list)
 
 
-def preflight(ranks: RankInfo, device: torch.device, store: dist.Store | None, run_directory: Path) -> list[str]:
+def preflight(ranks: RankInfo, device: torch.device, store: Store | None, run_directory: Path) -> list[str]:
     """Check this rank's host together with all others; arguments and errors as of `examine`.
 
     Returns the lines to print: what was measured, then warnings.
@@ -75,7 +76,7 @@ def preflight(ranks: RankInfo, device: torch.device, store: dist.Store | None, r
     return [summary(found.hosts, found.network), *(f"warning: {text}" for text in found.warnings)]
 
 
-def examine(ranks: RankInfo, device: torch.device, store: dist.Store | None, folder: Path) -> Findings:
+def examine(ranks: RankInfo, device: torch.device, store: Store | None, folder: Path) -> Findings:
     """Look at this rank's host together with all others.
 
     Args:
@@ -324,7 +325,7 @@ def judge_network(reports: Sequence[Report], hosts: Sequence[str]) -> Verdict:
 class _Round:
     """One exchange of reports over the store, with rank 0 as the judge."""
 
-    def __init__(self, ranks: RankInfo, store: dist.Store | None, name: str, within: float) -> None:
+    def __init__(self, ranks: RankInfo, store: Store | None, name: str, within: float) -> None:
         """`within` so many seconds every rank must answer."""
         self._ranks, self._store, self._within = ranks, store, within
         self._name = f"preflight/{name}"
@@ -398,7 +399,8 @@ class _Round:
 
     def _set(self, key: str, value: Any) -> None:
         if self._store is not None:
-            self._store.set(f"{self._name}/{key}", json.dumps(value))
+            with suppress(RuntimeError):  # rank 0 has gone: who asks for its verdict will say so
+                self._store.set(f"{self._name}/{key}", json.dumps(value))
 
     def _get(self, key: str, deadline: float | None = None, prefix: str | None = None) -> Any:
         """The value of a key; None where nobody sets it in time."""
@@ -406,13 +408,12 @@ class _Round:
         left = self._within if deadline is None else max(0.05, deadline - time.monotonic())
         name = f"{prefix or self._name}/{key}"
         try:
-            self._store.wait([name], timedelta(seconds=left))
-            return json.loads(self._store.get(name))
+            return json.loads(self._store.get(name, timedelta(seconds=left)))
         except RuntimeError:
             return None
 
 
-def say_host(ranks: RankInfo, store: dist.Store) -> None:
+def say_host(ranks: RankInfo, store: Store) -> None:
     """Tell where this rank is, while it can still speak."""
     store.set(f"preflight/host/{ranks.rank}", json.dumps(socket.gethostname()))
 

@@ -39,14 +39,14 @@ class Joining:
     def __init__(self, ranks: RankInfo, choose: Callable[[], str]) -> None:
         """Begin. `choose` is called by the thread, and may raise InputError."""
         self._ranks, self._choose = ranks, choose
-        self._store: dist.Store | None = None
+        self._store: Store | None = None
         self._device: torch.device | None = None
         self._error: BaseException | None = None
         # A daemon, so that a rank that cannot import does not wait for the others before it says so.
         self._thread = threading.Thread(target=self._meet, name="joining", daemon=True)
         self._thread.start()
 
-    def finish(self) -> tuple[torch.device, dist.Store | None]:
+    def finish(self) -> tuple[torch.device, Store | None]:
         """Make the group: this rank's device, and the store of the group where there is one.
 
         Raises:
@@ -85,7 +85,7 @@ class Joining:
             self._error = error
 
 
-def _store_of_all(ranks: RankInfo) -> dist.Store:
+def _store_of_all(ranks: RankInfo) -> Store:
     """Where the ranks leave each other messages, once rank 0 listens."""
     place = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), os.environ.get("CLUSTER_STORE_TOKEN", "")
     if ranks.rank == 0:
@@ -93,7 +93,7 @@ def _store_of_all(ranks: RankInfo) -> dist.Store:
     return Store(*place, TIMEOUT)
 
 
-def _agreed_device(ranks: RankInfo, choose: Callable[[], str], store: dist.Store) -> str:
+def _agreed_device(ranks: RankInfo, choose: Callable[[], str], store: Store) -> str:
     error: Exception | None = None
     device = ""
     try:

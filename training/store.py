@@ -210,8 +210,8 @@ class Store(dist.Store):
     def set(self, key: str, value: str | bytes) -> None:
         self._ask("set", key=key, value=_text(value))
 
-    def get(self, key: str) -> bytes:
-        return bytes(self._ask("get", key=key).encode("latin-1"))
+    def get(self, key: str, timeout: timedelta | None = None) -> bytes:
+        return bytes(self._ask("get", timeout, key=key).encode("latin-1"))
 
     def add(self, key: str, value: int) -> int:
         return int(self._ask("add", key=key, value=value))
