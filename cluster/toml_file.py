@@ -1,6 +1,5 @@
 """The file of `--config`, read whole; what its tables mean is for others."""
 
-import tomllib
 from typing import Any
 
 from cluster.errors import RequestError
@@ -11,6 +10,8 @@ DEEPEST = 100
 
 def read_toml(file: str) -> dict[str, Any]:
     """Its content. Raises `RequestError` where it cannot be read or is not TOML."""
+    import tomllib
+
     try:
         with open(file, encoding="utf-8") as stream:
             text = stream.read()
