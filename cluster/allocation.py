@@ -9,7 +9,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from cluster.errors import LauncherError, RequestError
-from cluster.nodelist import HOST_NAME, expand_counts, expand_nodelist
+from cluster.nodelist import HOST_NAME, MAX_HOSTS, expand_counts, expand_nodelist
 
 FIRST_SPECIAL_STEP = 0xFFFFFFF0
 """Step ids from here up are Slurm's own (batch body, interactive step), smaller ones are srun steps (slurm.h)."""
@@ -153,9 +153,14 @@ def parse_granted_gpus(job_detail: str) -> dict[str, int]:
           Nodes=n2 CPU_IDs=0 Mem=0 GRES=gpu:1(IDX:0)
     """
     granted: dict[str, int] = {}
+    named = 0
     for nodes, gres in re.findall(r"\bNodes=(\S+) CPU_IDs=\S* Mem=\S+ GRES=(\S*)", job_detail):
-        count = sum(int(n) for n in re.findall(r"(?:^|,)gpu(?::[^:,()]+)?:(\d+)(?=[,(]|$)", gres))
-        granted.update((host, count) for host in expand_nodelist(nodes))
+        count = sum(int(n) for n in re.findall(r"(?:^|,)gpu(?::[^:,()]+)?:(\d{1,9})(?=[,(]|$)", gres))
+        hosts = expand_nodelist(nodes)
+        named += len(hosts)
+        if named > MAX_HOSTS:
+            raise RequestError(f"the job's details name more than {MAX_HOSTS:,} hosts")
+        granted.update((host, count) for host in hosts)
     return granted
 
 

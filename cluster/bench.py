@@ -134,7 +134,8 @@ def bare(
     options: Namespace,
 ) -> Way:
     """The program by mpirun, srun or torchrun alone, as one would type it."""
-    address, port = rendezvous(allocation, os.environ, number)
+    address, port, held = rendezvous(allocation, os.environ, number, allocation.hosts[0].name)
+    held.close()  # as nobody holds it who types this
     meet = {"MASTER_ADDR": address, "MASTER_PORT": str(port), "PYTHONUNBUFFERED": "1"}
     home = str(Path(__file__).parent.parent)
     meet["PYTHONPATH"] = os.pathsep.join(filter(None, [home, os.environ.get("PYTHONPATH")]))

@@ -32,6 +32,12 @@ NAMES_TRIED = 3
 """Hosts by whose names the way to them is looked for: a site's Slurm may know nodes by names that nobody resolves."""
 LONGEST_LINE = 1 << 20
 """Bytes of one message; a peer that sends more is not ours."""
+STRANGERS = 1024
+"""Connections that have not shown the token yet; of more than these the oldest is closed."""
+LONGEST_GREETING = 256
+"""Bytes by which a stranger must have shown it."""
+ACCEPTED_AT_ONCE = 64
+"""Connections taken before ranks are heard again: a flood of them must not make the launcher deaf."""
 
 
 def beat_every(ranks: int) -> float:
@@ -42,9 +48,9 @@ def beat_every(ranks: int) -> float:
 class Wire:
     """One end of a connection. Sending never blocks: what the peer does not take yet waits here."""
 
-    def __init__(self, connection: socket.socket) -> None:
+    def __init__(self, connection: socket.socket, longest: int = LONGEST_LINE) -> None:
         connection.setblocking(False)
-        self.socket = connection
+        self.socket, self.longest = connection, longest
         self.closed = False
         self._incoming = b""
         self._outgoing = b""
@@ -64,9 +70,10 @@ class Wire:
     def receive(self) -> list[dict[str, Any]]:
         """The whole messages that have come; sets `closed` at the end of the connection or of the peer's sense."""
         try:
-            while chunk := self.socket.recv(65536):
+            while len(self._incoming) <= self.longest and not self.closed:
+                chunk = self.socket.recv(65536)
                 self._incoming += chunk
-            self.closed = True
+                self.closed = not chunk
         except BlockingIOError:
             pass
         except OSError:
@@ -76,9 +83,11 @@ class Wire:
         *lines, self._incoming = self._incoming.split(b"\n")
         try:
             messages = [json.loads(line) for line in lines]
-        except ValueError:
+        except (ValueError, RecursionError):
             messages, self.closed = [], True
-        if len(self._incoming) > LONGEST_LINE or not all(isinstance(message, dict) for message in messages):
+        if (not lines and len(self._incoming) > self.longest) or not all(
+            isinstance(message, dict) for message in messages
+        ):
             messages, self.closed = [], True
         return messages
 
@@ -165,11 +174,13 @@ class Listener:
 
     def _accept(self) -> None:
         with suppress(OSError):  # nobody is waiting any more; or the process has no descriptor left, and they wait
-            while True:
+            for _ in range(ACCEPTED_AT_ONCE):
                 connection, _ = self._server.accept()
-                wire = Wire(connection)
+                wire = Wire(connection, LONGEST_GREETING)
                 self._strangers[wire] = time.monotonic()
                 self._selector.register(connection, selectors.EVENT_READ, wire)
+                if len(self._strangers) > STRANGERS:
+                    self._drop(next(iter(self._strangers)))
 
     def _hear(self, wire: Wire) -> list[tuple[int, dict[str, Any]]]:
         messages = wire.receive()
@@ -179,6 +190,7 @@ class Listener:
                 self._drop(wire)
                 return []
             del self._strangers[wire]
+            wire.longest = LONGEST_LINE
             self._ranks[first["rank"]], self._rank_of[wire] = wire, first["rank"]
         rank = self._rank_of.get(wire)
         if wire.closed:

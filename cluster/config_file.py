@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 from cluster.errors import ClusterError, RequestError
 from cluster.options import OptionParser, check_words, split_program
 from cluster.rundir import is_training
+from cluster.toml_file import read_toml
 
 CLUSTER, TRAINING = "cluster", "training"
 TABLES = (CLUSTER, TRAINING)
@@ -112,15 +113,7 @@ def gives(arguments: Iterable[str], names: Sequence[str]) -> bool:
 
 def read_tables(file: str) -> dict[str, Any]:
     """The file's tables. Raises `RequestError` where it cannot be read, or holds anything but the two."""
-    import tomllib
-
-    try:
-        with open(file, "rb") as stream:
-            tables = tomllib.load(stream)
-    except OSError as error:
-        raise RequestError(f"--config {file}: {error.strerror}; give a TOML file that can be read") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise RequestError(f"--config {file}: not TOML: {error}") from error
+    tables = read_toml(file)
     for name, content in tables.items():
         if name not in TABLES:
             hint = nearest(name, TABLES) if isinstance(content, dict) else ""

@@ -137,6 +137,7 @@ def rank_environment(plan: Mapping[str, Any], allocation: Allocation, place: Ran
         "GROUP_WORLD_SIZE": str(len(allocation.hosts)),
         "MASTER_ADDR": plan["master_addr"],
         "MASTER_PORT": str(plan["master_port"]),
+        "CLUSTER_STORE_TOKEN": plan["store_token"],
         "TORCHELASTIC_ERROR_FILE": os.path.join(plan["attempt_dir"], "errors", f"rank-{place.rank}.json"),
         "CLUSTER_RUN_DIR": plan["run_dir"],
         "CLUSTER_ATTEMPT": str(plan["attempt"]),

@@ -139,6 +139,7 @@ def explain_request(options: Namespace, rest: list[str]) -> Explanation:
     plan_of_ranks = {
         "master_addr": "127.0.0.1" if allocation.source == "local" else allocation.hosts[0].name,
         "master_port": "(chosen by the launcher)",
+        "store_token": "(drawn by the launcher)",
         "attempt_dir": str(planned.attempt.path),
         "run_dir": str(run_dir),
         "attempt": planned.attempt.number,

@@ -4,12 +4,15 @@ import hashlib
 import itertools
 import math
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from cluster.errors import RequestError
 
 LARGEST = 100_000
 """Combinations beyond which nobody means it."""
+FEW = 5
+"""Options beyond which there may be fewer combinations."""
 NAMING = ("experiment-name", "e", "output-dir", "save-dir")
 """Options that name a run directory: the sweep itself gives each run its own."""
 
@@ -35,10 +38,14 @@ def parse_grid(words: Sequence[str]) -> dict[str, list[str]]:
         if option in grid:
             raise RequestError(f"--grid {option} is given twice: put all its values into one")
         grid[option] = [value for item in text.split(",") for value in _values(option, item)]
-        if twice := [value for value in grid[option] if grid[option].count(value) > 1][:1]:
+        if twice := [value for value, times in Counter(grid[option]).items() if times > 1]:
             raise RequestError(f"--grid {option}: {twice[0]} is given twice")
-    if math.prod(map(len, grid.values())) > LARGEST:
-        raise RequestError(f"--grid has {math.prod(map(len, grid.values())):,} combinations: at most {LARGEST:,}")
+    number = math.prod(map(len, grid.values()))
+    if number > LARGEST or number * len(grid) > FEW * LARGEST:
+        raise RequestError(
+            f"--grid has {number:,} combinations of {len(grid)} options: at most {LARGEST:,}, "
+            f"and fewer where there are more than {FEW} options"
+        )
     return grid
 
 

@@ -39,7 +39,7 @@ from cluster.options import OptionParser, add_place_options, run, split_program
 from cluster.private import write_private
 from cluster.program import resolve_program
 from cluster.records import Records
-from cluster.rendezvous import rendezvous
+from cluster.rendezvous import Rendezvous, rendezvous
 from cluster.rundir import (
     Attempt,
     create_directories,
@@ -219,12 +219,13 @@ def launch(
     command = launch_command(options, mpirun, allocation, program, attempt, environ)
     address = own_address([host.name for host in allocation.hosts], is_this_host, options.nic)
     listener = Listener(address, allocation.world_size)
+    meet = rendezvous(allocation, os.environ, attempt.number, address)
 
     create_directories(attempt)
     begun: dict[str, Any] = {"started": time.time(), "queued": queued_at(attempt), "launch": launch_id}
     begun |= {**slurm.job_facts(os.environ), **allocation.to_json()}
     try:
-        write_plan(attempt, allocation, mpirun, command, listener, options.secret)
+        write_plan(attempt, allocation, mpirun, command, listener, meet, options.secret)
         record_attempt(attempt, begun)
     except OSError as error:
         raise unwritable(attempt.run_dir, error) from error
@@ -246,7 +247,8 @@ def launch(
         options.hang_timeout or DEFAULT_HANG_TIMEOUT,
         on_event,
     )
-    end = supervision.run()
+    with meet.held:
+        end = supervision.run()
     if cut_off(allocation, end.lost_hosts):
         end = end._replace(lost_hosts=(allocation.hosts[0].name,), cut_off=True)
     verdict = decide(gather_witnesses(attempt, allocation, supervision.records, end, requests))
@@ -300,18 +302,19 @@ def write_plan(
     mpirun: Mpirun,
     command: Sequence[str],
     listener: Listener,
+    meet: Rendezvous,
     secrets: Sequence[str],
 ) -> None:
     """Everything that ranks read, and what a person may want to see later."""
-    address, port = rendezvous(allocation, os.environ, attempt.number)
     plan = {
         **allocation.to_json(),
         "attempt": attempt.number,
         "run_dir": str(attempt.run_dir),
         "attempt_dir": str(attempt.path),
         "log_dir": str(attempt.log_dir),
-        "master_addr": address,
-        "master_port": port,
+        "master_addr": meet.address,
+        "master_port": meet.port,
+        "store_token": os.urandom(16).hex(),
         "launcher": [listener.address, listener.port],
         "token": listener.token,
         "secrets": list(secrets),

@@ -12,15 +12,17 @@ from collections.abc import Iterable, Sequence
 
 from cluster.errors import RequestError
 
-MAX_HOSTS = 1_000_000
+MAX_HOSTS = 200_000
 """More than any Slurm system has; a list that expands further is a typing error, not an allocation."""
+LONGEST_HOST = 64
+"""Characters of a name, as Linux has it (HOST_NAME_MAX)."""
 
 HOST_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*", re.ASCII)
 """What a host may be called: it stands in hostfiles and among the arguments of ssh, where ``-o…`` is an option."""
 
 _PIECE = re.compile(r"([^\[\],\s]+)|\[([^\[\]]*)\]")
-_RANGE = re.compile(r"(\d+)(?:-(\d+))?", re.ASCII)
-_COUNT = re.compile(r"(\d+)(?:\(x(\d+)\))?", re.ASCII)
+_RANGE = re.compile(r"(\d{1,18})(?:-(\d{1,18}))?", re.ASCII)
+_COUNT = re.compile(r"(\d{1,9})(?:\(x(\d{1,9})\))?", re.ASCII)
 
 
 def expand_nodelist(nodelist: str) -> list[str]:
@@ -31,6 +33,8 @@ def expand_nodelist(nodelist: str) -> list[str]:
 
     Raises `RequestError` where the text is not a node list or names more than `MAX_HOSTS` hosts.
     """
+    if not nodelist.isascii():
+        raise _unreadable(nodelist)
     hosts: list[str] = []
     position = 0
     while True:
@@ -41,6 +45,8 @@ def expand_nodelist(nodelist: str) -> list[str]:
             parts = [literal] if literal is not None else _expand_ranges(ranges, nodelist)
             if len(names) * len(parts) + len(hosts) > MAX_HOSTS:
                 raise RequestError(f"node list {nodelist!r} names more than {MAX_HOSTS:,} hosts")
+            if len(names[-1]) + len(parts[-1]) > LONGEST_HOST:
+                raise _unreadable(nodelist)
             names = [name + part for name in names for part in parts]
             position = piece.end()
         if position == start:

@@ -63,7 +63,7 @@ def _whole_rows(lines: Sequence[bytes]) -> list[dict[str, Any]]:
     for line in lines[:-1]:
         try:
             row = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
         if isinstance(row, dict) and isinstance(row.get("step"), int):
             rows.append(row)

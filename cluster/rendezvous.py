@@ -3,6 +3,7 @@
 import os
 import socket
 from collections.abc import Mapping
+from typing import NamedTuple
 
 from cluster.allocation import Allocation
 from cluster.errors import LauncherError
@@ -12,14 +13,26 @@ MASTER_PORTS = range(20000, 28000)
 """Below Linux's default ephemeral range (32768 up) and away from 29500, which everybody takes."""
 
 
-def rendezvous(allocation: Allocation, environ: Mapping[str, str], attempt: int) -> tuple[str, int]:
-    """The first host of the allocation, where rank 0 runs, and a port that nobody there listens on."""
+class Rendezvous(NamedTuple):
+    address: str
+    port: int
+    held: socket.socket
+    """While it is open, the port is this launch's alone."""
+
+
+def rendezvous(allocation: Allocation, environ: Mapping[str, str], attempt: int, own_address: str) -> Rendezvous:
+    """The first host of the allocation, where rank 0 runs, and a port there.
+
+    On the first host itself it is `own_address`, under which the others reach it, and a port that nobody has. From
+    elsewhere nothing can be held.
+    """
     first = allocation.hosts[0].name
     job_id, restarts = (int(environ.get(name) or 0) for name in ("SLURM_JOB_ID", "SLURM_RESTART_COUNT"))
     port = first_port(job_id or os.getpid(), restarts, attempt)
-    if is_this_host(first):
-        port = free_port(port)
-    return "127.0.0.1" if allocation.source == "local" else first, port
+    if not is_this_host(first):
+        return Rendezvous(first, port, socket.socket())
+    held = hold_port(port)
+    return Rendezvous(own_address, held.getsockname()[1], held)
 
 
 def first_port(job_id: int, restart_count: int, attempt: int) -> int:
@@ -27,14 +40,19 @@ def first_port(job_id: int, restart_count: int, attempt: int) -> int:
     return MASTER_PORTS[(job_id * 97 + restart_count * 31 + attempt * 7) % len(MASTER_PORTS)]
 
 
-def free_port(port: int) -> int:
-    """The first port from `port` on that can be bound here, going round in `MASTER_PORTS`."""
+def hold_port(port: int) -> socket.socket:
+    """A socket that holds the first port from `port` on that nobody has, going round in `MASTER_PORTS`.
+
+    It does not listen. Rank 0 binds the same port and listens there, which Linux lets everyone do who sets
+    SO_REUSEADDR, as torch and Python's servers do. Who looks for a free port does not set it, and passes over this one.
+    """
     for offset in range(len(MASTER_PORTS)):
-        candidate = MASTER_PORTS[(port - MASTER_PORTS.start + offset) % len(MASTER_PORTS)]
-        with socket.socket() as probe:
-            try:
-                probe.bind(("", candidate))
-            except OSError:
-                continue
-            return candidate
+        held = socket.socket()
+        try:
+            held.bind(("", MASTER_PORTS[(port - MASTER_PORTS.start + offset) % len(MASTER_PORTS)]))
+        except OSError:
+            held.close()
+            continue
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        return held
     raise LauncherError(f"no free port between {MASTER_PORTS.start} and {MASTER_PORTS.stop - 1} on this host")

@@ -22,10 +22,11 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, NamedTuple
 
 from cluster.errors import ClusterError, LauncherError, RequestError
 from cluster.private import make_private_directory, private
+from cluster.toml_file import read_toml
 
 DEFAULT_OUTPUT_DIR = "outputs"
 TRAINING_MODULES = ("training.train_llm", "training.prepare")
@@ -213,7 +214,7 @@ def _trainer_settings(program: Sequence[str]) -> dict[str, str]:
         return {}
     arguments = program[3:]
     config = option_value(arguments, "--config")
-    file = _read_toml(config) if config else {}
+    file = read_toml(config) if config else {}
     # A file for a whole run has the trainer's options in a table.
     own = file.get("training", {}) if file.keys() & {"cluster", "training"} else file
     settings = {name.replace("-", "_"): value for name, value in own.items()}
@@ -237,18 +238,6 @@ def _agreed(option: str, launcher: str | None, trainer: str | None) -> str | Non
     if launcher and trainer and os.path.abspath(launcher) != os.path.abspath(trainer):
         raise RequestError(f"{option} is {launcher} for the launcher and {trainer} for the trainer: give it once")
     return launcher or trainer
-
-
-def _read_toml(path: str) -> dict[str, Any]:
-    import tomllib
-
-    try:
-        with open(path, "rb") as file:
-            return tomllib.load(file)
-    except OSError as error:
-        raise RequestError(f"--config {path}: {error.strerror}") from error
-    except tomllib.TOMLDecodeError as error:
-        raise RequestError(f"--config {path} is not TOML: {error}") from error
 
 
 def _program_stem(program: Sequence[str]) -> str:

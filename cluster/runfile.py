@@ -33,11 +33,13 @@ def write_json(path: Path, data: Any, indent: int | None = 1) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Content of a JSON file, None where there is none."""
+    """Content of a JSON file, None where there is none. Raises ValueError where it is no JSON."""
     try:
         return json.loads(path.read_text())
     except FileNotFoundError:
         return None
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
 
 
 def read_run(run_dir: Path) -> dict[str, Any]:

@@ -70,7 +70,7 @@ def plan(nodes: int) -> dict[str, Any]:
     }
     detail = f"   Nodes={nodelist} CPU_IDs=0-95 Mem=0 GRES=gpu:{GPUS}(IDX:0-{GPUS - 1})\n"
     attempt = Attempt(1, Path("/run"), Path("/run/attempt-0001"), Path("/run/attempt-0001/logs"))
-    options = Namespace(forward=[], ssh=None, wdir=None, bind_to="none", nic=None, mpirun_arg=[])
+    options = Namespace(forward=[], secret=[], ssh=None, wdir=None, bind_to="none", nic=None, mpirun_arg=[])
     mpirun = Mpirun("/opt/openmpi/bin/mpirun", OPEN_MPI_5)
     took: dict[str, float] = {}
 

@@ -34,6 +34,7 @@ class OneRank:
             "log_dir": str(attempt / "logs"),
             "master_addr": "127.0.0.1",
             "master_port": 20000,
+            "store_token": "known to all ranks",
             "launcher": [self.listener.address, self.listener.port],
             "token": self.listener.token,
         }

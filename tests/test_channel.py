@@ -1,6 +1,7 @@
 """The line between launcher and ranks: who may speak on it, and how each side knows that the other is there."""
 
 import json
+import select
 import socket
 import threading
 import time
@@ -9,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from cluster.channel import LONGEST_LINE, Listener, Wire, connect, own_address
+from cluster.channel import LONGEST_GREETING, STRANGERS, Listener, Wire, connect, own_address
 from waiting import wait_until
 
 
@@ -86,9 +87,10 @@ def test_the_end_of_a_connection_is_heard_with_its_rank(listener: Listener) -> N
         b"GET / HTTP/1.1\r\n\r\n",
         b"[1, 2]\n",
         b"\xff\xfe\n",
-        b"x" * (LONGEST_LINE + 1),
+        b"x" * (LONGEST_GREETING + 1),
+        b"[" * 60_000 + b"\n",
     ],
-    ids=["wrong token", "no token", "another protocol", "no object", "no text", "endless line"],
+    ids=["wrong token", "no token", "another protocol", "no object", "no text", "endless line", "deeply nested"],
 )
 def test_who_does_not_know_the_token_is_shown_the_door(listener: Listener, words: bytes) -> None:
     stranger = socket.create_connection((listener.address, listener.port))
@@ -110,6 +112,23 @@ def test_who_does_not_know_the_token_is_shown_the_door(listener: Listener, words
     wait_until(closed)
     sender.join()
     assert listener.connected == set()
+
+
+def test_more_strangers_than_the_launcher_bears_end_the_oldest_and_no_rank(listener: Listener) -> None:
+    wire = rank(listener, 0)
+    strangers = []
+    for number in range(STRANGERS + 10):
+        strangers.append(socket.create_connection((listener.address, listener.port)))
+        if number % 100 == 0:
+            assert listener.exchange(0) == []
+    heard(listener, lambda _: select.select(strangers[:1], [], [], 0)[0])
+
+    wire.send({"say": "still here"})
+
+    assert heard(listener, bool) == [(0, {"say": "still here"})]
+    assert strangers[0].recv(1) == b""
+    for stranger in strangers:
+        stranger.close()
 
 
 def _send(stranger: socket.socket, words: bytes) -> None:

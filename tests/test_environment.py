@@ -1,5 +1,8 @@
 """What crosses mpirun: forwarded by name, taken out, given to each rank."""
 
+import socket
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 
 from cluster.allocation import Allocation, Host
@@ -10,9 +13,10 @@ from cluster.environment import (
     rank_environment,
     simulated_gpus,
 )
-from cluster.rendezvous import MASTER_PORTS, first_port, free_port
+from cluster.rendezvous import MASTER_PORTS, first_port, hold_port, rendezvous
 
 UNEVEN = Allocation("slurm", (Host("n1", 3, 3, 16), Host("n2", 1, 1, 16)))
+HERE = Allocation("local", (Host("localhost", 2, 0, 2),))
 HERE_IS_N1 = {"n1": False, "n2": True}.__getitem__
 
 
@@ -70,6 +74,7 @@ def test_a_rank_finds_torchruns_variables() -> None:
     plan = {
         "master_addr": "n1",
         "master_port": 20001,
+        "store_token": "5ec2e7",
         "run_dir": "/out/a",
         "attempt_dir": "/out/a/attempt-0002",
         "attempt": 2,
@@ -84,6 +89,7 @@ def test_a_rank_finds_torchruns_variables() -> None:
         "GROUP_WORLD_SIZE": "2",
         "MASTER_ADDR": "n1",
         "MASTER_PORT": "20001",
+        "CLUSTER_STORE_TOKEN": "5ec2e7",
         "TORCHELASTIC_ERROR_FILE": "/out/a/attempt-0002/errors/rank-3.json",
         "CLUSTER_RUN_DIR": "/out/a",
         "CLUSTER_ATTEMPT": "2",
@@ -112,12 +118,22 @@ def test_ports_of_neighbouring_jobs_and_attempts_differ_and_stay_in_range() -> N
     assert MASTER_PORTS.stop <= 32768
 
 
-def test_a_port_in_use_is_passed_over() -> None:
-    import socket
+def test_a_port_that_is_listened_at_or_held_is_passed_over() -> None:
+    with hold_port(MASTER_PORTS[100]) as held, hold_port(MASTER_PORTS[100]) as other:
+        port = held.getsockname()[1]
+        assert other.getsockname()[1] != port
 
-    with socket.socket() as taken:
-        taken.bind(("", free_port(MASTER_PORTS[100])))
-        taken.listen()
-        port = taken.getsockname()[1]
+        with socket.create_server(("127.0.0.1", port)):  # rank 0
+            held.close()
+            with hold_port(port) as later:
+                assert later.getsockname()[1] != port
 
-        assert free_port(port) != port
+
+def test_twenty_launches_of_one_job_at_once_on_one_host_have_twenty_ports() -> None:
+    with ThreadPoolExecutor(20) as launchers:
+        meetings = list(launchers.map(lambda _: rendezvous(HERE, {"SLURM_JOB_ID": "7"}, 1, "10.0.0.1"), range(20)))
+
+    assert len({meeting.port for meeting in meetings}) == 20
+    assert {meeting.address for meeting in meetings} == {"10.0.0.1"}
+    for meeting in meetings:
+        meeting.held.close()

@@ -33,7 +33,10 @@ Range = tuple[int, int, int]
 ranges = st.builds(lambda low, more, width: (low, low + more, width), *map(st.integers, (0, 0, 1), (120, 12, 4)))
 brackets = st.lists(ranges, min_size=1, max_size=3)
 pieces = st.one_of(st.text("abgnr-", min_size=1, max_size=3), brackets)
-lists = st.lists(st.lists(pieces, min_size=1, max_size=3), min_size=1, max_size=4)
+# A name begins with a letter or digit.
+firsts = st.one_of(st.text("abgnr", min_size=1, max_size=3), brackets)
+hosts = st.builds(lambda first, others: [first, *others], firsts, st.lists(pieces, max_size=2))
+lists = st.lists(hosts, min_size=1, max_size=4)
 names = st.lists(st.text("an019", min_size=1, max_size=4), min_size=1, max_size=30)
 
 
@@ -138,7 +141,7 @@ def test_the_rank_map_and_one_ranks_place_are_the_same(ranks: list[int]) -> None
 
 
 def command(allocation: Allocation, dialect: Dialect, environ: dict[str, str], *more: str) -> list[str]:
-    options = Namespace(forward=[], ssh=None, wdir=None, bind_to="none", nic=None, mpirun_arg=more)
+    options = Namespace(forward=[], secret=[], ssh=None, wdir=None, bind_to="none", nic=None, mpirun_arg=more)
     return launch_command(options, Mpirun("/opt/mpirun", dialect), allocation, ["python"], ATTEMPT, environ)
 
 

@@ -61,7 +61,7 @@ def test_a_range_holds_both_its_ends_and_may_be_negative() -> None:
         (["seed=0..3,2"], "--grid seed: 2 is given twice"),
         (["seed=4..0"], r"--grid seed=4\.\.0: wanted a range from the smaller to the larger"),
         (["seed=0..999999999"], r"--grid seed=0\.\.999999999: wanted a range"),
-        (["a=0..999", "b=0..999"], "--grid has 1,000,000 combinations: at most 100,000"),
+        (["a=0..999", "b=0..999"], "--grid has 1,000,000 combinations of 2 options: at most 100,000"),
         (["experiment_name=a,b"], "--grid experiment-name: the sweep gives each run its own"),
     ],
     ids=str,

@@ -165,6 +165,16 @@ def test_the_guides_mpirun_command_trains_one_model_on_all_ranks(pair, output: P
     assert [step for step, _ in losses(output / "pair")] == [1, 2, 3, 4, 5, 6]
 
 
+def test_torchrun_whose_agent_has_the_store_trains_too(output: Path):
+    options = [*TINY, "-e", "torchrun", "--output-dir", str(output), "--max-steps", "2"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
+    done = subprocess.run(
+        [*command, "training.train_llm", *options], capture_output=True, text=True, timeout=180, env=environment()
+    )
+    assert done.returncode == 0, done.stderr
+    assert "ranks: 2 on cpu by ddp, launcher: torchrun's variables" in done.stdout
+
+
 def test_of_each_rank_is_known_how_long_it_was_busy_with_each_step(pair, output: Path):
     told = [json.loads(line) for line in (output / "pair" / "rank_times.jsonl").read_text().splitlines()]
     assert [row["step"] for row in told] == [1, 2, 3, 4, 5]

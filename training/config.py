@@ -26,6 +26,9 @@ PresetName = Literal["demo", "smoke"]
 TrackerName = Literal["none", "tensorboard", "wandb", "trackio", "mlflow"]
 assert set(get_args(PresetName)) == set(PRESETS)
 
+DEEPEST = 100
+"""Dots between two equals signs of a line: over a deep `a.a.a…` Python's reader takes gigabytes (3.11)."""
+
 Options = TypeVar("Options")
 """A frozen dataclass whose fields are the options of a command."""
 
@@ -338,10 +341,13 @@ def read_toml(path: Path) -> dict[str, Any]:
         InputError: no such file, no TOML, an unknown key, or a value of the wrong kind.
     """
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        if any(part.count(".") > DEEPEST for line in text.splitlines() for part in line.split("=")):
+            raise ValueError(f"a line with more than {DEEPEST} dots")
+        table = tomllib.loads(text)
     except OSError as error:
         raise InputError(f"--config {path}: {error.strerror}; give a TOML file that can be read") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"--config {path}: not TOML: {error}") from error
     if {"cluster", "training"} & table.keys():
         if stray := [key for key in table if key not in ("cluster", "training")]:

@@ -77,7 +77,7 @@ def read_manifest(folder: Path) -> Manifest:
         raw = (folder / MANIFEST).read_bytes()
         content = json.loads(raw)
         form = content["format"]
-    except (*NOT_THERE, ValueError, KeyError, TypeError) as error:
+    except (*NOT_THERE, ValueError, KeyError, TypeError, RecursionError) as error:
         raise DamagedError(f"{MANIFEST}: {_words(error)}") from error
     # A flipped bit in the number must not pass for a version from the future: a manifest with a hash of its own
     # is believed only with that hash. Format 1 had none.

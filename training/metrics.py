@@ -46,7 +46,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     """The rows of a metrics file, without half a line at its end; none where there is no file."""
     if not path.exists():
         return []
-    lines = path.read_text(encoding="utf-8").splitlines()
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     return [json.loads(line) for line in lines if _step(line) < math.inf]
 
 
@@ -69,7 +69,7 @@ def before(path: Path, step: int) -> tuple[int, bool]:
 
 def bit_exact(rows: Iterable[Mapping[str, Any]]) -> bool:
     """Whether every attempt went on under the same conditions as the one before."""
-    return all(row["bit_exact"] for row in rows if row.get("event") == "resumed")
+    return all(row.get("bit_exact") for row in rows if row.get("event") == "resumed")
 
 
 class MetricsFile:
@@ -119,7 +119,9 @@ class MetricsFile:
 def _keep_until(path: Path, last_step: int) -> None:
     if not path.exists():
         return
-    kept = [line for line in path.read_text(encoding="utf-8").splitlines() if _step(line) <= last_step]
+    kept = [
+        line for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if _step(line) <= last_step
+    ]
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     aside.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
     os.replace(aside, path)
@@ -128,6 +130,7 @@ def _keep_until(path: Path, last_step: int) -> None:
 def _step(line: str) -> float:
     """The step of a row; infinite for half a line, so that it is dropped."""
     try:
-        return json.loads(line)["step"]
-    except (ValueError, KeyError, TypeError):
+        step = json.loads(line)["step"]
+    except (ValueError, KeyError, TypeError, RecursionError):
         return math.inf
+    return step if isinstance(step, int | float) else math.inf

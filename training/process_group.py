@@ -18,9 +18,12 @@ import torch.distributed as dist
 from training.errors import InputError, PeerError
 from training.preflight import load_libraries, say_host
 from training.ranks import RankInfo
+from training.store import Server, Store, listen
 
 # Long enough for rank 0 to download and tokenise while the others wait for it.
 TIMEOUT = timedelta(minutes=30)
+STORE_TOKEN = "CLUSTER_STORE_TOKEN"
+"""By which ranks of one attempt know each other; docs/environment.md."""
 
 T = TypeVar("T")
 
@@ -60,13 +63,14 @@ class Joining:
         if device.type == "cuda":
             torch.cuda.set_device(device)  # each thread has its own
         if self._store is not None:
+            cuda = device.type == "cuda"
             dist.init_process_group(
-                "nccl" if device.type == "cuda" else "gloo",
+                "nccl" if cuda else "gloo",
                 rank=self._ranks.rank,
                 world_size=self._ranks.world_size,
-                store=dist.PrefixStore("training", self._store),
+                store=dist.PrefixStore("training", store_for_nccl(self._ranks, self._store) if cuda else self._store),
                 timeout=TIMEOUT,
-                device_id=device if device.type == "cuda" else None,
+                device_id=device if cuda else None,
             )
         return device, self._store
 
@@ -86,11 +90,37 @@ class Joining:
 
 
 def _store_of_all(ranks: RankInfo) -> dist.Store:
-    """Where the ranks leave each other messages, once rank 0 listens."""
+    """Where the ranks leave each other messages, once rank 0 listens: for those alone who know the token, where the
+    launcher gave one. torchrun's agent has a store of torch's own at that port, which all must use."""
+    address, port, token = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), os.environ.get(STORE_TOKEN)
+    if token:
+        if ranks.rank == 0:
+            Server(address, port, token, alone=ranks.local_world_size == ranks.world_size)
+        return Store(address, port, token, TIMEOUT)
     if ranks.rank != 0:
-        wait_for_listener(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), TIMEOUT.total_seconds())
+        wait_for_listener(address, port, TIMEOUT.total_seconds())
     store, _, _ = next(dist.rendezvous("env://", ranks.rank, ranks.world_size, timeout=TIMEOUT))
     return store
+
+
+def store_for_nccl(ranks: RankInfo, store: dist.Store) -> dist.Store:
+    """Of the same ranks, for NCCL, whose own threads ask their store and must not wait for the interpreter: torch's,
+    which asks nobody who he is. It listens on the job's interface, and ranks alone are told the prefix of its keys."""
+    if not isinstance(store, Store):
+        return store
+    address = os.environ["MASTER_ADDR"]
+    native: dist.Store | None = None
+    if ranks.rank == 0:
+        listener = listen(address, 0, alone=ranks.local_world_size == ranks.world_size)
+        port = listener.getsockname()[1]
+        native = dist.TCPStore(
+            address, port, ranks.world_size, True, TIMEOUT, False, master_listen_fd=listener.detach()
+        )
+        store.set("nccl", f"{port} {os.urandom(16).hex()}")
+    told, prefix = store.get("nccl").decode().split()
+    if native is None:
+        native = dist.TCPStore(address, int(told), ranks.world_size, False, TIMEOUT, False)
+    return dist.PrefixStore(prefix, native)
 
 
 def wait_for_listener(host: str, port: int, seconds: float) -> None:

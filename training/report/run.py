@@ -2,7 +2,7 @@
 damaged or is only half written is left out."""
 
 import json
-import math
+import sys
 from array import array
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -122,7 +122,7 @@ def read_run(folder: Path) -> Run:
 
 def number(value: Any) -> float | None:
     """A finite number, else None."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= sys.float_info.max:
         return None
     return value
 
@@ -139,7 +139,7 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
         for line in lines:
             try:
                 row = json.loads(line)
-            except ValueError:
+            except (ValueError, RecursionError):
                 continue
             if isinstance(row, dict):
                 yield row
@@ -148,7 +148,7 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
 def _object(path: Path) -> Mapping[str, Any]:
     try:
         return mapping(json.loads(path.read_text(encoding="utf-8", errors="replace")))
-    except (FileNotFoundError, ValueError):
+    except (FileNotFoundError, ValueError, RecursionError):
         return {}
 
 
