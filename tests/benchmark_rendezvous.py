@@ -104,6 +104,8 @@ def main() -> int:
         print(
             f"{ranks:>6} ranks  {seconds:7.2f} s  rank 0 {spent:6.2f} s of CPU  {memory:5.1f} MB a client", flush=True
         )
+    if len(points) < 2:
+        return 0
     for name, column in (("this machine", 1), ("rank 0 alone", 2)):
         start, each = line_through([point[0] for point in points], [point[column] for point in points])
         predicted = ", ".join(f"{ranks:,}: {start + each * ranks:.1f} s" for ranks in PREDICTED)
