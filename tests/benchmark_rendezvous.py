@@ -18,12 +18,11 @@ from collections.abc import Sequence
 
 from cluster.machine import die_with_parent
 from training.preflight import say_host
-from training.process_group import _agreed_device, _store_of_all
+from training.process_group import STORE_TOKEN, _agreed_device, _store_of_all
 from training.ranks import RankInfo
 
 PREDICTED = (8192, 80_000)
-ADDRESS = "::1"
-"""Its name stands in /etc/hosts. The store looks up the name of each client, and waits where DNS gives no answer."""
+ADDRESS = "127.0.0.1"
 
 
 def meet(rank: int, ranks: int) -> None:
@@ -40,9 +39,9 @@ def meet(rank: int, ranks: int) -> None:
 def meeting(ranks: int) -> tuple[float, float, float]:
     """Seconds from the word to begin until the last rank has met all others; seconds of CPU that rank 0 took, store
     included; megabytes that a client has of its own."""
-    with socket.create_server((ADDRESS, 0), family=socket.AF_INET6) as probe:
+    with socket.create_server((ADDRESS, 0)) as probe:
         port = probe.getsockname()[1]
-    os.environ.update({"MASTER_ADDR": ADDRESS, "MASTER_PORT": str(port), "WORLD_SIZE": str(ranks)})
+    os.environ.update({"MASTER_ADDR": ADDRESS, "MASTER_PORT": str(port), STORE_TOKEN: "of the benchmark"})
     begun, begin = os.pipe()
     said, say = os.pipe()
     children = []
@@ -53,7 +52,6 @@ def meeting(ranks: int) -> tuple[float, float, float]:
         try:
             die_with_parent(signal.SIGKILL)
             os.close(begin)
-            os.environ["RANK"] = str(rank)
             os.read(begun, 1)  # its end is the word to begin
             meet(rank, ranks)
             used = resource.getrusage(resource.RUSAGE_SELF)
