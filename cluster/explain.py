@@ -7,7 +7,6 @@ python -m cluster explain 12                                              a job,
 Starts nothing, writes nothing.
 """
 
-import argparse
 import json
 import os
 import re
@@ -56,6 +55,8 @@ A request takes the options of submit (python -m cluster submit --help).
 
 exit status: 0; 64 the request is wrong, also where sbatch would refuse it; 70 this place cannot tell"""
 
+OWN_WORDS = {"json": "one JSON object, instead of lines for people"}
+"""The option of submit that the help shows."""
 DIALECTS = {"openmpi4": OPEN_MPI_4, "openmpi5": OPEN_MPI_5, "hydra": HYDRA}
 
 
@@ -93,16 +94,7 @@ def main(arguments: list[str]) -> int:
 
 def parser() -> OptionParser:
     """The options of submit, which its own help shows, and a few."""
-    options = submit_parser()
-    options.prog, options.usage, options.description, options.epilog = (
-        "python -m cluster explain",
-        USAGE,
-        str(__doc__),
-        EPILOG,
-    )
-    for action in options._actions:
-        if action.dest not in ("help", "json"):
-            action.help = argparse.SUPPRESS
+    options = submit_parser().reworded("python -m cluster explain", USAGE, str(__doc__), EPILOG, OWN_WORDS)
     options.add_argument("run_or_job", nargs="?", metavar="RUN", help="a job id, an experiment's name, a run directory")
     options.add_argument(
         "--tasks-per-node",

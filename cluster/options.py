@@ -8,7 +8,7 @@ import argparse
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import NoReturn
 
 from cluster.environment import VARIABLE_NAME
@@ -29,6 +29,16 @@ class OptionParser(argparse.ArgumentParser):
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
         )
+
+    def reworded(
+        self, prog: str, usage: str, description: str, epilog: str, shown: Mapping[str, str]
+    ) -> "OptionParser":
+        """This parser for another command that takes the same options: its help has `shown` of them, in these words."""
+        self.prog, self.usage, self.description, self.epilog = prog, usage, description, epilog
+        for action in self._actions:
+            if action.dest != "help":
+                action.help = shown.get(action.dest, argparse.SUPPRESS)
+        return self
 
     def parse_options(self, arguments: list[str]) -> argparse.Namespace:
         """Parse all arguments; an unknown one is an error that names the nearest known option."""

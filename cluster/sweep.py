@@ -6,7 +6,6 @@ python -m cluster sweep base --resume      again what is neither complete nor un
 python -m cluster cancel base              all that runs or waits of it
 """
 
-import argparse
 import contextlib
 import json
 import os
@@ -70,7 +69,6 @@ WITHOUT_MEANING = {
     "prepare_first": "--prepare-first is for one run: give python -m training.prepare --output-dir outputs/SWEEP",
 }
 OWN_WORDS = {
-    "help": "show this help message and exit",
     "dry_run": "show runs, cost and batch script, submit nothing",
     "json": "with SWEEP: the results as one JSON object",
 }
@@ -118,15 +116,7 @@ def understand_sweep(given: Sequence[str]) -> tuple[Namespace, list[str], list[s
 
 def parser() -> OptionParser:
     """The options of submit, which its own help shows, and a few."""
-    options = submit_parser()
-    options.prog, options.usage, options.description, options.epilog = (
-        "python -m cluster sweep",
-        USAGE,
-        str(__doc__),
-        EPILOG,
-    )
-    for action in options._actions:
-        action.help = OWN_WORDS.get(action.dest, argparse.SUPPRESS)
+    options = submit_parser().reworded("python -m cluster sweep", USAGE, str(__doc__), EPILOG, OWN_WORDS)
     options.add_argument("sweep", nargs="?", metavar="SWEEP", help="one that was submitted, by name or directory")
     options.add_argument(
         "--grid", nargs="+", action="extend", default=[], metavar="OPTION=VALUES", help="the values of each option"

@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
+from training.command import run_command
 from training.config import TrainConfig, check_values, parse_options
-from training.errors import COMPLETE, INPUT_ERROR, InputError
+from training.errors import InputError
 
 if TYPE_CHECKING:
     from training.documents import Corpus
@@ -98,17 +99,14 @@ class EvaluateOptions:
 
 def main(argv: Sequence[str]) -> int:
     """Evaluate as the command line says; the process's exit status."""
-    try:
+
+    def work() -> None:
         options = parse_options(argv, PROG, EvaluateOptions)
         check_options(options)
         result = evaluate_model(options)
         print(json.dumps(result, ensure_ascii=False) if options.json else result_text(result), flush=True)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return INPUT_ERROR
-    except KeyboardInterrupt:
-        return 130
-    return COMPLETE
+
+    return run_command(work)
 
 
 def check_options(options: EvaluateOptions) -> None:

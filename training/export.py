@@ -19,9 +19,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import Positional, arg
 
+from training.command import run_command
 from training.config import parse_options
 from training.disk_space import size
-from training.errors import COMPLETE, INPUT_ERROR, InputError
+from training.errors import InputError
 
 if TYPE_CHECKING:
     from training.manifest import Manifest
@@ -76,17 +77,13 @@ class ExportOptions:
 
 def main(argv: Sequence[str]) -> int:
     """Export or push as the command line says; the process's exit status."""
-    try:
+
+    def work() -> None:
         options = parse_options(argv, PROG, ExportOptions)
         done = push(options) if options.push is not None else export(options)
         print(json.dumps(done) if options.json else text_of(done), flush=True)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return INPUT_ERROR
-    except KeyboardInterrupt:
-        print("interrupted: nothing was exported", file=sys.stderr)
-        return 130
-    return COMPLETE
+
+    return run_command(work, "nothing was exported")
 
 
 def text_of(done: Mapping[str, Any]) -> str:

@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
+from training.command import run_command
 from training.config import parse_options
-from training.errors import COMPLETE, INPUT_ERROR, InputError
+from training.errors import InputError
 from training.prompt import RESPONSE, alpaca_prompt
 
 if TYPE_CHECKING:
@@ -111,19 +112,17 @@ class Answer:
 
 def main(argv: Sequence[str]) -> int:
     """Answer the prompts of this command line; the process's exit status."""
-    try:
+
+    def work() -> None:
         options = parse_options(argv, PROG, GenerateOptions)
         check_values(options)
-        generate(options)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return INPUT_ERROR
-    except KeyboardInterrupt:
-        return 130
-    except BrokenPipeError:
-        # `| head` has what it wanted. The interpreter would try to write the rest once more.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return COMPLETE
+        try:
+            generate(options)
+        except BrokenPipeError:
+            # `| head` has what it wanted. The interpreter would try to write the rest once more.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+    return run_command(work)
 
 
 def check_values(options: GenerateOptions) -> None:

@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from training.command import run_command
 from training.config import TrainConfig, config_from_argv
-from training.errors import COMPLETE, INPUT_ERROR, InputError
+from training.errors import InputError
 
 if TYPE_CHECKING:
     from training.tokens import TokenisedCorpus
@@ -122,15 +123,7 @@ def data_tokens(
 
 def main(argv: Sequence[str]) -> int:
     """Find or make the tokens of this request; the process's exit status."""
-    try:
-        print(prepare(config_from_argv(argv, PROG, ABOUT)), flush=True)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return INPUT_ERROR
-    except KeyboardInterrupt:
-        print("interrupted: nothing was kept", file=sys.stderr)
-        return 130
-    return COMPLETE
+    return run_command(lambda: print(prepare(config_from_argv(argv, PROG, ABOUT)), flush=True), "nothing was kept")
 
 
 def prepare(config: TrainConfig) -> str:

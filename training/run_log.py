@@ -4,7 +4,7 @@ looks on. Only rank 0 tells anything."""
 from collections.abc import Iterable, Mapping
 from contextlib import closing
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
 from training.disk_space import size
 from training.display import Display, on_a_terminal
@@ -17,6 +17,14 @@ from training.ranks import RankInfo
 from training.run_directory import RunDirectory
 from training.saver import SaveReport
 from training.trackers import Trackers
+
+
+class Outlets(NamedTuple):
+    """Where rank 0 tells it."""
+
+    metrics: MetricsFile
+    rank_times: MetricsFile
+    display: Display
 
 
 class RunLog:
@@ -34,9 +42,9 @@ class RunLog:
     ) -> None:
         self._trackers, self._report = trackers, report
         self._total, self._log_freq = total, log_freq
-        self._outlets: tuple[MetricsFile, MetricsFile, Display] | None = None
+        self._outlets: Outlets | None = None
         if ranks.rank == 0:
-            self._outlets = (
+            self._outlets = Outlets(
                 MetricsFile(run.metrics, done),
                 MetricsFile(run.rank_times, done),
                 Display(done, total, on_a_terminal(ranks.launcher)),
@@ -46,7 +54,7 @@ class RunLog:
         """A step's row of metrics."""
         if self._outlets is None:
             return
-        _, _, display = self._outlets
+        display = self._outlets.display
         if row["step"] % self._log_freq == 0 or row["step"] == self._total:
             self._write(row)
         display.step(row)
@@ -55,13 +63,13 @@ class RunLog:
     def rank_times(self, times: RankTimes | None) -> None:
         """How long the ranks were busy with a step, where that is known."""
         if self._outlets is not None and times is not None and times.step % self._log_freq == 0:
-            self._outlets[1].write(times.row())
+            self._outlets.rank_times.write(times.row())
 
     def evaluation(self, step: int, loss: float | None) -> None:
         """A loss on the held-out documents, in nats per token; None where nothing is held out."""
         if self._outlets is None or loss is None:
             return
-        _, _, display = self._outlets
+        display = self._outlets.display
         self._write({"step": step, "eval_loss": loss, "perplexity": perplexity(loss)})
         display.line(f"step {step}/{self._total} · held-out loss {loss:.4f} · perplexity {perplexity(loss):.2f}")
 
@@ -77,7 +85,7 @@ class RunLog:
         """A checkpoint that has come onto the disk."""
         if self._outlets is None:
             return
-        _, _, display = self._outlets
+        display = self._outlets.display
         self._write(report.row())
         display.line(
             f"step {report.step}/{self._total} · checkpoint of {size(report.bytes)} saved in {report.seconds:.2f} s, "
@@ -87,11 +95,11 @@ class RunLog:
     def line(self, text: str) -> None:
         """Something that happened."""
         if self._outlets is not None:
-            self._outlets[2].line(text)
+            self._outlets.display.line(text)
 
     def _write(self, row: Mapping[str, Any]) -> None:
         if self._outlets is not None:
-            self._outlets[0].write(row)
+            self._outlets.metrics.write(row)
             self._lines(self._trackers.tell(row) if self._trackers is not None else [])
 
     def _lines(self, texts: Iterable[str]) -> None:

@@ -18,8 +18,9 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
+from training.command import run_command
 from training.config import parse_options
-from training.errors import COMPLETE, INPUT_ERROR, InputError
+from training.errors import InputError
 from training.live_report import NEEDS
 
 PROG = "python -m training.report"
@@ -51,16 +52,12 @@ class ReportOptions:
 
 def main(argv: Sequence[str]) -> int:
     """Write what the command line asks for; the process's exit status."""
-    try:
+
+    def work() -> None:
         for path in report(parse_options(argv, PROG, ReportOptions)):
             print(path)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return INPUT_ERROR
-    except KeyboardInterrupt:
-        print("interrupted: nothing was written", file=sys.stderr)
-        return 130
-    return COMPLETE
+
+    return run_command(work, "nothing was written")
 
 
 def report(options: ReportOptions) -> list[Path]:
