@@ -34,7 +34,11 @@ GRACE_AFTER_COMPLETION = 10.0
 GRACE_TO_STOP = 2.0
 """Seconds from telling the ranks to stop to SIGTERM for mpirun, and from that to SIGKILL."""
 STACKS_WITHIN = 2.0
-"""Seconds in which ranks may answer the question for their stacks."""
+"""Seconds in which ranks may answer the question for their stacks, beside those that all answers take."""
+STACKS_A_SECOND = 8_000
+"""Answers that the launcher takes in a second (`tests/benchmark_scale.py`)."""
+ALL_STACKS = 1 << 26
+"""Letters of the stacks of all ranks, of which each has an equal share: they are held at once, and fill one file."""
 LAST_WORDS_WITHIN = 3.0
 """Seconds in which ranks may still say how they ended once mpirun has."""
 LOOK_AT_DIRECTORY_EVERY = 3.0
@@ -261,13 +265,14 @@ class Supervision:
             absent = (place.host for place in self._allocation.rank_map() if place.rank not in self._views)
             noticed.lost_hosts = list(dict.fromkeys(absent))
         if noticed.asked_at is not None:
-            if now - noticed.asked_at > STACKS_WITHIN or all(view.stacks is not None for view in running):
+            within = STACKS_WITHIN + self._world_size / STACKS_A_SECOND
+            if now - noticed.asked_at > within or all(view.stacks is not None for view in running):
                 hung = [replace(view, stacks=self._views[view.rank].stacks) for view in noticed.hung]
                 noticed.hang = self._explain(blame(hung), hung)
         elif running and noticed.failed_at is None and hangs(running, now, self._hang_timeout):
             # The question itself may wake a rank from the call in which it hung: what counts is how they stood before.
             noticed.asked_at, noticed.hung = now, [replace(view) for view in running]
-            self._listener.tell({"do": "stacks"})
+            self._listener.tell(question_for_stacks(self._world_size))
         if now - self._compared_at > COMPARE_EVERY:
             self._compared_at = now
             self._warn_of_stragglers(running)
@@ -341,6 +346,11 @@ class Supervision:
             self._hear(LOOK_EVERY)
         lost = silent_hosts(self._running(), now, self._quiet)
         self._noticed.lost_hosts += [host for host in lost if host not in self._noticed.lost_hosts]
+
+
+def question_for_stacks(ranks: int) -> dict[str, Any]:
+    """What the launcher asks each of so many ranks that hang."""
+    return {"do": "stacks", "letters": ALL_STACKS // ranks}
 
 
 def _where(view: RankView) -> str:

@@ -27,6 +27,7 @@ STACKS_AFTER, STACKS_WITHIN = 0.5, 1.5
 """Seconds that a program has to write its stacks, and to begin with it: after that, none are the answer."""
 HEARTBEAT_BYTES = 1024
 LONGEST_STACKS = 1 << 16
+"""Bytes of one answer; the launcher of very many ranks has room for less."""
 NO_BEAT: Mapping[str, Any] = {
     "phase": "start", "step": 0, "at": "", "resumed_step": 0, "saved_step": None, "step_seconds": None,
     "busy_seconds": 0.0, "seconds": {}, "saved_train_seconds": 0.0, "time": 0.0,
@@ -205,7 +206,7 @@ def watch(
         signal.signal(number, stop)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, (*WARNINGS, *_STOPS))
     looked_at = heard_at = time.monotonic()
-    beat_at, asked_at, raised = 0.0, None, False
+    beat_at, asked_at, room, raised = 0.0, None, 0, False
     while True:
         ending = watched.wait(LOOK_EVERY, [] if wire.closed else [wire.socket])
         now = time.monotonic()
@@ -225,7 +226,7 @@ def watch(
                     watched.warn(message["signal"])
                 case "stacks":
                     watched.ask_stacks()
-                    asked_at = now
+                    asked_at, room = now, message["letters"]
                 case "stop":
                     watched.signal(signal.SIGTERM)
         watched.deliver_warnings()
@@ -237,10 +238,18 @@ def watch(
                 kill_daemon(os.getppid())
         elif asked_at is not None and now - asked_at > (STACKS_AFTER if watched.stacks() else STACKS_WITHIN):
             asked_at = None
-            wire.send({"stacks": watched.stacks(), "state": watched.state()})
+            wire.send({"stacks": shorten(watched.stacks(), room), "state": watched.state()})
         elif now - beat_at > beat_every:
             beat_at = now
             wire.send({"beat": watched.beat(), "state": watched.state()})
+
+
+def shorten(stacks: str, longest: int) -> str:
+    """At most so many letters of stacks: their end, where the main thread is, and of that its innermost calls."""
+    main_thread = stacks.rfind("\n", 0, max(0, stacks.rfind("hread 0x"))) + 1
+    begin = max(0, min(main_thread, len(stacks) - longest))
+    end = begin + longest
+    return stacks[begin:] if end >= len(stacks) else stacks[begin : end - 1] + "…"
 
 
 def kill_daemon(parent: int) -> None:

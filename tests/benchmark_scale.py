@@ -34,9 +34,9 @@ from cluster.plan import ResourcePlan, batch_script
 from cluster.preflight import node_facts
 from cluster.rundir import Attempt, create_directories
 from cluster.signals import Requests
-from cluster.supervise import Supervision
+from cluster.supervise import Supervision, question_for_stacks
 from cluster.verdict import decide
-from cluster.watch import NO_BEAT
+from cluster.watch import LONGEST_STACKS, NO_BEAT
 from cluster.watchdog import RankView
 
 GPUS = 8
@@ -180,7 +180,8 @@ def records(nodes: int) -> dict[str, Any]:
 
 def channel(nodes: int) -> dict[str, Any]:
     """The launcher's end of one connection for each rank, as many as the descriptors allow: how many ranks, seconds
-    until all are connected, and the share of one core that heartbeats and keep-alives take."""
+    until all are connected, the share of one core that heartbeats and keep-alives take, and seconds until all have
+    answered the question for their stacks with as much as they may."""
     ranks = min(nodes * GPUS, resource.getrlimit(resource.RLIMIT_NOFILE)[1] - 1000)
     listener = Listener("127.0.0.1", ranks)
     begin = time.perf_counter()
@@ -197,10 +198,16 @@ def channel(nodes: int) -> dict[str, Any]:
                     views[rank].hear(message, time.monotonic())
                     words += 1
             spent, passed = time.process_time() - before, time.perf_counter() - begin
+            begin = time.perf_counter()
+            listener.tell(question_for_stacks(ranks))
+            while any(view.stacks is None for view in views.values()):
+                for rank, message in listener.exchange(0.1):
+                    views[rank].hear(message, time.monotonic())
+            answered = time.perf_counter() - begin
     finally:
         for player in players:
             os.kill(player, signal.SIGKILL)
-    return {"ranks": ranks, "seconds": connected, "words": words / passed, "core": spent / passed}
+    return {"ranks": ranks, "seconds": connected, "words": words / passed, "core": spent / passed, "stacks": answered}
 
 
 def _play(listener: Listener, ranks: range) -> int:
@@ -217,7 +224,9 @@ def _play(listener: Listener, ranks: range) -> int:
             time.sleep(ahead)
         wire = wires[number % len(wires)]
         wire.send({"beat": beat, "state": "S"})
-        wire.receive()
+        for message in wire.receive():
+            if message.get("do") == "stacks":
+                wire.send({"stacks": "x" * min(LONGEST_STACKS, message["letters"]), "state": "S"})
     raise AssertionError
 
 

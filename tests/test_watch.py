@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 
 from cluster import channel
+from cluster.supervise import ALL_STACKS, question_for_stacks
+from cluster.watch import LONGEST_STACKS, shorten
 from conftest import ROOT
 from one_rank import OneRank
 from waiting import is_gone, wait_until
@@ -105,7 +107,7 @@ def test_half_a_heartbeat_or_nonsense_is_not_taken_for_one() -> None:
 def test_stacks_come_also_from_a_program_that_holds_the_interpreter(tmp_path: Path) -> None:
     rank = started(tmp_path, HOLDS_THE_INTERPRETER, "spinning")
 
-    rank.listener.tell({"do": "stacks"})
+    rank.listener.tell(question_for_stacks(2))
     rank.listen_until(lambda: told(rank, "stacks"))
 
     assert "in spin" in told(rank, "stacks")[0]
@@ -117,12 +119,53 @@ def test_a_program_that_is_no_python_survives_the_question_for_stacks(tmp_path: 
     rank = OneRank(tmp_path, ["sh", "-c", f"until [ -e '{tmp_path}/go' ]; do sleep 0.05; done; exit 5"])
     rank.listen_until(lambda: told(rank, "record"))
 
-    rank.listener.tell({"do": "stacks"})
+    rank.listener.tell(question_for_stacks(2))
     rank.listen_until(lambda: told(rank, "stacks"))
     (tmp_path / "go").touch()
 
     assert rank.finish().returncode == 5
     assert told(rank, "stacks") == [""]
+
+
+def test_no_answer_is_longer_than_the_launcher_has_room_for(tmp_path: Path) -> None:
+    rank = started(tmp_path, BEATS, "beaten")
+
+    rank.listener.tell({"do": "stacks", "letters": 100})
+    rank.listen_until(lambda: told(rank, "stacks"))
+
+    [answer] = told(rank, "stacks")
+    assert len(answer) == 100
+    assert answer.startswith("Current thread 0x")
+    assert '  File "' in answer
+    rank.process.kill()
+    rank.finish()
+
+
+def test_the_stacks_of_all_ranks_fit_the_launcher_however_many_they_are() -> None:
+    for ranks in (1, 2, 1024, 1025, 80_000, 800_000):
+        share = question_for_stacks(ranks)["letters"]
+        assert min(LONGEST_STACKS, share) * ranks <= ALL_STACKS
+        assert (share >= LONGEST_STACKS) == (ranks <= 1024)
+
+
+OTHER_THREAD = 'Thread 0x00007a (most recent call first):\n  File "pool.py", line 9 in wait\n\n'
+MAIN_THREAD = (
+    'Current thread 0x00007f (most recent call first):\n  File "in.py", line 1 in f\n  File "out.py", line 2 in g\n'
+)
+
+
+@pytest.mark.parametrize(
+    ("longest", "kept"),
+    [
+        (1000, OTHER_THREAD + MAIN_THREAD),
+        (len(MAIN_THREAD) + 10, f" in wait\n\n{MAIN_THREAD}"[-len(MAIN_THREAD) - 10 :]),
+        (len(MAIN_THREAD), MAIN_THREAD),
+        (77, MAIN_THREAD[:76] + "…"),
+    ],
+)
+def test_of_stacks_that_are_too_long_the_innermost_calls_of_the_main_thread_stay(longest: int, kept: str) -> None:
+    assert shorten(OTHER_THREAD + MAIN_THREAD, longest) == kept
+    assert len(shorten("no stack at all", 7)) == 7
 
 
 def test_told_to_stop_the_program_has_a_moment_to_end_and_is_then_killed(tmp_path: Path) -> None:
