@@ -34,6 +34,24 @@ if rank == int(os.environ.get("GUILTY", "1")):
     {fault}
 time.sleep({patience})
 """
+MEETS = """
+import os, socket, time
+from pathlib import Path
+rank, token = os.environ["RANK"], os.environ["CLUSTER_STORE_TOKEN"].encode()
+place = (os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]))
+if rank == "0":
+    with socket.create_server(place) as server:
+        Path(os.environ["CLUSTER_RUN_DIR"], "listens").touch()
+        met, _ = server.accept()
+        assert met.recv(64) == token, "met a rank of another launch"
+        met.sendall(token)
+else:
+    while not Path("all-listen").exists():
+        time.sleep(0.1)
+    with socket.create_connection(place) as met:
+        met.sendall(token)
+        assert met.recv(64) == token, "met a rank of another launch"
+"""
 
 
 def launch_command(mpi: Mpi, *options: str) -> list[str]:
@@ -292,6 +310,21 @@ def test_a_second_launch_of_one_experiment_is_refused_while_the_first_runs(mpi: 
     assert f"is in use by process {first.pid} on " in second.stderr
     assert first.wait() == 0
     assert not (tmp_path / "outputs/program/attempt-0002").exists()
+
+
+@pytest.mark.parametrize("mpi", ["mpich-5.0.2"], indirect=True)
+def test_twenty_launches_of_one_job_at_once_on_one_host_never_meet(
+    mpi: Mpi, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "7")  # so that all of them begin to look at the same port
+    program(tmp_path, MEETS)
+    launchers = [start(mpi, tmp_path, "--ranks-per-node", "2", "--experiment-name", f"e{n}") for n in range(20)]
+    wait_until(lambda: len(list(tmp_path.glob("outputs/*/listens"))) == 20)
+    (tmp_path / "all-listen").touch()
+
+    said = [launcher.communicate()[0] for launcher in launchers]
+
+    assert [launcher.returncode for launcher in launchers] == [0] * 20, said
 
 
 @pytest.mark.parametrize("mpi", ["openmpi-4.1.8"], indirect=True)
