@@ -37,6 +37,7 @@ time.sleep({patience})
 MEETS = """
 import os, socket, time
 from pathlib import Path
+socket.setdefaulttimeout(60)
 rank, token = os.environ["RANK"], os.environ["CLUSTER_STORE_TOKEN"].encode()
 place = (os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]))
 if rank == "0":

@@ -51,6 +51,16 @@ def test_the_standard_output_has_the_answers_and_nothing_else(run: Path, capsys)
     assert captured.err == f"step 4 of {run}/checkpoints/step-00000004 on cpu, the likeliest tokens\n"
 
 
+@pytest.mark.parametrize(("terminal", "said"), [(False, "\x1b[2J\x9ba\n"), (True, "?[2J?a\n")])
+def test_an_answer_cannot_steer_the_terminal(run: Path, capsys, monkeypatch, terminal: bool, said: str):
+    monkeypatch.setattr(generate, "answers", lambda *_: [generate.Answer("ab", "\x1b[2J\x9ba", 3, True)])
+    monkeypatch.setattr("sys.stdout.isatty", lambda: terminal)
+
+    assert generate.main([str(run), "ab"]) == 0
+
+    assert capsys.readouterr().out == said
+
+
 def test_what_is_drawn_follows_from_the_seed_and_not_from_the_prompts_before(run: Path, capsys):
     sampled = ["--do-sample", "--num-return-sequences", "2", "--max-new-tokens", "8"]
     first, second, *others = answered(capsys, run, "ab", "cd", *sampled)

@@ -16,6 +16,7 @@ from training.config import TrainConfig, config_from_argv, read_toml
 from training.errors import COMPLETE, INPUT_ERROR, InputError
 from training.live_report import interval_seconds
 from training.run_directory import check_same_run, check_writable, run_directory
+from training.terminal import plain
 from training.trackers import check_installed
 
 PROG = "python -m training.train_llm"
@@ -31,7 +32,7 @@ def main(argv: Sequence[str]) -> int:
         for config in [config_from_argv(request, PROG) for request in split_requests(rest)]:
             check(config, ranks, enough)
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(plain(f"error: {error}"), file=sys.stderr)
         return INPUT_ERROR
     return COMPLETE
 

@@ -4,6 +4,7 @@ import sys
 from collections.abc import Callable
 
 from training.errors import COMPLETE, INPUT_ERROR, InputError
+from training.terminal import plain
 
 INTERRUPTED = 130
 
@@ -13,7 +14,7 @@ def run_command(work: Callable[[], None], left: str | None = None) -> int:
     try:
         work()
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(plain(f"error: {error}"), file=sys.stderr)
         return INPUT_ERROR
     except KeyboardInterrupt:
         if left is not None:

@@ -5,6 +5,8 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+from training.terminal import plain
+
 # A log that is read later wants a line now and then, whatever a step takes.
 SECONDS_BETWEEN_LINES = 5.0
 
@@ -66,9 +68,9 @@ class Display:
     def line(self, text: str) -> None:
         """Print a line; above the bar where there is one."""
         if self._bar is not None:
-            self._bar.console.print(text, highlight=False, markup=False)
+            self._bar.console.print(plain(text), highlight=False, markup=False)
         else:
-            print(text, flush=True)
+            print(plain(text), flush=True)
 
     def close(self) -> None:
         """Leave the terminal as it was."""

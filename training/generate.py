@@ -22,6 +22,7 @@ from training.command import run_command
 from training.config import parse_options
 from training.errors import InputError
 from training.prompt import RESPONSE, alpaca_prompt
+from training.terminal import plain, plain_on_a_terminal
 
 if TYPE_CHECKING:
     from training.trained import Trained
@@ -176,7 +177,8 @@ def generate(options: GenerateOptions) -> None:
     for prompt in prompts:
         shown = alpaca_prompt(prompt, options.input or "") if options.instruction else prompt
         for answer in answers(model, tokenizer, shown, options):
-            print(json.dumps(vars(answer), ensure_ascii=False) if options.json else answer.answer, flush=True)
+            text = json.dumps(vars(answer), ensure_ascii=False) if options.json else answer.answer
+            print(plain_on_a_terminal(text, sys.stdout), flush=True)
 
 
 def read_prompts(options: GenerateOptions) -> Iterator[str]:
@@ -257,7 +259,7 @@ def _was_instructed(trained: "Trained") -> bool:
 
 
 def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+    print(plain(text), file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

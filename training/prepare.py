@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from training.command import run_command
 from training.config import TrainConfig, config_from_argv
 from training.errors import InputError
+from training.terminal import plain
 
 if TYPE_CHECKING:
     from training.tokens import TokenisedCorpus
@@ -152,7 +153,7 @@ def prepare(config: TrainConfig) -> str:
 
 def say_to_error(text: str) -> None:
     """A line beside the result."""
-    print(text, file=sys.stderr, flush=True)
+    print(plain(text), file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

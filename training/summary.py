@@ -13,6 +13,7 @@ from training.metrics import bit_exact, read_rows, skipped_steps
 from training.publish import step_of
 from training.run_directory import RunDirectory
 from training.sample import Sample
+from training.terminal import plain
 
 
 def read_summary(run: RunDirectory) -> dict[str, Any] | None:
@@ -111,7 +112,7 @@ def summary_text(summary: Mapping[str, Any]) -> str:
 
 
 def _short(text: str, limit: int = 160) -> str:
-    """On one line: of a long prompt the end, where the question stands, of others the beginning."""
+    """On one line, for a terminal too: of a long prompt the end, where the question stands, of others the beginning."""
     question = text.split("### Instruction:\n")[-1].removesuffix("\n\n### Response:\n").replace("\n\n### Input:\n", " ")
-    line = " ".join(question.split())
+    line = plain(" ".join(question.split()))
     return line if len(line) <= limit else line[: limit - 1] + "…"

@@ -26,6 +26,7 @@ from training.run_directory import RUN_DIRECTORY_VARIABLE, RunDirectory, run_dir
 from training.start_clock import StartClock
 from training.stop import StopRequest, takes_interrupts
 from training.teardown import exit_with, keep_until_the_end
+from training.terminal import plain
 from training.trackers import Tracked, Trackers, check_installed
 
 PROG = "python -m training.train_llm"
@@ -120,7 +121,7 @@ def train(
 
     def say(text: str) -> None:
         if ranks.rank == 0:
-            print(text, flush=True)
+            print(plain(text), flush=True)
 
     start.ended("imports")
     device, store = joining.finish()
