@@ -71,6 +71,13 @@ def trainer_configuration(data: bytes, folder: Path) -> object:
     return config_from_argv(["--config", str(_file(folder, "config.toml", data))], "train")
 
 
+def trainer_toml(data: bytes, folder: Path) -> object:
+    """The file alone: what else a command line goes through takes most of the time."""
+    from training.config import read_toml
+
+    return read_toml(_file(folder, "config.toml", data))
+
+
 def metrics(data: bytes, folder: Path) -> object:
     from cluster.progress import all_rows, read_progress
     from training.metrics import before, bit_exact, read_rows
@@ -108,6 +115,10 @@ def manifest(data: bytes, folder: Path) -> object:
 
 SWEEP = b"""{"arguments": [], "directory": "/a",
  "elements": [{"name": "a", "values": {"lr": "1"}, "submit": ["x"], "launch": []}]}"""
+TRAINER_TOML = (
+    b'lr = 3e-4\nmax_steps = 5\nreport-to = ["none"]\n',
+    b'[training]\npreset = "demo"\nfrom-scratch = true\n',
+)
 
 PARSERS = [
     Parser("nodelist", nodelist, (b"rack[1-2]n[01-02],login,gpu[7,9]-ib", b"n[000-999]")),
@@ -123,11 +134,8 @@ PARSERS = [
         launcher_configuration,
         (b'[cluster]\nnodes = 2\nx = ["HF_HOME=/a"]\n[training]\nlr = 3e-4\nexperiment-name = "a"\n',),
     ),
-    Parser(
-        "trainer's configuration",
-        trainer_configuration,
-        (b'lr = 3e-4\nmax_steps = 5\nreport-to = ["none"]\n', b'[training]\npreset = "demo"\nfrom-scratch = true\n'),
-    ),
+    Parser("trainer's configuration", trainer_configuration, TRAINER_TOML),
+    Parser("trainer's TOML", trainer_toml, TRAINER_TOML),
     Parser(
         "metrics",
         metrics,
