@@ -21,6 +21,7 @@ from cluster.run_state import RunState, Snapshot, look, look_now, states
 from cluster.rundir import launcher_holds
 from cluster.runs import name_from_here
 from cluster.sweep_file import Sweep, find_sweep
+from cluster.terminal import plain
 
 USAGE = "python -m cluster cancel RUN [options]"
 EPILOG = """\
@@ -41,7 +42,7 @@ def main(arguments: list[str]) -> int:
             from cluster.sweep import report
 
             what = "\n".join(report(sweep, as_json=True))
-        print(what)
+        print(plain(what))
         return COMPLETE
     wanted = Run(options.run, options.output_dir)
     what = wanted.cancel()
@@ -51,7 +52,7 @@ def main(arguments: list[str]) -> int:
 
         print(json.dumps(summary(found, state, None, wanted.progress, time.time()), indent=1))
     else:
-        print(became(what, found, state))
+        print(plain(became(what, found, state)))
     return COMPLETE
 
 

@@ -17,6 +17,7 @@ from cluster import checks
 from cluster.checks import OK, WRONG, Finding
 from cluster.errors import COMPLETE, LAUNCHER, RequestError
 from cluster.options import OptionParser, add_output_dir, at_least, run
+from cluster.terminal import plain
 
 USAGE = "python -m cluster.doctor [options]"
 EPILOG = """\
@@ -34,7 +35,7 @@ def main(arguments: list[str]) -> int:
     if options.json:
         print(json.dumps([finding._asdict() for finding in findings], indent=1))
     else:
-        print(*lines(findings), sep="\n")
+        print(*map(plain, lines(findings)), sep="\n")
     return LAUNCHER if any(finding.level == WRONG for finding in findings) else COMPLETE
 
 

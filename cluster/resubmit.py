@@ -11,6 +11,7 @@ import sys
 from cluster.errors import COMPLETE
 from cluster.options import OptionParser, add_output_dir, run
 from cluster.run import Run
+from cluster.terminal import plain
 
 USAGE = "python -m cluster resubmit RUN [options]"
 EPILOG = "exit status: that of cluster submit; 64 where the run is not over, or cluster submit did not start it"
@@ -22,11 +23,11 @@ def main(arguments: list[str]) -> int:
     if options.dry_run:
         request = again.request
         as_json = {**request._asdict(), "command": request.command}
-        print(json.dumps(as_json, indent=1) if options.json else request.command)
+        print(json.dumps(as_json, indent=1) if options.json else plain(request.command))
         return COMPLETE
     request = again.request_again()
     if not options.json:
-        print(f"submit         {request.command}", flush=True)
+        print(plain(f"submit         {request.command}"), flush=True)
     from cluster.submit import main as submit
 
     with contextlib.chdir(request.directory):

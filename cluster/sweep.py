@@ -50,6 +50,7 @@ from cluster.submit import (
 )
 from cluster.submit import parser as submit_parser
 from cluster.sweep_file import SWEEP_FILE, Element, Sweep, all_sweeps, extended, find_sweep, read_sweep, written
+from cluster.terminal import plain
 
 USAGE = """python -m cluster sweep --grid OPTION=VALUES … [options as for submit] -- [arguments of training.train_llm]
        python -m cluster sweep SWEEP [--resume] [--json]"""
@@ -93,7 +94,7 @@ def main(arguments: list[str]) -> int:
         hint = f"did you mean {near[0]}?" if near else "wanted the name or directory of one that was submitted"
         raise RequestError(f"no sweep {options.sweep}, neither here nor in {output_dir.absolute()}: {hint}")
     if not options.resume:
-        print(*report(sweep, options.json), sep="\n")
+        print(*map(plain, report(sweep, options.json)), sep="\n")
         return COMPLETE
     check_private(sweep.directory)
     if not os.path.isdir(sweep.given_in):
@@ -148,7 +149,7 @@ def submit_sweep(options: Namespace, rest: list[str], given: list[str]) -> int:
     if chosen and not options.dry_run:
         ranks = plan.expected_allocation().world_size if plan else here(options).world_size
         check_training(options, [split_program(sweep.elements[index].launch)[1] for index in chosen], ranks)
-    print(*listing(sweep, known), "", sep="\n")
+    print(*map(plain, listing(sweep, known)), "", sep="\n")
     print(cost(len(chosen), plan), flush=True)
     if options.dry_run:
         print(f"\n{script}" if script else "", end="")
@@ -294,7 +295,7 @@ def run_one_by_one(sweep: Sweep, chosen: Sequence[int]) -> int:
         _, state = look_now(sweep.directory / one.name)
         if state.name in STOPPED:
             break
-    print(*report(sweep, as_json=False), sep="\n")
+    print(*map(plain, report(sweep, as_json=False)), sep="\n")
     return next(filter(None, statuses), COMPLETE)
 
 

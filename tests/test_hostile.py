@@ -36,12 +36,16 @@ from cluster.rundir import Attempt, check_experiment_name, run_directory
 from cluster.runfile import read_json, write_json
 from cluster.submit import main as submit
 from cluster.submit import parser as submit_parser
+from cluster.sweep_file import Element, Sweep, read_sweep, written
 from cluster.terminal import plain, plain_bytes
 from conftest import ROOT, Mpi
 from report_runs import make_run
 from slurm_lab import SlurmLab
+from training.manifest import MANIFEST, DamagedError, Manifest, Proof, is_file_name, read_manifest, render_manifest
+from training.metrics import MetricsFile, read_rows
 from training.report.page import render
 from training.report.run import read_run as read_reported
+from training.run_directory import write_json as write_trainers_json
 
 STRINGS = strings(10_000)
 A_HOST = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -138,8 +142,14 @@ def test_a_host_is_a_name_and_its_line_of_the_hostfile_is_one(dialect: Any) -> N
 
 
 def test_a_plan_that_names_another_kind_of_host_is_not_believed() -> None:
+    def named(text: str) -> Allocation:
+        return Allocation.from_json({"source": "ssh", "hosts": [[text, 1, None, 0]]})
+
     with pytest.raises(ClusterError, match="the plan names a host '-oProxyCommand=x'"):
-        Allocation.from_json({"source": "ssh", "hosts": [["-oProxyCommand=x", 1, None, 0]]})
+        named("-oProxyCommand=x")
+    for text, allocation in taken(named):
+        assert [host.name for host in allocation.hosts] == [text]
+        assert A_HOST.fullmatch(text)
 
 
 def test_a_name_stays_below_the_output_directory(tmp_path: Path) -> None:
@@ -186,23 +196,47 @@ def test_what_no_process_can_be_given_is_refused_in_any_place() -> None:
 
 def test_run_files_give_back_what_was_written_one_record_a_line(tmp_path: Path) -> None:
     records = Records(tmp_path / "ranks.jsonl", {})
+    metrics = MetricsFile(tmp_path / "metrics.jsonl", 0)
     for rank, text in enumerate(STRINGS):
         records.add({"rank": rank, "state": "failed", "detail": text, "host": text})
-    records.close()
-    assert [record["detail"] for record in read_records(tmp_path)] == STRINGS
-
-    for text in STRINGS[:1000]:
+        metrics.write({"step": rank, "event": text, text: text})
         record_event(tmp_path, text, detail=text)
+    records.close()
+    metrics.close()
+    assert [record["detail"] for record in read_records(tmp_path)] == STRINGS
+    assert [row["event"] for row in read_rows(tmp_path / "metrics.jsonl")] == STRINGS
     events = (tmp_path / "events.jsonl").read_text().splitlines()
-    assert [json.loads(line)["detail"] for line in events] == STRINGS[:1000]
+    assert [json.loads(line)["detail"] for line in events] == STRINGS
 
     write_json(tmp_path / "run.json", STRINGS)
     assert read_json(tmp_path / "run.json") == STRINGS
+    write_trainers_json(tmp_path / "config.json", {"config": STRINGS})
+    assert json.loads((tmp_path / "config.json").read_text()) == {"config": STRINGS}
 
     record_request(tmp_path, STRINGS, None)
     request = read_request(tmp_path)
     assert request is not None
     assert request.arguments == STRINGS
+
+    elements = [Element(text, {text: text}, [text], [text]) for text in STRINGS]
+    with written(Sweep(tmp_path, STRINGS, str(tmp_path), elements)):
+        assert read_sweep(tmp_path) == Sweep(tmp_path, STRINGS, str(tmp_path), elements)
+
+
+def test_a_manifest_is_believed_only_where_its_files_are_the_folders_own(tmp_path: Path) -> None:
+    def read_with(*names: str) -> list[str]:
+        manifest = Manifest(1, 1, 1, 1, None, 1.0, "0", dict.fromkeys(names, Proof(1, "0")))
+        (tmp_path / MANIFEST).write_bytes(render_manifest(manifest))
+        return list(read_manifest(tmp_path).files)
+
+    own = [text for text in STRINGS if is_file_name(text)]
+
+    assert all(os.fsencode(name) and Path("/a", name).resolve().parent == Path("/a") for name in own)
+    assert len(own) > 1000
+    assert sorted(read_with(*own)) == sorted(set(own))
+    for text in ["", "..", "/etc/passwd", "../../sbatch/env.sh", "a/b", "a\0", "\ud800"]:
+        with pytest.raises(DamagedError, match="is no file of the folder"):
+            read_with("model.safetensors", text)
 
 
 def test_what_is_said_cannot_move_the_cursor_or_end_its_line(capsys: pytest.CaptureFixture[str]) -> None:
@@ -227,11 +261,8 @@ def test_what_ranks_print_keeps_its_colours_on_a_terminal_and_nothing_else_that_
     assert plain_bytes(printed, Terminal()).decode() == "\x1b[31mred\x1b[0m 10%\r20%?]0;x??[2J?2J? é漢\n"
 
 
-FIELDS = [
-    *("--partition", "--account", "--qos", "--time", "--mem", "--constraint", "--exclude", "--nodelist", "--job-name"),
-    *("--mail-user", "--nic", "--hosts", "--ssh", "--wdir", "--bind-to", "--mpirun-arg", "--experiment-name", "-x"),
-    *("--output-dir", "--output-filename", "--sbatch", "--notify", "--hostfile", "--mpirun", "--secret", "--nodes"),
-]
+FIELDS = [action.option_strings[-1] for action in submit_parser()._actions if action.nargs is None]
+"""Every option that takes a value."""
 
 
 def test_every_field_of_a_request_takes_or_refuses_it_and_a_dry_run_writes_nothing(
@@ -243,7 +274,7 @@ def test_every_field_of_a_request_takes_or_refuses_it_and_a_dry_run_writes_nothi
     monkeypatch.setattr("cluster.explain.submit_parser", submit_parser)
     statuses = []
     for number, text in enumerate(STRINGS):
-        request = [f"{FIELDS[number % len(FIELDS)]}", text, "--nodes=1", "--gpus=0", "--dry-run"]
+        request = [FIELDS[number % len(FIELDS)], text, "--nodes=1", "--gpus=0", "--dry-run"]
         program = ["--program", "--", "true", text]
 
         status = run(submit, [*request, *program])

@@ -5,6 +5,7 @@ word."""
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -92,9 +93,17 @@ def read_manifest(folder: Path) -> Manifest:
         manifest = Manifest(**fields, files=files)
     except (KeyError, TypeError, AttributeError) as error:
         raise DamagedError(f"{MANIFEST}: {_words(error)}") from error
+    if stray := [name for name in files if not is_file_name(name)]:
+        raise DamagedError(f"{MANIFEST} names {stray[0]!r}, which is no file of the folder")
     if render_manifest(manifest) != raw:
         raise DamagedError(f"{MANIFEST} has another hash than when it was written")
     return manifest
+
+
+def is_file_name(name: str) -> bool:
+    """Whether it is a file of the folder itself: files are copied by their names, which somebody else may have
+    written."""
+    return name not in ("", ".", "..") and not re.search(r"[/\0\ud800-\udfff]", name)
 
 
 def check_files(folder: Path, manifest: Manifest) -> None:

@@ -169,7 +169,7 @@ def make_run_directory(run: RunDirectory) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write aside and rename, so that a reader never finds half a file."""
     aside = path.with_name(f".{path.name}.{os.getpid()}")
-    aside.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    aside.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", "utf-8", "backslashreplace")
     os.replace(aside, path)
 
 
