@@ -124,6 +124,11 @@ def test_a_byte_order_mark_is_no_part_of_the_data(tmp_path: Path, name: str):
     assert texts(corpus(tmp_path / name, 0)) == ["a"]
 
 
+def test_a_character_that_json_writes_as_two_halves_is_one(tmp_path: Path):
+    (tmp_path / "a.jsonl").write_text('{"text": "\\ud83d\\ude00"}\n')
+    assert texts(corpus(tmp_path / "a.jsonl", 0)) == ["😀"]
+
+
 def test_a_csv_field_may_be_as_long_as_a_document(tmp_path: Path):
     (tmp_path / "a.csv").write_text("text\n" + "x" * 200_000 + "\n")
     assert [len(text) for text in texts(corpus(tmp_path / "a.csv", 0))] == [200_000]
@@ -258,6 +263,9 @@ def test_a_column_can_be_chosen_and_one_that_is_missing_is_answered_with_those_t
         ("a.json", "[1, 2]", r"every row must be an object"),
         ("a.json", "{", r"cannot be read as .json"),
         ("a.jsonl", '{"text": "a"}\nnonsense\n', r"cannot be read as .jsonl"),
+        ("a.jsonl", '{"text": "a"}\n{"text": "half a character: \\ud83d"}\n', r"cannot be read as .jsonl .*surrogates"),
+        ("a.json", '[{"text": "\\uDE00"}]', r"cannot be read as .json .*surrogates"),
+        ("a.jsonl", '{"text": ' + "[" * 100_000, r"cannot be read as .jsonl .*recursion"),
         ("a.json", "[]", r"no rows in it"),
         ("a.txt", "\n\n", r"no rows in it"),
         ("a.parquet", "nonsense", r"cannot be read as .parquet"),

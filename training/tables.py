@@ -5,6 +5,7 @@ A `.json` file that is one array is the exception: it is read whole.
 
 import csv
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -139,7 +140,7 @@ def _reading(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise InputError(f"--dataset-name {path}: {error.strerror}; {OTHERWISE}") from error
-    except (ValueError, csv.Error) as error:
+    except (ValueError, RecursionError, csv.Error) as error:
         if isinstance(error, InputError):
             raise
         raise InputError(
@@ -156,14 +157,21 @@ def _json_rows(path: Path, columns: Sequence[str] | None) -> Iterator[Mapping[st
         file.seek(0)
         rows: Iterable[Any]
         if start == "[":
-            rows = json.load(file)
+            rows = _parsed(file.read())
         else:
             # Lines of the file, not splitlines, which also splits at characters that JSON allows within a string.
-            rows = (json.loads(line) for line in file if line.strip())
+            rows = (_parsed(line) for line in file if line.strip())
         for row in rows:
             if not isinstance(row, dict):
                 raise InputError(f"--dataset-name {path}: every row must be an object with named columns; {OTHERWISE}")
             yield row
+
+
+def _parsed(text: str) -> Any:
+    value = json.loads(text)
+    if re.search(r"\\u[dD]", text):  # perhaps half a character, which JSON allows and no tokenizer takes
+        json.dumps(value, ensure_ascii=False).encode()
+    return value
 
 
 def _csv_rows(path: Path, columns: Sequence[str] | None) -> Iterator[Mapping[str, Any]]:
