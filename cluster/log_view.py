@@ -133,14 +133,14 @@ def verdict_of(run_dir: Path, number: int, options: Namespace) -> bytes:
     if not options.errors or not verdict or verdict["status"] in (COMPLETE, REQUEUE):
         return b""
     if not options.json:
-        return f"── {judged(verdict)}\n".encode()
+        return f"── {judged(verdict)}\n".encode(errors="replace")
     ended = entry["started"] + entry["seconds"] if "seconds" in entry else None
     return json_line(number, verdict.get("rank"), judged(verdict), ended)
 
 
 def failures(records: bytes) -> bytes:
     """What is said of each rank that failed, for people."""
-    return "".join(f"── {failure(record)}\n" for record in failed(records)).encode()
+    return "".join(f"── {failure(record)}\n" for record in failed(records)).encode(errors="replace")
 
 
 def failures_as_json(attempt: int) -> Render:

@@ -1,6 +1,7 @@
 """Values from elsewhere stay values: 10,000 strings that try to break out, through the one door of each place."""
 
 import io
+import itertools
 import json
 import os
 import re
@@ -8,7 +9,7 @@ import shlex
 import subprocess
 import sys
 from argparse import ArgumentTypeError
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from cluster.events import record_event
 from cluster.explain import main as explain
 from cluster.hostfile import hostfile_text
 from cluster.launch import parser as launch_parser
+from cluster.log_view import main as logs
 from cluster.logs import say
 from cluster.mpirun import HYDRA, OPEN_MPI_4, OPEN_MPI_5, Mpirun, program_of
 from cluster.nodelist import expand_nodelist
@@ -34,6 +36,7 @@ from cluster.records import Records, read_records
 from cluster.request import read_request, record_request
 from cluster.rundir import Attempt, check_experiment_name, run_directory
 from cluster.runfile import read_json, write_json
+from cluster.status import main as status
 from cluster.submit import main as submit
 from cluster.submit import parser as submit_parser
 from cluster.sweep_file import Element, Sweep, read_sweep, written
@@ -308,8 +311,8 @@ def outline(folder: Path) -> Outline:
     return page
 
 
-def test_nothing_breaks_out_of_its_place_in_the_report(tmp_path: Path) -> None:
-    texts = iter(text.encode(errors="replace").decode() for text in STRINGS)
+def hostile_run(folder: Path, texts: Iterator[str]) -> Path:
+    """A run whose files hold these texts wherever they hold any, and more of them."""
 
     def spoiled(value: Any) -> Any:
         """The same with each text replaced by a hostile one."""
@@ -319,22 +322,60 @@ def test_nothing_breaks_out_of_its_place_in_the_report(tmp_path: Path) -> None:
             return [spoiled(one) for one in value]
         return next(texts) if isinstance(value, str) else value
 
-    plain_run, hostile_run = make_run(tmp_path / "plain", steps=20), make_run(tmp_path / "hostile", steps=20)
+    run = make_run(folder, steps=20, ends=("hang", "rank crash"))
     for name in ("config.json", "run.json", "summary.json"):
-        content = spoiled(json.loads((hostile_run / name).read_text()))
+        content = spoiled(json.loads((run / name).read_text()))
         if name == "config.json":
             content["config"] |= {f"x{number} {next(texts)}": next(texts) for number in range(3000)}
-        (hostile_run / name).write_text(json.dumps(content))
+        (run / name).write_text(json.dumps(content))
     events = [json.dumps({"time": 1.79e9, "event": next(texts), next(texts): next(texts)}) for _ in range(1000)]
-    (hostile_run / "events.jsonl").write_text("\n".join(events) + "\n")
-    rows = (hostile_run / "metrics.jsonl").read_text()
+    (run / "events.jsonl").write_text("\n".join(events) + "\n")
+    rows = (run / "metrics.jsonl").read_text()
     rows += "".join(json.dumps({"step": 20, "event": next(texts)}) + "\n" for _ in range(200))
-    (hostile_run / "metrics.jsonl").write_text(rows)
+    (run / "metrics.jsonl").write_text(rows)
+    return run
 
-    expected, found = outline(plain_run), outline(hostile_run)
+
+def test_nothing_breaks_out_of_its_place_in_the_report(tmp_path: Path) -> None:
+    texts = iter(text.encode(errors="replace").decode() for text in STRINGS)
+    plain_run = make_run(tmp_path / "plain", steps=20, ends=("hang", "rank crash"))
+
+    expected, found = outline(plain_run), outline(hostile_run(tmp_path / "hostile", texts))
 
     assert found.tags <= expected.tags
     assert found.scripts == expected.scripts
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [(status, ["a"]), (status, []), (logs, ["a"]), (logs, ["a", "--errors"]), (explain, ["a"])],
+    ids=["status of one", "status of all", "logs", "errors", "explain"],
+)
+def test_what_run_files_hold_cannot_steer_the_terminal_that_shows_a_run(
+    command: Callable[[list[str]], int], words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attempt = hostile_run(tmp_path / "a", itertools.cycle(STRINGS)) / "attempt-0001"
+    places = {"log_dir": str(attempt), "attempt_dir": str(attempt), "run_dir": str(attempt.parent), "attempt": 1}
+    plan = {"source": "ssh", "hosts": [["n1", 2, 2, 8]], **places, "master_addr": STRINGS[0]}
+    (attempt / "plan.json").write_text(json.dumps({**plan, "master_port": 1, "store_token": STRINGS[1]}))
+    (attempt / "mpirun.txt").write_text(shlex.join(STRINGS), errors="replace")
+    (attempt / "hostfile").write_text("".join(STRINGS), errors="replace")
+    (attempt / "rank-0.log").write_text("Traceback (most recent call last):\n" + "".join(STRINGS), errors="replace")
+    (attempt / "stacks.txt").write_text("".join(STRINGS), errors="replace")
+    records = Records(attempt / "ranks.jsonl", {})
+    for state, (rank, text) in itertools.product(("started", "failed"), enumerate(STRINGS)):
+        what = {"detail": text, "host": text, "gpu": text, "outcome": "exception"}
+        records.add({"rank": rank, "state": state, **what, "status": 1, "pid": 1, "time_ns": 1})
+    records.close()
+    terminal = io.TextIOWrapper(Terminal(), encoding="utf-8", write_through=True)
+    monkeypatch.setattr("sys.stdout", terminal)
+
+    assert run(command, [*words, "--output-dir", str(tmp_path)]) == COMPLETE
+
+    terminal.seek(0)
+    said = terminal.read()
+    assert said
+    assert not re.search(r"\x1b(?!\[[0-9;]*m)|[\x00-\x08\x0b\x0c\x0e-\x1a\x1c-\x1f\x7f-\x9f]", said)
 
 
 @pytest.mark.parametrize("mpi", ["openmpi-5.0.11", "openmpi-4.1.8", "mpich-5.0.2"], indirect=True)
