@@ -115,7 +115,7 @@ def test_a_shell_gives_back_every_word_of_a_command(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("template", ["gpt2_mpi.sh", "smoke_mpi.sh"])
 def test_a_template_hands_every_argument_on_as_it_is(template: str, tmp_path: Path) -> None:
-    words = [text for text in STRINGS[:2000] if "\0" not in text and text == text.encode(errors="replace").decode()]
+    words = [text for text in STRINGS if "\0" not in text and text == text.encode(errors="replace").decode()]
     (tmp_path / "sbatch").mkdir()
     (tmp_path / "sbatch/env.sh").touch()
     (tmp_path / "python").write_text("#!/bin/sh\nprintf '%s\\0' \"$@\"\n")
@@ -128,6 +128,32 @@ def test_a_template_hands_every_argument_on_as_it_is(template: str, tmp_path: Pa
 
     assert said.decode().split("\0")[-len(words) - 1 : -1] == words
     assert not (tmp_path / CANARY).exists()
+
+
+@pytest.mark.parametrize("template", ["gpt2_mpi.sh", "smoke_mpi.sh"])
+def test_a_template_starts_in_a_directory_of_any_name_by_the_python_that_lies_there(
+    template: str, tmp_path: Path
+) -> None:
+    names = {text for text in STRINGS[:300] if is_file_name(text) and len(os.fsencode(text)) < 256}
+    (tmp_path / "python").write_text("#!/bin/sh\npwd -P\n")
+    (tmp_path / "python").chmod(0o700)
+    for text in names:
+        here = tmp_path / "projects" / text
+        (here / ".venv/bin").mkdir(parents=True)
+        (here / "sbatch").symlink_to(ROOT / "sbatch")
+        (here / ".venv/bin/python").symlink_to(tmp_path / "python")
+
+        said = subprocess.run(
+            ["bash", here / "sbatch" / template],
+            cwd=tmp_path,
+            env={"PATH": os.environ["PATH"], "SLURM_SUBMIT_DIR": str(here)},
+            capture_output=True,
+            check=True,
+        )
+
+        assert said.stdout == os.fsencode(here) + b"\n"
+    assert len(names) > 100
+    assert not list(tmp_path.rglob(CANARY))
 
 
 @pytest.mark.parametrize("dialect", [OPEN_MPI_5, HYDRA], ids=lambda dialect: dialect.name)
