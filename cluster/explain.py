@@ -33,7 +33,7 @@ from cluster.records import read_records
 from cluster.rundir import DEFAULT_OUTPUT_DIR
 from cluster.runfile import read_json
 from cluster.runs import find_run
-from cluster.secret import check_secrets, masked, secret_values
+from cluster.secret import MASK, check_secrets, masked, secret_values
 from cluster.submit import (
     TRAINER,
     experiment_directory,
@@ -202,7 +202,7 @@ def explain_run(options: Namespace) -> Explanation:
         "mpirun",
         command,
         {name: masked(name, os.environ[name], secrets) if name in os.environ else "(not set here)" for name in names},
-        given_to_first(plan, allocation),
+        given_to_first({**plan, "store_token": MASK}, allocation),
         bound_to(words),
         [record for record in read_records(folder) if record["state"] == "started"],
     )

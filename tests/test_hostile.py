@@ -31,11 +31,12 @@ from cluster.logs import say
 from cluster.mpirun import HYDRA, OPEN_MPI_4, OPEN_MPI_5, Mpirun, program_of
 from cluster.nodelist import expand_nodelist
 from cluster.options import environment_pair, run
-from cluster.plan import batch_script, check_sbatch_options
+from cluster.plan import batch_script, check_sbatch_options, log_pattern
 from cluster.records import Records, read_records
 from cluster.request import read_request, record_request
 from cluster.rundir import Attempt, check_experiment_name, run_directory
 from cluster.runfile import read_json, write_json
+from cluster.slurm import facts_of
 from cluster.status import main as status
 from cluster.submit import main as submit
 from cluster.submit import parser as submit_parser
@@ -100,6 +101,14 @@ def test_an_sbatch_option_stays_one_option_of_one_line() -> None:
 def test_no_part_of_a_batch_script_can_be_broken_by_the_directory_that_it_lies_in() -> None:
     with pytest.raises(RequestError, match="line break or control character"):
         batch_script({"output": "/a\ntouch b/%x.log"}, None, "true")
+
+
+def test_words_of_a_user_are_no_facts_in_slurms_answer_and_a_directory_none_of_its_signs() -> None:
+    for text in STRINGS:
+        if text.isprintable():
+            detail = f"JobId=7 JobName={text}\n   UserId=you(1) GroupId=you(1)\n   JobState=FAILED\n   Comment={text}\n"
+            assert facts_of(detail, "JobState|JobId") == {"JobId": "7", "JobState": "FAILED"}
+        assert log_pattern(Path("/", text), "%x-%j.log").replace("%%", "").count("%") == 2
 
 
 def test_a_shell_gives_back_every_word_of_a_command(tmp_path: Path) -> None:
@@ -383,7 +392,7 @@ def test_what_run_files_hold_cannot_steer_the_terminal_that_shows_a_run(
     attempt = hostile_run(tmp_path / "a", itertools.cycle(STRINGS)) / "attempt-0001"
     places = {"log_dir": str(attempt), "attempt_dir": str(attempt), "run_dir": str(attempt.parent), "attempt": 1}
     plan = {"source": "ssh", "hosts": [["n1", 2, 2, 8]], **places, "master_addr": STRINGS[0]}
-    (attempt / "plan.json").write_text(json.dumps({**plan, "master_port": 1, "store_token": STRINGS[1]}))
+    (attempt / "plan.json").write_text(json.dumps({**plan, "master_port": 1, "store_token": "known to ranks alone"}))
     (attempt / "mpirun.txt").write_text(shlex.join(STRINGS), errors="replace")
     (attempt / "hostfile").write_text("".join(STRINGS), errors="replace")
     (attempt / "rank-0.log").write_text("Traceback (most recent call last):\n" + "".join(STRINGS), errors="replace")
@@ -401,6 +410,7 @@ def test_what_run_files_hold_cannot_steer_the_terminal_that_shows_a_run(
     terminal.seek(0)
     said = terminal.read()
     assert said
+    assert "known to ranks alone" not in said
     assert not re.search(r"\x1b(?!\[[0-9;]*m)|[\x00-\x08\x0b\x0c\x0e-\x1a\x1c-\x1f\x7f-\x9f]", said)
 
 
