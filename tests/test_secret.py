@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import os
+import subprocess
 import sys
 import tempfile
 import threading
@@ -96,6 +98,26 @@ def test_what_a_rank_quotes_as_it_fails_is_kept_without_it(tmp_path: Path) -> No
     assert [record["detail"] for record in (*read_records(tmp_path), *records.of("failed"))] == [
         "ValueError: *** is wrong"
     ] * 2
+
+
+@pytest.mark.usefixtures("secrets")
+@pytest.mark.parametrize("mpi", ["mpich-5.0.2"], indirect=True)
+def test_an_error_that_quotes_a_secret_has_it_in_the_ranks_own_files_alone(mpi: Mpi, tmp_path: Path) -> None:
+    (tmp_path / "fails.py").write_text("import os\nraise ValueError(os.environ['HF_TOKEN'] + ' is wrong')\n")
+    here = ["--cluster=local", f"--mpirun={mpi.mpirun}", "--ranks-per-node=2", "--experiment-name=a"]
+
+    launched, reported = (
+        subprocess.run([sys.executable, "-m", *words], env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True)
+        for words in (["cluster.launch", *here, "--", "python", "fails.py"], ["training.report", "outputs/a"])
+    )
+
+    assert (launched.returncode, reported.returncode) == (1, COMPLETE)
+    verdict = launched.stdout[launched.stdout.index("── rank crash".encode()) :]
+    assert b"ValueError: *** is wrong" in verdict
+    assert CANARY.encode() not in verdict
+    assert b"*** is wrong" in (tmp_path / "outputs/a/report.html").read_bytes()
+    own = [f"{kind}/rank-{rank}.{end}" for kind, end in (("errors", "json"), ("logs", "log")) for rank in range(2)]
+    assert {str(path.relative_to(tmp_path / "outputs/a/attempt-0001")) for path in files_with_it(tmp_path)} <= {*own}
 
 
 def test_a_short_value_is_masked_by_its_name_alone() -> None:
