@@ -90,7 +90,14 @@ def plan(nodes: int) -> dict[str, Any]:
     command = timed("command", lambda: launch_command(options, mpirun, granted, ["python"], attempt, environ))
     file = timed("plan.json", lambda: json.dumps({**granted.to_json(), "master_addr": granted.hosts[0].name}))
     place = timed("last rank's place", lambda: Allocation.from_json(json.loads(file)).place(nodes * GPUS - 1))
-    facts = {"master_addr": "", "master_port": 1, "attempt_dir": "/run", "run_dir": "/run", "attempt": 1}
+    facts = {
+        "master_addr": "",
+        "master_port": 1,
+        "store_token": "",
+        "attempt_dir": "/run",
+        "run_dir": "/run",
+        "attempt": 1,
+    }
     timed("last rank's variables", lambda: rank_environment(facts, granted, place))
     assert (len(ranks), hostfile.count("\n"), place) == (nodes * GPUS, nodes, ranks[-1])
     return {
@@ -259,7 +266,7 @@ def main() -> int:
             rounds = [
                 subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True) for _ in range(options.rounds)
             ]
-            found = min((json.loads(done.stdout) for done in rounds), key=lambda one: one["seconds"])
+            found = min((json.loads(done.stdout.splitlines()[-1]) for done in rounds), key=lambda one: one["seconds"])
             words = "  ".join(f"{name} {value:,.{0 if value >= 100 else 3}f}" for name, value in found.items())
             print(f"{nodes:>6} nodes  {words}")
             missed += found["seconds"] > goal

@@ -1,9 +1,11 @@
 """What holds at ten thousand nodes: names, places, arguments, records; by the side of plainer ways to say the same."""
 
 import itertools
+import json
 import os
 import shutil
 import subprocess
+import sys
 from argparse import Namespace
 from pathlib import Path
 
@@ -22,6 +24,7 @@ from cluster.nodelist import compress_nodelist, expand_nodelist
 from cluster.records import STATES, Records, read_records
 from cluster.rundir import Attempt
 from cluster.watchdog import SILENCE
+from conftest import ROOT
 
 NODES = 10_000
 ALL = Allocation("slurm", tuple(Host(f"gpu{number:05d}", 8, 8, 96) for number in range(1, NODES + 1)))
@@ -177,6 +180,19 @@ def test_the_shown_map_of_many_ranks_has_its_two_ends() -> None:
 def test_ranks_speak_more_seldom_where_there_are_very_many_and_often_enough_for_both_sides() -> None:
     assert beat_every(16_384) == BEAT_EVERY
     assert BEAT_EVERY < beat_every(80_000) < SILENCE / 2 < FENCE / 2
+
+
+@pytest.mark.parametrize(("part", "nodes", "most"), [("plan", NODES, 100), ("records", 10, 100)])
+def test_what_the_launcher_takes_is_measured_and_its_memory_small(part: str, nodes: int, most: int) -> None:
+    benchmark = [sys.executable, ROOT / "tests/benchmark_scale.py", "--one", "--parts", part, "--nodes", str(nodes)]
+
+    done = subprocess.run(
+        benchmark, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=True
+    )
+
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["seconds"] > 0
+    assert found["megabytes"] < most
 
 
 def test_too_few_descriptors_for_the_ranks_are_an_error_before_anything_starts(monkeypatch: pytest.MonkeyPatch) -> None:
