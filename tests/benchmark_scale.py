@@ -245,6 +245,11 @@ PARTS: dict[str, tuple[Callable[[int], dict[str, Any]], float]] = {
 """With the seconds that each may take at 10,000 nodes."""
 
 
+def _most_memory() -> float:
+    """Megabytes of this process at its largest; getrusage(2) would count those of the one that started it."""
+    return int(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0]) / 1024
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--nodes", type=int, nargs="+", default=[10, 100, 1000, 10_000])
@@ -255,7 +260,7 @@ def main() -> int:
     if options.one:
         [part], [nodes] = options.parts, options.nodes
         found = PARTS[part][0](nodes)
-        print(json.dumps({**found, "megabytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}))
+        print(json.dumps({**found, "megabytes": _most_memory()}))
         return 0
     missed = 0
     for part in options.parts:

@@ -184,7 +184,15 @@ def test_ranks_speak_more_seldom_where_there_are_very_many_and_often_enough_for_
 
 @pytest.mark.parametrize(("part", "nodes", "most"), [("plan", NODES, 100), ("records", 10, 100)])
 def test_what_the_launcher_takes_is_measured_and_its_memory_small(part: str, nodes: int, most: int) -> None:
-    benchmark = [sys.executable, ROOT / "tests/benchmark_scale.py", "--one", "--parts", part, "--nodes", str(nodes)]
+    benchmark = [
+        sys.executable,
+        str(ROOT / "tests/benchmark_scale.py"),
+        "--one",
+        "--parts",
+        part,
+        "--nodes",
+        str(nodes),
+    ]
 
     done = subprocess.run(
         benchmark, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=True
