@@ -35,7 +35,7 @@ GRACE_TO_STOP = 2.0
 """Seconds from telling the ranks to stop to SIGTERM for mpirun, and from that to SIGKILL."""
 STACKS_WITHIN = 2.0
 """Seconds in which ranks may answer the question for their stacks, beside those that all answers take."""
-STACKS_A_SECOND = 8_000
+STACKS_A_SECOND = 5_000
 """Answers that the launcher takes in a second (`tests/benchmark_scale.py`)."""
 ALL_STACKS = 1 << 26
 """Letters of the stacks of all ranks, of which each has an equal share: they are held at once, and fill one file."""
