@@ -23,14 +23,13 @@ from training.command import run_command
 from training.config import parse_options
 from training.disk_space import size
 from training.errors import InputError
+from training.run_directory import RunDirectory
 
 if TYPE_CHECKING:
     from training.manifest import Manifest
     from training.trained import Trained
 
 PROG = "python -m training.export"
-NOT_THE_MODEL = ("optimizer.safetensors", "rng.pt")
-"""Of a checkpoint's files."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +109,7 @@ def export(options: ExportOptions) -> dict[str, Any]:
     if options.output is not None:
         folder = options.output
     elif trained.run is not None:
-        folder = trained.run.root / "export"
+        folder = trained.run.export
     else:
         raise InputError(f"{trained.folder} lies in no run's directory: give --output DIR")
     _check_replaceable(folder, options.overwrite)
@@ -147,16 +146,18 @@ def _check_replaceable(folder: Path, overwrite: bool) -> None:
 
 
 def _is_export(folder: Path) -> bool:
-    return all((folder / name).is_file() for name in ("config.json", "model.safetensors", "README.md"))
+    from training.manifest import WEIGHTS
+
+    return all((folder / name).is_file() for name in ("config.json", WEIGHTS, "README.md"))
 
 
 def _fill(aside: Path, trained: "Trained", options: ExportOptions) -> None:
-    from training.incarnation import force_to_disk
-    from training.manifest import DamagedError, check_files
+    from training.manifest import OPTIMIZER, RNG, DamagedError, check_files
+    from training.whole_file import force_to_disk
 
     manifest = trained.manifest
     assert manifest is not None
-    files = {name: proof for name, proof in manifest.files.items() if name not in NOT_THE_MODEL}
+    files = {name: proof for name, proof in manifest.files.items() if name not in (OPTIMIZER, RNG)}
     for name in files:
         shutil.copyfile(trained.folder / name, aside / name)
         force_to_disk(aside / name)
@@ -185,15 +186,14 @@ def _put_in_place(aside: Path, folder: Path) -> None:
 
 
 def _card(folder: Path, trained: "Trained", manifest: "Manifest", options: ExportOptions) -> str:
-    import torch
-
+    from training.checkpoint import read_states
     from training.documents import is_hub_name
+    from training.manifest import WEIGHTS
     from training.metrics import read_rows
     from training.model_card import CardFacts, render_card
-    from training.trained import described
 
-    description = described(trained.run)
-    states = torch.load(trained.folder / "rng.pt", map_location="cpu", weights_only=True)
+    description = trained.description()
+    states = read_states(trained.folder)
     dataset = description.get("identity", {}).get("--dataset-name")
     rows = read_rows(trained.run.metrics) if trained.run is not None else []
     return render_card(
@@ -201,7 +201,7 @@ def _card(folder: Path, trained: "Trained", manifest: "Manifest", options: Expor
             name=trained.run.root.absolute().name if trained.run is not None else folder.absolute().name,
             manifest=manifest,
             model_type=json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"],
-            parameters=_parameters(folder / "model.safetensors"),
+            parameters=_parameters(folder / WEIGHTS),
             description=description,
             rows=[row for row in rows if row["step"] <= manifest.step],
             conditions=states[0].get("conditions", {}) if states else {},
@@ -267,7 +267,8 @@ def _pushable(options: ExportOptions) -> list[Path]:
     """Where the export of this request may lie, in the order of what is meant first."""
     if options.output is not None:
         return [options.output]
-    return [Path(options.run), Path(options.run) / "export", options.output_dir / options.run / "export"]
+    places = (Path(options.run), options.output_dir / options.run)
+    return [places[0], *(RunDirectory(place).export for place in places)]
 
 
 def _first_line(error: Exception) -> str:

@@ -3,12 +3,12 @@ interrupted."""
 
 import json
 import math
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from training.errors import StorageError
+from training.whole_file import write_whole
 
 if TYPE_CHECKING:
     from training.loop import StepResult
@@ -122,9 +122,7 @@ def _keep_until(path: Path, last_step: int) -> None:
     kept = [
         line for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if _step(line) <= last_step
     ]
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    aside.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
-    os.replace(aside, path)
+    write_whole(path, "".join(line + "\n" for line in kept))
 
 
 def _step(line: str) -> float:

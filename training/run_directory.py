@@ -15,7 +15,9 @@ from typing import Any
 
 from training.config import TrainConfig
 from training.errors import InputError
+from training.manifest import step_folders
 from training.revision import git_revision
+from training.whole_file import write_json
 
 RUN_DIRECTORY_VARIABLE = "CLUSTER_RUN_DIR"
 DEFAULT_EXPERIMENT = "default"
@@ -67,6 +69,16 @@ class RunDirectory:
     def trackers(self) -> Path:
         """What the trackers of --report-to write, where any were asked for."""
         return self.root / "trackers"
+
+    @property
+    def export(self) -> Path:
+        """The model as a Hugging Face folder, where it was exported."""
+        return self.root / "export"
+
+    @property
+    def report(self) -> Path:
+        """What the run did, as a page."""
+        return self.root / "report.html"
 
 
 def folder_of(name: str, output_dir: Path, wanted: str) -> Path:
@@ -166,13 +178,6 @@ def make_run_directory(run: RunDirectory) -> None:
         raise InputError(f"the run directory {run.root} cannot be made: {error.strerror}; {_WAY_OUT}") from error
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write aside and rename, so that a reader never finds half a file."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    aside.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(aside, path)
-
-
 def write_config(
     run: RunDirectory, config: TrainConfig, architecture: Mapping[str, Any], fingerprint: str, world_size: int
 ) -> None:
@@ -220,7 +225,7 @@ def check_same_run(
     Raises:
         InputError: names the first value that differs.
     """
-    if not run.config.exists() or not any(run.checkpoints.glob("step-*")):
+    if not run.config.exists() or not step_folders(run.checkpoints):
         return
     try:
         before = json.loads(run.config.read_text(encoding="utf-8"))["identity"]
@@ -237,29 +242,28 @@ def check_same_run(
             )
 
 
-def _latest_options(run: RunDirectory) -> dict[str, Any] | None:
-    """What the latest attempt was given, and its `world_size`; None where there is none that can be read."""
+def read_config(run: RunDirectory) -> dict[str, Any]:
+    """What `write_config` recorded of the latest attempt; empty where there is nothing that can be read."""
     try:
-        latest = json.loads(run.config.read_text(encoding="utf-8"))
-        return {**latest["config"], "world_size": latest["world_size"]}
+        content = json.loads(run.config.read_text(encoding="utf-8"))
+        return content if isinstance(content["config"], dict) else {}
     except (OSError, ValueError, KeyError, TypeError):
-        return None
+        return {}
 
 
 def batch_size_before(run: RunDirectory) -> int | None:
     """The latest attempt's --batch-size, where there is a checkpoint to go on from; else None: the model or the
     sequence may be another now."""
-    if not any(run.checkpoints.glob("step-*")):
+    if not step_folders(run.checkpoints):
         return None
-    found = (_latest_options(run) or {}).get("batch_size")
+    found = read_config(run).get("config", {}).get("batch_size")
     return found if isinstance(found, int) else None
 
 
 def changed_options(run: RunDirectory, config: TrainConfig, world_size: int) -> str | None:
     """What the latest attempt was given otherwise, as `--lr 0.001 → 0.01`; None where nothing or no attempt."""
-    before = _latest_options(run)
-    if before is None:
-        return None
+    latest = read_config(run)
+    before = {**latest, **latest.get("config", {})}
     now = {**config.to_json(), "world_size": world_size}
     names = [field.name for field in fields(TrainConfig) if field.name not in SAID_ELSEWHERE]
     changes = [

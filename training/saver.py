@@ -16,9 +16,10 @@ import torch
 
 from training.disk_space import SMALL_FILES_BYTES, check_room, room_at
 from training.errors import StorageError, TakenOverError
+from training.incarnation import check_not_taken_over
 from training.interval import Interval, SaveCost, is_due
-from training.manifest import Manifest
-from training.publish import FileContent, check_not_taken_over, publish, step_folder, step_folders
+from training.manifest import RNG, Manifest, step_folder, step_folders
+from training.publish import FileContent, publish
 from training.retention import drop_superfluous
 from training.snapshot import HostBuffer, HostFile, expected_bytes, state_files, tensors_sha256
 
@@ -58,7 +59,6 @@ class _InFlight:
     begun: float
     """Once the save before was on disk."""
     blocking: float
-    captured: float
     train_seconds: float
     thread: threading.Thread | None = None
     manifest: Manifest | None = None
@@ -70,7 +70,7 @@ class Saver:
     """Makes the checkpoints of one start of training.
 
     `saved_step` is the step of the newest checkpoint that is in place, resumed from or made; None where there is
-    none. `saved_time` is when that state was copied (`time.time`).
+    none.
     """
 
     def __init__(
@@ -127,12 +127,6 @@ class Saver:
         self._duration = 0.0
         self._last_save = time.monotonic()
         self.saved_step = resumed_step
-        self.saved_time: float | None = None
-
-    @property
-    def state_bytes(self) -> int:
-        """Of the copy of weights and optimizer state."""
-        return self._size
 
     def check_room(self, evaluated: bool) -> None:
         """Look whether the disk can take what is to come; says so where it is scarce.
@@ -221,7 +215,6 @@ class Saver:
         flying = _InFlight(
             *(step, samples, held_out_loss, files, list(rngs), called, begun),
             blocking=captured - called,
-            captured=time.time(),
             train_seconds=train_seconds,
         )
         # Not what it waited for the save before: that one cost it.
@@ -249,7 +242,7 @@ class Saver:
         assert flying is not None
         self._flying = None
         if flying.manifest is not None:
-            self.saved_step, self.saved_time = flying.step, flying.captured
+            self.saved_step = flying.step
             self._duration, self._cost_known = flying.seconds - (flying.begun - flying.called), True
             folder, size = step_folder(self._checkpoints, flying.step), flying.manifest.bytes
             self._reports.append(SaveReport(flying.step, flying.seconds, flying.blocking, size, folder))
@@ -290,7 +283,7 @@ class Saver:
         return [
             *self._small_files,
             *(FileContent(file.name, [file.header, file.data]) for file in flying.files),
-            FileContent("rng.pt", [rng.getvalue()]),
+            FileContent(RNG, [rng.getvalue()]),
         ]
 
     def _storage_error(self, step: int, error: OSError) -> StorageError:

@@ -8,9 +8,8 @@ from statistics import median
 from typing import Any
 
 from training.display import clock
-from training.manifest import read_manifest
+from training.manifest import read_manifest, step_of
 from training.metrics import bit_exact, read_rows, skipped_steps
-from training.publish import step_of
 from training.run_directory import RunDirectory
 from training.sample import Sample
 

@@ -16,11 +16,11 @@ import numpy as np
 
 from training.documents import TRAIN, Batch, Corpus, StreamedCorpus
 from training.errors import InputError
-from training.incarnation import force_to_disk
 from training.model import largest_token
 from training.prompt import question_of
 from training.proof import CHUNK, chunk_hash
 from training.tables import BATCH
+from training.whole_file import force_to_disk
 
 QUESTIONS = 64
 # A token takes about a hundred bytes while the tokenizer holds it. Batches are cut here, for documents of any length.

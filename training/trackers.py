@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from training.errors import InputError
-from training.run_directory import write_json
+from training.whole_file import write_json
 
 PROJECT = "slurm-mpi-train"
 WAITING_ROWS = 10_000

@@ -22,11 +22,12 @@ from training.imports import collector_at_rest, import_model_code
 from training.live_report import LiveReport, interval_seconds
 from training.ranks import RankInfo, check_rendezvous
 from training.refuse import refuse
-from training.run_directory import RUN_DIRECTORY_VARIABLE, RunDirectory, run_directory, write_json
+from training.run_directory import RUN_DIRECTORY_VARIABLE, RunDirectory, run_directory
 from training.start_clock import StartClock
 from training.stop import StopRequest, takes_interrupts
 from training.teardown import exit_with, keep_until_the_end
 from training.trackers import Tracked, Trackers, check_installed
+from training.whole_file import write_json
 
 PROG = "python -m training.train_llm"
 SAMPLES = 3
@@ -101,12 +102,12 @@ def train(
         from training.divergence import NormWatch
         from training.interval import mtbf_seconds, parse_interval
         from training.loader import Loader
+        from training.manifest import step_folder
         from training.model import build_model, check_predicts_next, load_tokenizer, quiet_libraries
         from training.optimizer import make_optimizer
         from training.packing import check_keeps_apart
         from training.passes import make_passes
         from training.preflight import preflight
-        from training.publish import step_folder
         from training.run_log import RunLog
         from training.sample import Sample, alone, sample_answer
         from training.sampler import RankBatches, SampleOrder

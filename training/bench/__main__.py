@@ -18,6 +18,7 @@ from training.bench.options import LIMITS, BenchOptions, options_from_argv
 from training.errors import COMPLETE, INPUT_ERROR, InputError
 from training.ranks import RankInfo, check_rendezvous
 from training.teardown import exit_with
+from training.whole_file import write_json
 
 
 def main(argv: Sequence[str]) -> int:
@@ -95,7 +96,7 @@ def run(options: BenchOptions, ranks: RankInfo) -> dict[str, Any]:
 
     def keep() -> None:
         if bench.json is not None and ranks.rank == 0:
-            report.write_json(bench.json, result)
+            write_json(bench.json, result)
 
     # One batch size after another; at each, all subjects in turns.
     progress.say(report.heading(result))

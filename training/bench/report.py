@@ -1,11 +1,8 @@
 """What was measured, as a table and as JSON."""
 
-import json
 import math
-import os
 import statistics
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from training.bench.options import OURS
@@ -97,13 +94,6 @@ def best_rows(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 def _median(row: Mapping[str, Any]) -> float:
     return row["tokens_per_second"]["median"]
-
-
-def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Aside and renamed: a reader never finds half of it."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    aside.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
-    os.replace(aside, path)
 
 
 def tables(result: Mapping[str, Any]) -> list[tuple[list[str], list[list[str]]]]:
