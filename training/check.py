@@ -12,8 +12,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from training.command import run_command
 from training.config import TrainConfig, config_from_argv, read_toml
-from training.errors import COMPLETE, INPUT_ERROR, InputError
+from training.errors import InputError
 from training.live_report import interval_seconds
 from training.run_directory import check_same_run, check_writable, run_directory
 from training.trackers import check_installed
@@ -23,17 +24,16 @@ PROG = "python -m training.train_llm"
 
 def main(argv: Sequence[str]) -> int:
     """Check the requests; prints one line and returns 64 at the first that cannot be carried out."""
-    try:
+
+    def work() -> None:
         ranks, rest = take_ranks(argv)
         if rest[:1] == ["--config"] and rest[1:]:
             read_toml(Path(rest[1]))  # before the rest, which may repeat its keys: they are refused by its name
         enough: set[tuple[object, ...]] = set()
         for config in [config_from_argv(request, PROG) for request in split_requests(rest)]:
             check(config, ranks, enough)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return INPUT_ERROR
-    return COMPLETE
+
+    return run_command(work)
 
 
 def take_ranks(argv: Sequence[str]) -> tuple[int | None, list[str]]:

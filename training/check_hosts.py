@@ -6,16 +6,15 @@
 the last line names it.
 """
 
-import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from training.errors import COMPLETE, InputError, NodeError
-from training.ranks import RankInfo, check_rendezvous
-from training.refuse import refuse
+from training.command import run_on_ranks
+from training.errors import COMPLETE, NodeError
+from training.ranks import RankInfo
 from training.teardown import exit_with
 
 SLOW = 0.5
@@ -23,18 +22,25 @@ SLOW = 0.5
 
 
 def main() -> int:
-    """Measure together with all ranks; the process's exit status."""
-    import torch
+    """Measure; the process's exit status. There are no options but `--help`."""
+    if "--help" in sys.argv[1:]:
+        print(__doc__, end="")
+        return COMPLETE
+    return run_on_ranks(measure)
 
+
+def measure(ranks: RankInfo) -> None:
+    """Measure together with all ranks, and print the table.
+
+    Raises:
+        NodeError: a host is not fit, or much slower than the others.
+    """
     from training import process_group
-    from training.device import choose_device, device_name, threads_per_rank
+    from training.device import device_name, own_device, share_cpus
     from training.preflight import examine
 
-    ranks = RankInfo.from_env(os.environ)
-    check_rendezvous(ranks, os.environ)
-    process_group.set_threads(threads_per_rank(len(os.sched_getaffinity(0)), ranks))
-    joining = process_group.Joining(ranks, lambda: choose_device("auto", ranks, torch.cuda.device_count(), os.environ))
-    device, store = joining.finish()
+    share_cpus(ranks)
+    device, store = process_group.Joining(ranks, lambda: own_device("auto", ranks)).finish()
     found = examine(ranks, device, store, Path.cwd())
     faults: list[str] = []
     if ranks.rank == 0:
@@ -46,7 +52,6 @@ def main() -> int:
     process_group.leave()
     if faults:
         raise NodeError("; ".join(faults), speaker=0)
-    return COMPLETE
 
 
 def by_host(reports: Sequence[dict[str, Any]], network: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -97,16 +102,5 @@ def slow_hosts(hosts: dict[str, dict[str, Any]]) -> list[str]:
     return faults
 
 
-def measure_or_refuse() -> int:
-    """`main`, where a host that is not fit is one line. There are no options but `--help`."""
-    if "--help" in sys.argv[1:]:
-        print(__doc__, end="")
-        return COMPLETE
-    try:
-        return main()
-    except (InputError, NodeError) as error:
-        return refuse(error, RankInfo.from_env(os.environ))
-
-
 if __name__ == "__main__":
-    exit_with(measure_or_refuse)
+    exit_with(main)

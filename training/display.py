@@ -5,6 +5,8 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+from training.ranks import SINGLE
+
 # A log that is read later wants a line now and then, whatever a step takes.
 SECONDS_BETWEEN_LINES = 5.0
 
@@ -12,7 +14,7 @@ SECONDS_BETWEEN_LINES = 5.0
 def on_a_terminal(launcher: str) -> bool:
     """Whether a person's terminal shows this process's output."""
     # Open MPI and srun may give a rank a pseudo-terminal of its own while their output goes to a file.
-    return launcher == "single" and sys.stdout.isatty()
+    return launcher == SINGLE and sys.stdout.isatty()
 
 
 class Display:

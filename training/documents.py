@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from training.demo import DEMO, demo_rows
-from training.errors import InputError
+from training.errors import InputError, first_line
 from training.manifest import file_sha256
 from training.prompt import TextRule, text_rule
 from training.tables import BATCH, OTHERWISE, SUFFIXES, ArrowTable, Chain, Columns, Rows, Table, file_table
@@ -268,7 +268,7 @@ def _saved_dataset(path: Path) -> tuple[Table, Table | None, str]:
     except (OSError, ValueError) as error:
         if isinstance(error, InputError):
             raise
-        raise InputError(f"--dataset-name {path}: not a saved dataset ({_first_line(error)}); {OTHERWISE}") from error
+        raise InputError(f"--dataset-name {path}: not a saved dataset ({first_line(error)}); {OTHERWISE}") from error
 
 
 def _hub_dataset(name: str, subset: str | None) -> tuple[Table, Table | None, str]:
@@ -286,7 +286,7 @@ def _hub_dataset(name: str, subset: str | None) -> tuple[Table, Table | None, st
         if isinstance(error, InputError):
             raise
         problem = "cannot be loaded" if reachable else "the hub cannot be reached, and it is not in the local cache"
-        raise InputError(f"--dataset-name {name}: {problem} ({_first_line(error)}); {OTHERWISE}") from error
+        raise InputError(f"--dataset-name {name}: {problem} ({first_line(error)}); {OTHERWISE}") from error
 
 
 def _stream(name: str, subset: str | None) -> tuple[Any, Any | None, str]:
@@ -316,7 +316,7 @@ def _stream(name: str, subset: str | None) -> tuple[Any, Any | None, str]:
     except (OSError, ValueError) as error:
         if isinstance(error, InputError):
             raise
-        raise InputError(f"--dataset-name {name}: cannot be streamed ({_first_line(error)}); {OTHERWISE}") from error
+        raise InputError(f"--dataset-name {name}: cannot be streamed ({first_line(error)}); {OTHERWISE}") from error
     train, held_out = _splits(loaded, name)
     return train, held_out, source
 
@@ -327,7 +327,7 @@ def _streaming(name: str) -> Iterator[None]:
         yield
     except (OSError, ValueError) as error:
         raise InputError(
-            f"the stream of --dataset-name {name} broke off ({_first_line(error)}); run the same command again, or "
+            f"the stream of --dataset-name {name} broke off ({first_line(error)}); run the same command again, or "
             f"give another dataset"
         ) from error
 
@@ -397,7 +397,3 @@ def import_datasets(name: str) -> Any:
         ) from error
     datasets.disable_progress_bars()
     return datasets
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]

@@ -10,7 +10,6 @@ was printed for that step. Exit status: 0, or 64 where the request is wrong.
 
 import hashlib
 import json
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -19,9 +18,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
-from training.command import run_command
+from training.command import run_command, say
 from training.config import TrainConfig, check_values, parse_options
-from training.errors import InputError
+from training.errors import InputError, first_line
 
 if TYPE_CHECKING:
     from training.documents import Corpus
@@ -90,7 +89,7 @@ class EvaluateOptions:
     device: Literal["auto", "cuda", "cpu"] = "auto"
     """As for the trainer."""
 
-    output_dir: Annotated[Path, arg(metavar="DIR")] = Path("outputs")
+    output_dir: Annotated[Path, arg(metavar="DIR")] = TrainConfig.output_dir
     """Where the directories of experiments and the cache of tokens lie."""
 
     json: bool = False
@@ -172,7 +171,7 @@ def evaluate_model(options: EvaluateOptions) -> dict[str, Any]:
 
     import torch
 
-    from training.device import choose_device, device_name
+    from training.device import device_name, in_bfloat16, own_device
     from training.evaluate import evaluate, evaluation_batches, perplexity
     from training.model import ModelSource, check_seq_length, quiet_libraries
     from training.packing import check_keeps_apart
@@ -181,7 +180,7 @@ def evaluate_model(options: EvaluateOptions) -> dict[str, Any]:
     from training.tokenise import end_of_text
 
     quiet_libraries()
-    device = torch.device(choose_device(options.device, RankInfo("single"), torch.cuda.device_count(), os.environ))
+    device = torch.device(own_device(options.device, RankInfo()))
     model, tokenizer = load_for_use(trained.folder, device)
     check_seq_length(config.seq_length, ModelSource(str(trained.folder), model.config.to_dict(), trained.folder, True))
     end = end_of_text(tokenizer) if config.packing == "varlen" else None
@@ -196,7 +195,7 @@ def evaluate_model(options: EvaluateOptions) -> dict[str, Any]:
             f"--dataset-name {config.dataset_name}: its split {split} has {len(blocks.tokens)} tokens, and a sequence "
             f"takes {config.seq_length}; lower --seq-length, or give another --split"
         )
-    bfloat16 = config.dtype == "bfloat16" or (config.dtype == "auto" and device.type == "cuda")
+    bfloat16 = in_bfloat16(config.dtype, device)
     kernels = "auto" if config.kernels == "fused" else config.kernels
     loss = evaluate(token_loss(model, kernels, bfloat16, False, False, device, end), blocks, batches, device)
     assert loss is not None
@@ -232,16 +231,16 @@ def read_blocks(config: TrainConfig, split: str | None, tokenizer: Any) -> tuple
     Raises:
         InputError: there is no such data, or it cannot be read.
     """
-    from training.prepare import data_tokens, say_to_error
+    from training.prepare import data_tokens
     from training.tokens import open_blocks, publish_tokens, read_tokens, stage_tokens, token_folder
 
     if split not in (None, TRAIN, HELD_OUT):
         corpus = named_split(config, split)
         folder = token_folder(corpus.fingerprint, tokenizer, config.output_dir)
-        if read_tokens(folder, say_to_error) is None:
+        if read_tokens(folder, say) is None:
             publish_tokens(stage_tokens(folder, corpus, tokenizer), folder)
         return open_blocks(folder, TRAIN, config.seq_length), split
-    with data_tokens(config, tokenizer, say_to_error) as found:
+    with data_tokens(config, tokenizer, say) as found:
         found.publish()
         if split is None:
             # Without a share that is held out, what there is of it is the dataset's own.
@@ -275,8 +274,9 @@ def named_split(config: TrainConfig, split: str) -> "Corpus":
                     raise ValueError(f"there are {', '.join(there) or 'no splits'}")
                 loaded = saved[split]
         except (OSError, ValueError) as error:
-            first = (str(error).splitlines() or [type(error).__name__])[0][:200]
-            raise InputError(f"--split {split}: --dataset-name {name} has none of that name ({first})") from error
+            raise InputError(
+                f"--split {split}: --dataset-name {name} has none of that name ({first_line(error)})"
+            ) from error
         table, source = ArrowTable(loaded), str(loaded._fingerprint)
     else:
         files = [] if is_demo(name) else [file for file in data_files(name) if _names_split(file.stem, split)]

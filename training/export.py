@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 from tyro.conf import Positional, arg
 
 from training.command import run_command
-from training.config import parse_options
+from training.config import TrainConfig, parse_options
 from training.disk_space import size
-from training.errors import InputError
+from training.errors import InputError, class_and_line, first_line
 from training.run_directory import RunDirectory
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ class ExportOptions:
     language: Annotated[str | None, arg(metavar="CODE")] = None
     """For the model card: the language of the data (en)."""
 
-    output_dir: Annotated[Path, arg(metavar="DIR")] = Path("outputs")
+    output_dir: Annotated[Path, arg(metavar="DIR")] = TrainConfig.output_dir
     """Where the directories of experiments lie."""
 
     push: Annotated[str | None, arg(metavar="OWNER/NAME")] = None
@@ -242,7 +242,7 @@ def push(options: ExportOptions) -> dict[str, Any]:
     try:
         validate_repo_id(options.push)
     except HFValidationError as error:
-        raise InputError(f"--push {options.push}: {_first_line(error)}; a name such as me/model is wanted") from error
+        raise InputError(f"--push {options.push}: {first_line(error)}; a name such as me/model is wanted") from error
     if get_token() is None:
         raise InputError(
             f"--push {options.push}: there is no token for the hub: `hf auth login`, or set HF_TOKEN to one that may "
@@ -253,11 +253,11 @@ def push(options: ExportOptions) -> dict[str, Any]:
         url = api.create_repo(options.push, private=not options.public, exist_ok=True)
         api.upload_folder(repo_id=url.repo_id, folder_path=folder, commit_message="Upload by slurm-mpi-train")
     except HfHubHTTPError as error:
-        raise InputError(f"--push {options.push}: the hub refused: {_first_line(error)}") from error
+        raise InputError(f"--push {options.push}: the hub refused: {first_line(error)}") from error
     except Exception as error:
         # Offline mode, no route, a proxy's refusal, a time-out: as many classes as there are HTTP libraries.
         raise InputError(
-            f"--push {options.push}: the hub cannot be reached ({type(error).__name__}: {_first_line(error)}); push "
+            f"--push {options.push}: the hub cannot be reached ({class_and_line(error)}); push "
             f"from a machine that reaches it: {folder.absolute()}"
         ) from error
     return {"folder": str(folder), "url": str(url)}
@@ -269,10 +269,6 @@ def _pushable(options: ExportOptions) -> list[Path]:
         return [options.output]
     places = (Path(options.run), options.output_dir / options.run)
     return [places[0], *(RunDirectory(place).export for place in places)]
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from typing import Any
 
 from training.config import TrainConfig
 from training.demo import DEMO, demo_architecture, demo_tokenizer
-from training.errors import InputError
+from training.errors import InputError, first_line
 
 WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 DESCRIPTION = ("*.json", "*.txt", "*.model", "*.jinja")
@@ -131,8 +131,9 @@ def _architecture(folder: Path, name: str) -> dict[str, Any]:
     try:
         architecture: dict[str, Any] = AutoConfig.from_pretrained(folder, trust_remote_code=False).to_dict()
     except (OSError, ValueError, KeyError) as error:
-        first = (str(error).splitlines() or [""])[0]
-        raise InputError(f"--model-name {name}: {folder}/config.json cannot be used ({first}); {OTHERWISE}") from error
+        raise InputError(
+            f"--model-name {name}: {folder}/config.json cannot be used ({first_line(error)}); {OTHERWISE}"
+        ) from error
     if architecture.get("model_type") not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         raise InputError(
             f"--model-name {name}: {architecture.get('model_type')} is no causal language model that "
@@ -154,9 +155,8 @@ def load_tokenizer(source: ModelSource) -> Any:
     try:
         tokenizer = AutoTokenizer.from_pretrained(source.folder, trust_remote_code=False)
     except (OSError, ValueError, KeyError, ImportError) as error:
-        first = (str(error).splitlines() or [""])[0]
         raise InputError(
-            f"--model-name {source.name}: no tokenizer in {source.folder} ({first}); {OTHERWISE}"
+            f"--model-name {source.name}: no tokenizer in {source.folder} ({first_line(error)}); {OTHERWISE}"
         ) from error
     if len(tokenizer) <= len(set(tokenizer.all_special_ids)):
         # What transformers makes of a folder that has no vocabulary, without a word.
@@ -198,9 +198,8 @@ def build_model(architecture: dict[str, Any], weights: Path | None) -> Any:
                 weights, config=config, dtype=torch.float32, output_loading_info=True, trust_remote_code=False
             )
         except (OSError, ValueError, RuntimeError, SafetensorError, UnpicklingError) as error:
-            first = (str(error).splitlines() or [""])[0]
             raise InputError(
-                f"the weights in {weights} cannot be loaded ({first}); give --from-scratch, or repair them"
+                f"the weights in {weights} cannot be loaded ({first_line(error)}); give --from-scratch, or repair them"
             ) from error
         model, report = loaded
         if report["missing_keys"]:

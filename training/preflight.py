@@ -27,7 +27,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from training.errors import NodeError
+from training.errors import NodeError, class_and_line, first_line
 from training.ranks import RankInfo
 
 READY_WITHIN = 60.0
@@ -125,7 +125,7 @@ def look_at_host(device: torch.device, run_directory: Path) -> Report:
         report |= gpu_health(device)
     except Exception as error:
         # A host whose GPU cannot even multiply is what this looks for: it must say so rather than die.
-        report["error"] = f"{type(error).__name__}: {error}".splitlines()[0]
+        report["error"] = class_and_line(error)
     existing = run_directory.absolute()
     while not existing.exists() and existing != existing.parent:
         existing = existing.parent
@@ -270,7 +270,7 @@ def measure_network(ranks: RankInfo, device: torch.device, hosts: Sequence[str])
             report["all_reduce"] = size / _seconds(partial(_add_up, numbers), device)
         report["sum_right"] = bool((message == ranks.world_size * (ranks.world_size + 1) / 2).all())
     except RuntimeError as error:
-        report["error"] = str(error).splitlines()[0][:200]
+        report["error"] = first_line(error)
     return report
 
 

@@ -267,9 +267,3 @@ def world_size() -> int:
 def any_rank(answer: bool, device: torch.device) -> bool:
     """Whether any rank says so."""
     return bool(sum_over_ranks(torch.tensor([float(answer)], device=device)).item())
-
-
-def set_threads(threads: int) -> None:
-    """Use this many CPU threads, unless OMP_NUM_THREADS already says how many."""
-    if "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(threads)

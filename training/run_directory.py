@@ -13,7 +13,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from training.config import TrainConfig
+from training.config import TrainConfig, option_name
 from training.errors import InputError
 from training.manifest import step_folders
 from training.revision import git_revision
@@ -268,7 +268,7 @@ def changed_options(run: RunDirectory, config: TrainConfig, world_size: int) -> 
     names = [field.name for field in fields(TrainConfig) if field.name not in SAID_ELSEWHERE]
     changes = [
         f"{label} {before[name]} → {now[name]}"
-        for name, label in [*((name, "--" + name.replace("_", "-")) for name in names), ("world_size", "ranks")]
+        for name, label in [*((name, option_name(name)) for name in names), ("world_size", "ranks")]
         if name in before and before[name] != now[name]
     ]
     return ", ".join(changes) or None

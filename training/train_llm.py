@@ -15,13 +15,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from training.command import refuse
 from training.config import TrainConfig, config_from_argv
 from training.errors import COMPLETE, SAVED_FOR_REQUEUE, InputError, NodeError
 from training.heartbeat import Heartbeat, process_age
 from training.imports import collector_at_rest, import_model_code
 from training.live_report import LiveReport, interval_seconds
 from training.ranks import RankInfo, check_rendezvous
-from training.refuse import refuse
 from training.run_directory import RUN_DIRECTORY_VARIABLE, RunDirectory, run_directory
 from training.start_clock import StartClock
 from training.stop import StopRequest, takes_interrupts
@@ -38,7 +38,7 @@ def main(argv: Sequence[str]) -> int:
     status."""
     stop = StopRequest()
     heartbeat = Heartbeat.from_env(os.environ)
-    ranks = RankInfo("single")
+    ranks = RankInfo()
     try:
         ranks = RankInfo.from_env(os.environ)
         config = config_from_argv(argv, PROG)
@@ -80,22 +80,21 @@ def train(
 
         from training import process_group
         from training.device import (
-            choose_device,
             device_name,
+            in_bfloat16,
             keep_memory_whole,
             make_deterministic,
             memory_bytes,
-            threads_per_rank,
+            own_device,
+            share_cpus,
         )
 
         # The ranks, each on its device: they meet while the rest is imported.
         keep_memory_whole()
         if config.deterministic:
             make_deterministic()
-        process_group.set_threads(threads_per_rank(len(os.sched_getaffinity(0)), ranks))
-        joining = process_group.Joining(
-            ranks, lambda: choose_device(config.device, ranks, torch.cuda.device_count(), os.environ)
-        )
+        share_cpus(ranks)
+        joining = process_group.Joining(ranks, lambda: own_device(config.device, ranks))
 
         from training import checkpoint, evaluate, flops, loop, metrics, random_state, snapshot, strategy
         from training.batch_size import find_batch_size
@@ -126,7 +125,7 @@ def train(
     start.ended("imports")
     device, store = joining.finish()
     start.ended("group")
-    bfloat16 = config.dtype == "bfloat16" or (config.dtype == "auto" and device.type == "cuda")
+    bfloat16 = in_bfloat16(config.dtype, device)
     quiet_libraries()
 
     for line in preflight(ranks, device, store, run.root):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from training.errors import InputError
+from training.errors import InputError, first_line
 from training.incarnation import overtaken_by, read_claims
 from training.manifest import (
     MANIFEST,
@@ -152,6 +152,7 @@ def load_for_use(folder: Path, device: Any) -> tuple[Any, Any]:
         model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, trust_remote_code=False)
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError, RuntimeError, KeyError, ImportError, SafetensorError, UnpicklingError) as error:
-        first = (str(error).splitlines() or [type(error).__name__])[0]
-        raise InputError(f"{folder} cannot be loaded ({first}); give a folder with model and tokenizer") from error
+        raise InputError(
+            f"{folder} cannot be loaded ({first_line(error)}); give a folder with model and tokenizer"
+        ) from error
     return model.to(device).eval(), tokenizer

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
+from training.config import check_at_least
 from training.errors import InputError
 
 PROG = "python -m training.bench"
@@ -202,10 +203,7 @@ def options_from_argv(argv: Sequence[str]) -> BenchOptions:
         InputError: an unknown option, or a value of the wrong kind or out of range.
     """
     options = BenchOptions(**vars(parser().parse_args(argv)))
-    at_least = {"rounds": 1, "steps_per_round": 1, "seq_length": 2, "start": 0, "seed": 0}
-    for name, least in at_least.items():
-        if (value := getattr(options, name)) is not None and value < least:
-            raise InputError(f"--{name.replace('_', '-')} {value}: at least {least} is wanted")
+    check_at_least(options, {"rounds": 1, "steps_per_round": 1, "seq_length": 2, "start": 0, "seed": 0})
     for size in options.batch_sizes or []:
         if size < 1:
             raise InputError(f"--batch-sizes {size}: at least 1 is wanted")

@@ -18,7 +18,7 @@ from typing import Annotated
 from tyro.conf import Positional, arg
 
 from training.command import run_command
-from training.config import parse_options
+from training.config import TrainConfig, parse_options
 from training.errors import InputError
 from training.live_report import NEEDS
 from training.run_directory import RunDirectory
@@ -47,7 +47,7 @@ class ReportOptions:
     png: Annotated[Path | None, arg(metavar="DIR")] = None
     """Write the plots as pictures into this folder, and no page."""
 
-    output_dir: Annotated[Path, arg(metavar="DIR")] = Path("outputs")
+    output_dir: Annotated[Path, arg(metavar="DIR")] = TrainConfig.output_dir
     """Where the directories of experiments lie."""
 
 
