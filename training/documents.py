@@ -12,7 +12,7 @@ import re
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ import numpy as np
 
 from training.demo import DEMO, demo_rows
 from training.errors import InputError, first_line
+from training.hub import ask_hub
 from training.manifest import file_sha256
 from training.prompt import TextRule, text_rule
 from training.tables import BATCH, OTHERWISE, SUFFIXES, ArrowTable, Chain, Columns, Rows, Table, file_table
@@ -180,6 +181,42 @@ def load_corpus(
     return Corpus(train, held_out if own else None, rule, fingerprint, held_out_percentage, most_tokens)
 
 
+def load_split(name: str, subset: str | None, text_column: str | None, split: str) -> Corpus:
+    """The documents of one split of a dataset, all of them as training documents; arguments as of `load_corpus`.
+
+    Raises:
+        InputError: there is no split of that name.
+    """
+    table: Table
+    if is_hub_name(name) or is_saved_dataset(Path(name)):
+        datasets = import_datasets(name)
+        with _refused(f"--split {split}: --dataset-name {name} has none of that name", "give another"):
+            if is_hub_name(name):
+                loaded = datasets.load_dataset(name, subset, split=split)
+            else:
+                saved = datasets.load_from_disk(name)
+                there = list(saved) if isinstance(saved, Mapping) else []
+                if split not in there:
+                    raise ValueError(f"there are {', '.join(there) or 'no splits'}")
+                loaded = saved[split]
+        table, source = ArrowTable(loaded), str(loaded._fingerprint)
+    else:
+        files = [] if is_demo(name) else [file for file in data_files(name) if split.lower() in _words(file.stem)]
+        if not files:
+            raise InputError(
+                f"--split {split}: no file of --dataset-name {name} has that word in its name; give held_out or train, "
+                f"or the file itself as --dataset-name"
+            )
+        table, source = Chain([file_table(file) for file in files]), " ".join(map(_named_digest, files))
+    rule = text_rule(table.column_names, text_column)
+    key = ["split", source, rule.column, rule.has_input]
+    return Corpus(table, None, rule, hashlib.sha256(json.dumps(key).encode()).hexdigest())
+
+
+def _words(stem: str) -> list[str]:
+    return re.findall(r"[^\W_]+", stem.lower())
+
+
 def _load(name: str, subset: str | None) -> tuple[Table, Table | None, str]:
     """Training table, held-out table if the dataset has its own, and what identifies the content."""
     path = Path(name)
@@ -263,12 +300,8 @@ def is_held_out_file(stem: str) -> bool:
 
 def _saved_dataset(path: Path) -> tuple[Table, Table | None, str]:
     datasets = import_datasets(str(path))
-    try:
+    with _refused(f"--dataset-name {path}: not a saved dataset"):
         return _tables(datasets.load_from_disk(str(path)), str(path))
-    except (OSError, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"--dataset-name {path}: not a saved dataset ({first_line(error)}); {OTHERWISE}") from error
 
 
 def _hub_dataset(name: str, subset: str | None) -> tuple[Table, Table | None, str]:
@@ -280,13 +313,9 @@ def _hub_dataset(name: str, subset: str | None) -> tuple[Table, Table | None, st
 
         huggingface_hub.constants.HF_HUB_OFFLINE = True
     datasets = import_datasets(name)
-    try:
+    problem = "cannot be loaded" if reachable else "the hub cannot be reached, and it is not in the local cache"
+    with _refused(f"--dataset-name {name}: {problem}"):
         return _tables(datasets.load_dataset(name, subset), name)
-    except (OSError, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
-        problem = "cannot be loaded" if reachable else "the hub cannot be reached, and it is not in the local cache"
-        raise InputError(f"--dataset-name {name}: {problem} ({first_line(error)}); {OTHERWISE}") from error
 
 
 def _stream(name: str, subset: str | None) -> tuple[Any, Any | None, str]:
@@ -294,7 +323,7 @@ def _stream(name: str, subset: str | None) -> tuple[Any, Any | None, str]:
     if is_demo(name) or (not is_hub_name(name) and is_saved_dataset(Path(name))):
         raise InputError(f"--dataset-name {name} is on this machine as it is: leave out --streaming")
     datasets = import_datasets(name)
-    try:
+    with _refused(f"--dataset-name {name}: cannot be streamed"):
         if is_hub_name(name):
             revision = hub_revision(name)
             if revision is None:
@@ -313,23 +342,24 @@ def _stream(name: str, subset: str | None) -> tuple[Any, Any | None, str]:
             loaded = datasets.load_dataset(builder, data_files=paths, streaming=True)
             with ThreadPoolExecutor() as pool:
                 source = "stream " + " ".join(pool.map(_named_digest, files))
-    except (OSError, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"--dataset-name {name}: cannot be streamed ({first_line(error)}); {OTHERWISE}") from error
     train, held_out = _splits(loaded, name)
     return train, held_out, source
 
 
 @contextmanager
-def _streaming(name: str) -> Iterator[None]:
+def _refused(what: str, way_out: str = OTHERWISE) -> Iterator[None]:
+    """What the library `datasets` finds wrong becomes one line that begins so."""
     try:
         yield
+    except InputError:
+        raise
     except (OSError, ValueError) as error:
-        raise InputError(
-            f"the stream of --dataset-name {name} broke off ({first_line(error)}); run the same command again, or "
-            f"give another dataset"
-        ) from error
+        raise InputError(f"{what} ({first_line(error)}); {way_out}") from error
+
+
+def _streaming(name: str) -> AbstractContextManager[None]:
+    way_out = "run the same command again, or give another dataset"
+    return _refused(f"the stream of --dataset-name {name} broke off", way_out)
 
 
 def _column_names(dataset: Any, name: str) -> list[str]:
@@ -350,21 +380,8 @@ def hub_revision(name: str) -> str | None:
     Raises:
         InputError: the hub answers, and has no such dataset or keeps it from this user.
     """
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
-
-    try:
-        return HfApi().dataset_info(name, timeout=10).sha or "main"
-    except HFValidationError as error:
-        raise InputError(f"--dataset-name {name}: no such file, and no name of a hub dataset; {OTHERWISE}") from error
-    except RepositoryNotFoundError as error:
-        raise InputError(
-            f"--dataset-name {name}: the hub has no such dataset, or it is private and no token is set (HF_TOKEN); "
-            f"{OTHERWISE}"
-        ) from error
-    except Exception:
-        # Offline mode, no route, a proxy's refusal, a time-out: as many classes as there are HTTP libraries.
-        return None
+    info = ask_hub("dataset", name, OTHERWISE)
+    return None if info is None else info.sha or "main"
 
 
 def _tables(loaded: Any, name: str) -> tuple[Table, Table | None, str]:

@@ -8,10 +8,9 @@ Through the same tokens, sequences and loss as the training: for the data of its
 was printed for that step. Exit status: 0, or 64 where the request is wrong.
 """
 
-import hashlib
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -20,10 +19,9 @@ from tyro.conf import Positional, arg
 
 from training.command import run_command, say
 from training.config import TrainConfig, check_values, parse_options
-from training.errors import InputError, first_line
+from training.errors import InputError
 
 if TYPE_CHECKING:
-    from training.documents import Corpus
     from training.tokens import Blocks
     from training.trained import Trained
 
@@ -231,11 +229,12 @@ def read_blocks(config: TrainConfig, split: str | None, tokenizer: Any) -> tuple
     Raises:
         InputError: there is no such data, or it cannot be read.
     """
+    from training.documents import load_split
     from training.prepare import data_tokens
     from training.tokens import open_blocks, publish_tokens, read_tokens, stage_tokens, token_folder
 
     if split not in (None, TRAIN, HELD_OUT):
-        corpus = named_split(config, split)
+        corpus = load_split(config.dataset_name, config.dataset_subset, config.text_column, split)
         folder = token_folder(corpus.fingerprint, tokenizer, config.output_dir)
         if read_tokens(folder, say) is None:
             publish_tokens(stage_tokens(folder, corpus, tokenizer), folder)
@@ -247,52 +246,6 @@ def read_blocks(config: TrainConfig, split: str | None, tokenizer: Any) -> tuple
             nothing = config.validation_split_percentage == 0 and len(found.corpus.held_out) == 0
             split = TRAIN if nothing else HELD_OUT
         return open_blocks(found.folder, split, config.seq_length), split
-
-
-def named_split(config: TrainConfig, split: str) -> "Corpus":
-    """The documents of one split of a dataset, all of them as training documents.
-
-    Raises:
-        InputError: there is no split of that name.
-    """
-    from training.documents import Corpus, data_files, import_datasets, is_demo, is_hub_name, is_saved_dataset
-    from training.manifest import file_sha256
-    from training.prompt import text_rule
-    from training.tables import ArrowTable, Chain, Table, file_table
-
-    name, path = config.dataset_name, Path(config.dataset_name)
-    table: Table
-    if is_hub_name(name) or (path.is_dir() and is_saved_dataset(path)):
-        datasets = import_datasets(name)
-        try:
-            if is_hub_name(name):
-                loaded = datasets.load_dataset(name, config.dataset_subset, split=split)
-            else:
-                saved = datasets.load_from_disk(name)
-                there = list(saved) if isinstance(saved, Mapping) else []
-                if split not in there:
-                    raise ValueError(f"there are {', '.join(there) or 'no splits'}")
-                loaded = saved[split]
-        except (OSError, ValueError) as error:
-            raise InputError(
-                f"--split {split}: --dataset-name {name} has none of that name ({first_line(error)})"
-            ) from error
-        table, source = ArrowTable(loaded), str(loaded._fingerprint)
-    else:
-        files = [] if is_demo(name) else [file for file in data_files(name) if _names_split(file.stem, split)]
-        if not files:
-            raise InputError(
-                f"--split {split}: no file of --dataset-name {name} has that word in its name; give held_out or train, "
-                f"or the file itself as --dataset-name"
-            )
-        table, source = Chain([file_table(file) for file in files]), " ".join(file_sha256(file) for file in files)
-    rule = text_rule(table.column_names, config.text_column)
-    key = ["split", source, rule.column, rule.has_input]
-    return Corpus(table, None, rule, hashlib.sha256(json.dumps(key).encode()).hexdigest())
-
-
-def _names_split(stem: str, split: str) -> bool:
-    return split.lower() in "".join(letter if letter.isalnum() else " " for letter in stem.lower()).split()
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from typing import Any
 from training.config import TrainConfig
 from training.demo import DEMO, demo_architecture, demo_tokenizer
 from training.errors import InputError, first_line
+from training.hub import ask_hub
 
 WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 DESCRIPTION = ("*.json", "*.txt", "*.model", "*.jinja")
@@ -81,26 +82,15 @@ def _hub_folder(config: TrainConfig, weights: bool) -> Path:
     name = config.model_name
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise InputError(f"--model-name {name}: no such folder; {OTHERWISE}")
-    from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import GatedRepoError
 
     weights = weights and not config.from_scratch
-    reachable = True
-    files: list[str] = []
-    try:
-        files = [file.rfilename for file in HfApi().model_info(name, timeout=10).siblings or []]
-    except HFValidationError as error:
-        raise InputError(f"--model-name {name}: no such folder, and no name of a hub model; {OTHERWISE}") from error
-    except RepositoryNotFoundError as error:
-        raise InputError(
-            f"--model-name {name}: the hub has no such model, or it is private and no token is set (HF_TOKEN); "
-            f"{OTHERWISE}"
-        ) from error
-    except Exception:
-        # Offline mode, no route, a proxy's refusal, a time-out: as many classes as there are HTTP libraries.
-        reachable = False
+    info = ask_hub("model", name, OTHERWISE)
+    reachable = info is not None
     patterns = [*DESCRIPTION]
     if weights:
+        files = [file.rfilename for file in info.siblings or []] if info is not None else []
         patterns.append(WEIGHTS[0] if any(file.endswith(".safetensors") for file in files) else WEIGHTS[1])
     try:
         folder = Path(snapshot_download(name, allow_patterns=patterns, local_files_only=not reachable))
