@@ -17,8 +17,8 @@ import time
 from collections.abc import Sequence
 
 from cluster.machine import die_with_parent
+from training.joining import STORE_TOKEN, agreed_device, store_of_all
 from training.preflight import say_host
-from training.process_group import STORE_TOKEN, _agreed_device, _store_of_all
 from training.ranks import RankInfo
 
 PREDICTED = (8192, 80_000)
@@ -28,9 +28,9 @@ ADDRESS = "127.0.0.1"
 def meet(rank: int, ranks: int) -> None:
     """One rank's part."""
     info = RankInfo("benchmark", rank, ranks, rank % 8, 8)
-    store = _store_of_all(info)
+    store = store_of_all(info)
     say_host(info, store)
-    assert _agreed_device(info, lambda: "cpu", store) == "cpu"
+    assert agreed_device(info, lambda: "cpu", store) == "cpu"
     store.set(f"over/{rank}", "")
     if rank == 0:
         store.wait([f"over/{other}" for other in range(ranks)])  # its end would take the store from the others

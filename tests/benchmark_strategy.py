@@ -31,6 +31,7 @@ from training import process_group, strategy
 from training.bench.rounds import rotated
 from training.config import TrainConfig
 from training.device import device_name, own_device, share_cpus
+from training.joining import Joining
 from training.optimizer import make_optimizer
 from training.ranks import RankInfo
 from training.token_loss import TokenLoss, token_loss
@@ -176,7 +177,7 @@ if __name__ == "__main__":
     count = int(sys.argv[1]) if len(sys.argv) > 1 else 7
     place = RankInfo.from_env(os.environ)
     share_cpus(place)
-    joining = process_group.Joining(place, lambda: own_device("auto", place))
+    joining = Joining(place, lambda: own_device("auto", place))
     chosen, _ = joining.finish()
     measure(place, chosen, count, int(sys.argv[2]) if len(sys.argv) > 2 else 16, sys.argv[3:])
     process_group.leave()

@@ -13,6 +13,7 @@ import pytest
 from conftest import ROOT
 from tiny_training import flip_a_bit
 from training import proof, tokenise
+from training.config import TrainConfig
 from training.demo import demo_tokenizer
 from training.documents import TRAIN, Batch, Corpus, load_corpus
 from training.errors import InputError
@@ -80,7 +81,8 @@ def test_the_fast_way_through_the_tokenizers_library_gives_what_a_call_gives(sha
     # Settings that a tokenizer's file may carry, and that do not hold for a call.
     tokenizer.backend_tokenizer.enable_truncation(5)
     tokenizer.backend_tokenizer.enable_padding()
-    data = load_corpus(str(shared_data / "gsm8k_alpaca.json"), None, None, 0.0)
+    path = str(shared_data / "gsm8k_alpaca.json")
+    data = load_corpus(TrainConfig(dataset_name=path, validation_split_percentage=0.0))
     texts = next(data.batches()).texts[:300]
     tokens = tokenise_into(tmp_path / "t", corpus(*texts, "held out"), tokenizer)
     expected = [[*ids, tokenizer.eos_token_id] for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]

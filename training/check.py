@@ -89,14 +89,7 @@ def check(config: TrainConfig, ranks: int | None, enough: set[tuple[object, ...]
     if is_hub_name(config.dataset_name) and hub_revision(config.dataset_name) is not None:
         # It is there; to know more would be to download it, which is the job's work.
         return
-    corpus = load_corpus(
-        config.dataset_name,
-        config.dataset_subset,
-        config.text_column,
-        config.validation_split_percentage,
-        config.streaming,
-        config.max_train_tokens,
-    )
+    corpus = load_corpus(config)
     check_same_run(run, config, source.architecture, corpus.fingerprint)
     if ranks is not None and config.batch_size != "auto":
         from training.tokenise import count_tokens

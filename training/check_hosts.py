@@ -37,10 +37,11 @@ def measure(ranks: RankInfo) -> None:
     """
     from training import process_group
     from training.device import device_name, own_device, share_cpus
+    from training.joining import Joining
     from training.preflight import examine
 
     share_cpus(ranks)
-    device, store = process_group.Joining(ranks, lambda: own_device("auto", ranks)).finish()
+    device, store = Joining(ranks, lambda: own_device("auto", ranks)).finish()
     found = examine(ranks, device, store, Path.cwd())
     faults: list[str] = []
     if ranks.rank == 0:

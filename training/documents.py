@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from training.config import TrainConfig
 from training.demo import DEMO, demo_rows
 from training.errors import InputError, first_line
 from training.hub import ask_hub
@@ -142,35 +143,23 @@ def held_out_count(rows: int, percentage: float) -> int:
     return min(rows - 1, max(1, round(rows * percentage / 100))) if percentage else 0
 
 
-def load_corpus(
-    name: str,
-    subset: str | None,
-    text_column: str | None,
-    held_out_percentage: float,
-    streaming: bool = False,
-    most_tokens: int | None = None,
-) -> Corpus | StreamedCorpus:
-    """The documents of a dataset.
+def load_corpus(config: TrainConfig) -> Corpus | StreamedCorpus:
+    """The documents of the dataset that a request names; a change of its share or its most tokens is another corpus.
 
     Held out is the dataset's own validation or test split; where it has none, a seeded share of the
     documents, and at least one document where any share is asked.
 
-    Args:
-        name: of the dataset, or its path.
-        subset: the configuration of a hub dataset.
-        text_column: None finds it.
-        held_out_percentage: the share.
-        streaming: take what is needed of it, and download nothing.
-        most_tokens: training tokens at most; becomes a part of the fingerprint. A stream needs it.
-
     Raises:
         InputError: no such dataset, it cannot be read, or it has no column of text.
     """
-    train, held_out, source = _stream(name, subset) if streaming else _load(name, subset)
+    name, streaming, most_tokens = config.dataset_name, config.streaming, config.max_train_tokens
+    held_out_percentage = config.validation_split_percentage
+    load = _stream if streaming else _load
+    train, held_out, source = load(name, config.dataset_subset)
     if not streaming and len(train) == 0:
         raise InputError(f"--dataset-name {name}: there are no rows in it; {OTHERWISE}")
     columns = _column_names(train, name) if streaming else train.column_names
-    rule = text_rule(columns, text_column)
+    rule = text_rule(columns, config.text_column)
     key = [source, rule.column, rule.has_input, held_out_percentage, SPLIT_SEED]
     key += [most_tokens] if most_tokens is not None else []
     fingerprint = hashlib.sha256(json.dumps(key).encode()).hexdigest()
@@ -181,18 +170,19 @@ def load_corpus(
     return Corpus(train, held_out if own else None, rule, fingerprint, held_out_percentage, most_tokens)
 
 
-def load_split(name: str, subset: str | None, text_column: str | None, split: str) -> Corpus:
-    """The documents of one split of a dataset, all of them as training documents; arguments as of `load_corpus`.
+def load_split(config: TrainConfig, split: str) -> Corpus:
+    """The documents of one split of the dataset, all of them as training documents.
 
     Raises:
         InputError: there is no split of that name.
     """
+    name = config.dataset_name
     table: Table
     if is_hub_name(name) or is_saved_dataset(Path(name)):
         datasets = import_datasets(name)
         with _refused(f"--split {split}: --dataset-name {name} has none of that name", "give another"):
             if is_hub_name(name):
-                loaded = datasets.load_dataset(name, subset, split=split)
+                loaded = datasets.load_dataset(name, config.dataset_subset, split=split)
             else:
                 saved = datasets.load_from_disk(name)
                 there = list(saved) if isinstance(saved, Mapping) else []
@@ -208,7 +198,7 @@ def load_split(name: str, subset: str | None, text_column: str | None, split: st
                 f"or the file itself as --dataset-name"
             )
         table, source = Chain([file_table(file) for file in files]), " ".join(map(_named_digest, files))
-    rule = text_rule(table.column_names, text_column)
+    rule = text_rule(table.column_names, config.text_column)
     key = ["split", source, rule.column, rule.has_input]
     return Corpus(table, None, rule, hashlib.sha256(json.dumps(key).encode()).hexdigest())
 

@@ -234,7 +234,7 @@ def read_blocks(config: TrainConfig, split: str | None, tokenizer: Any) -> tuple
     from training.tokens import open_blocks, publish_tokens, read_tokens, stage_tokens, token_folder
 
     if split not in (None, TRAIN, HELD_OUT):
-        corpus = load_split(config.dataset_name, config.dataset_subset, config.text_column, split)
+        corpus = load_split(config, split)
         folder = token_folder(corpus.fingerprint, tokenizer, config.output_dir)
         if read_tokens(folder, say) is None:
             publish_tokens(stage_tokens(folder, corpus, tokenizer), folder)

@@ -87,14 +87,7 @@ def data_tokens(
         yield DataTokens(looked, fingerprint, found, False, lambda: None)
         return
 
-    corpus = load_corpus(
-        config.dataset_name,
-        config.dataset_subset,
-        config.text_column,
-        config.validation_split_percentage,
-        config.streaming,
-        config.max_train_tokens,
-    )
+    corpus = load_corpus(config)
     check_content(corpus.fingerprint)
     folder = token_folder(corpus.fingerprint, tokenizer, config.output_dir)
     found = read_tokens(folder, say, whole) if folder != looked else None

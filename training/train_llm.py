@@ -88,13 +88,14 @@ def train(
             own_device,
             share_cpus,
         )
+        from training.joining import Joining
 
         # The ranks, each on its device: they meet while the rest is imported.
         keep_memory_whole()
         if config.deterministic:
             make_deterministic()
         share_cpus(ranks)
-        joining = process_group.Joining(ranks, lambda: own_device(config.device, ranks))
+        joining = Joining(ranks, lambda: own_device(config.device, ranks))
 
         from training import checkpoint, evaluate, flops, loop, metrics, random_state, snapshot, strategy
         from training.batch_size import find_batch_size

@@ -52,11 +52,12 @@ def run(options: BenchOptions, ranks: RankInfo) -> dict[str, Any]:
     from training.device import device_name, own_device, share_cpus
     from training.display import on_a_terminal
     from training.flops import flops_per_token, peak_flops
+    from training.joining import Joining
     from training.model import quiet_libraries
 
     # The ranks, each on its device.
     share_cpus(ranks)
-    device, _ = process_group.Joining(ranks, lambda: own_device(options.device, ranks)).finish()
+    device, _ = Joining(ranks, lambda: own_device(options.device, ranks)).finish()
     gpu = device.type == "cuda"
     if gpu:
         # nanoGPT allows TF32, and so does the Trainer under compile, for the whole process. One rule for all: a change
