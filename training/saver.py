@@ -21,7 +21,7 @@ from training.interval import Interval, SaveCost, is_due
 from training.manifest import RNG, Manifest, step_folder, step_folders
 from training.publish import FileContent, publish
 from training.retention import drop_superfluous
-from training.snapshot import HostBuffer, HostFile, expected_bytes, state_files, tensors_sha256
+from training.snapshot import HostBuffer, HostFile, expected_bytes, state_files, take_part, tensors_sha256
 
 
 @dataclass(frozen=True)
@@ -97,8 +97,7 @@ class Saver:
             checkpoints: the folder of checkpoints.
             incarnation: what this start claimed.
             world_size: ranks.
-            model: the model itself, without DDP. Where FSDP has sharded it, `save` is called with `take_part` on all
-                other ranks.
+            model: the model itself, without DDP. Where FSDP has sharded it, the other ranks' `NoSaver` takes part.
             tokenizer: its tokenizer; does not change any more.
             optimizer: its state is saved.
             device: where both lie.
@@ -301,6 +300,36 @@ class Saver:
             f"or repair that file system, then run the same command again",
             error.errno,
         )
+
+
+class NoSaver:
+    """What the other ranks have instead: where FSDP has sharded the model, each gives its slices to a save."""
+
+    def __init__(self, model: Any, optimizer: torch.optim.Optimizer, sharded: bool) -> None:
+        self._model, self._optimizer, self._sharded = model, optimizer, sharded
+
+    def check_room(self, evaluated: bool) -> None:
+        """Rank 0 looks."""
+
+    def due(self, step: int) -> bool:
+        """Rank 0 says."""
+        return False
+
+    def step_made(self, seconds: float) -> list[SaveReport]:
+        """Nothing is written here."""
+        return []
+
+    def reports(self) -> list[SaveReport]:
+        """Nothing is written here."""
+        return []
+
+    def save(self, *given: Any) -> None:
+        """Take part in what `Saver.save` captures."""
+        if self._sharded:
+            take_part(state_files(self._model, self._optimizer))
+
+    def finish(self) -> None:
+        """Rank 0 waits."""
 
 
 def small_files(model: Any, tokenizer: Any) -> list[FileContent]:
