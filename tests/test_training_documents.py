@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from training.config import TrainConfig
-from training.documents import SPLIT_SEED, TRAIN, is_held_out_file, load_corpus, split_places
+from training.documents import NOT_HELD_OUT, SPLIT_SEED, is_held_out_file, load_corpus, split_places
 from training.errors import InputError
 from training.prompt import TextRule, alpaca_prompt, text_rule
 
@@ -27,7 +27,7 @@ def split(corpus) -> tuple[list[str], list[str]]:
     train: list[str] = []
     for batch in [*corpus.batches(), *corpus.own_held_out()]:
         for text, place in zip(batch.texts, batch.places.tolist(), strict=True):
-            if place == TRAIN:
+            if place == NOT_HELD_OUT:
                 train.append(text)
             else:
                 assert place not in placed
@@ -166,7 +166,7 @@ def test_the_same_documents_are_held_out_every_time(tmp_path: Path):
 @given(st.integers(1, 200), st.floats(0.01, 99.9))
 def test_the_share_that_is_asked_is_held_out_but_never_nothing_and_never_all(rows: int, percentage: float):
     places = split_places(rows, percentage)
-    held_out = sorted(place for place in places.tolist() if place != TRAIN)
+    held_out = sorted(place for place in places.tolist() if place != NOT_HELD_OUT)
     assert held_out == list(range(min(rows - 1, max(1, round(rows * percentage / 100)))))
 
 

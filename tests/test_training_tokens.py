@@ -15,7 +15,7 @@ from tiny_training import flip_a_bit
 from training import proof, tokenise
 from training.config import TrainConfig
 from training.demo import demo_tokenizer
-from training.documents import TRAIN, Batch, Corpus, load_corpus
+from training.documents import NOT_HELD_OUT, Batch, Corpus, load_corpus
 from training.errors import InputError
 from training.prompt import TextRule
 from training.tables import Columns
@@ -114,7 +114,7 @@ def test_data_is_read_only_a_few_batches_ahead_of_what_is_written(tokenizer):
     def batches():
         for number in range(50):
             taken.append(number)
-            yield Batch(["ab"], np.array([TRAIN]))
+            yield Batch(["ab"], np.array([NOT_HELD_OUT]))
 
     written = tokenised(batches(), tokenizer)
     next(written)

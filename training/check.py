@@ -19,8 +19,6 @@ from training.live_report import interval_seconds
 from training.run_directory import check_same_run, check_writable, run_directory
 from training.trackers import check_installed
 
-PROG = "python -m training.train_llm"
-
 
 def main(argv: Sequence[str]) -> int:
     """Check the requests; prints one line and returns 64 at the first that cannot be carried out."""
@@ -30,7 +28,7 @@ def main(argv: Sequence[str]) -> int:
         if rest[:1] == ["--config"] and rest[1:]:
             read_toml(Path(rest[1]))  # before the rest, which may repeat its keys: they are refused by its name
         enough: set[tuple[object, ...]] = set()
-        for config in [config_from_argv(request, PROG) for request in split_requests(rest)]:
+        for config in [config_from_argv(request) for request in split_requests(rest)]:
             check(config, ranks, enough)
 
     return run_command(work)

@@ -22,6 +22,8 @@ from training.errors import InputError
 from training.interval import parse_interval
 from training.presets import PRESETS
 
+TRAINER = "python -m training.train_llm"
+
 PresetName = Literal["demo", "smoke"]
 TrackerName = Literal["none", "tensorboard", "wandb", "trackio", "mlflow"]
 assert set(get_args(PresetName)) == set(PRESETS)
@@ -221,7 +223,7 @@ def _as_json(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-def config_from_argv(argv: Sequence[str], prog: str, about: str | None = None) -> TrainConfig:
+def config_from_argv(argv: Sequence[str], prog: str = TRAINER, about: str | None = None) -> TrainConfig:
     """The resolved configuration of a command line.
 
     `--help` prints the options below what the program is `about`, and raises SystemExit(0), as everywhere.

@@ -8,6 +8,7 @@ from statistics import median
 from typing import Any, Literal
 
 from training.errors import PeerError
+from training.metrics import OUTLIER, SKIPPED
 
 # So many norms must have been seen before one can be out of the ordinary, and so many are remembered.
 FEWEST, REMEMBERED = 20, 100
@@ -38,7 +39,7 @@ class NotFinite:
         """The step as an event of `metrics.jsonl`."""
         return {
             "step": self.step,
-            "event": "skipped",
+            "event": SKIPPED,
             "what": self.what,
             "ranks": sorted(self.guilty),
             "sequences": {str(rank): list(read) for rank, read in self.guilty.items()},
@@ -92,4 +93,9 @@ class NormWatch:
         self._norms.append(norm)
         if usual is None:
             return None
-        return {"step": step, "event": "grad_norm_outlier", "grad_norm": norm, "usual": usual}
+        return {"step": step, "event": OUTLIER, "grad_norm": norm, "usual": usual}
+
+
+def outlier_text(event: Mapping[str, Any]) -> str:
+    """The line of a gradient norm that is out of the ordinary."""
+    return f"warning: gradient norm {event['grad_norm']:.3g} at step {event['step']}, usual is {event['usual']:.3g}"

@@ -29,7 +29,7 @@ from training.tables import BATCH, OTHERWISE, SUFFIXES, ArrowTable, Chain, Colum
 
 HELD_OUT_SPLITS = ("validation", "valid", "val", "dev", "eval", "test")
 SPLIT_SEED = 0  # Not the run's seed: evaluations of runs with different seeds stay comparable.
-TRAIN = -1
+NOT_HELD_OUT = -1
 """The place of a document that is not held out."""
 
 
@@ -40,7 +40,7 @@ class Batch:
     texts: Sequence[str]
     """Blank ones too."""
     places: np.ndarray
-    """Shape [texts], int64: the place among the held-out documents, or `TRAIN`."""
+    """Shape [texts], int64: the place among the held-out documents, or `NOT_HELD_OUT`."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ class StreamedCorpus:
         seen = held = 0
         for number, rows in enumerate(self._read(self.train)):
             texts = self.rule.texts(rows)
-            places = np.full(len(texts), TRAIN)
+            places = np.full(len(texts), NOT_HELD_OUT)
             count = held_out_count(seen + len(texts), share) - held
             chosen = np.random.default_rng((SPLIT_SEED, number)).choice(len(texts), count, replace=False)
             places[np.sort(chosen)] = held + np.arange(count)
@@ -133,7 +133,7 @@ def split_places(rows: int, percentage: float) -> np.ndarray:
     order = array("q", range(rows))  # Eight bytes a row, where a list takes 36.
     if count := held_out_count(rows, percentage):
         random.Random(SPLIT_SEED).shuffle(order)
-    places = np.full(rows, TRAIN)
+    places = np.full(rows, NOT_HELD_OUT)
     places[np.frombuffer(order, np.int64)[:count]] = np.arange(count)
     return places
 

@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from training.trained import Trained
 
 PROG = "python -m training.evaluate_model"
-TRAIN, HELD_OUT = "train", "held_out"
 AS_TRAINED = (
     *("dataset_name", "dataset_subset", "text_column", "streaming", "max_train_tokens", "validation_split_percentage"),
     *("seq_length", "packing", "batch_size", "max_eval_samples", "dtype", "kernels"),
@@ -231,7 +230,7 @@ def read_blocks(config: TrainConfig, split: str | None, tokenizer: Any) -> tuple
     """
     from training.documents import load_split
     from training.prepare import data_tokens
-    from training.tokens import open_blocks, publish_tokens, read_tokens, stage_tokens, token_folder
+    from training.tokens import HELD_OUT, TRAIN, open_blocks, publish_tokens, read_tokens, stage_tokens, token_folder
 
     if split not in (None, TRAIN, HELD_OUT):
         corpus = load_split(config, split)

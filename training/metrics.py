@@ -3,7 +3,7 @@ interrupted."""
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -12,6 +12,10 @@ from training.whole_file import write_whole
 
 if TYPE_CHECKING:
     from training.loop import StepResult
+
+
+RESUMED, SKIPPED, OUTLIER = "resumed", "skipped", "grad_norm_outlier"
+"""What the key `event` of a row may say."""
 
 
 def step_row(
@@ -52,7 +56,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 def skipped_steps(rows: Iterable[Mapping[str, Any]], until: int) -> int:
     """How many steps up to `until` left the weights as they were."""
-    return sum(row.get("event") == "skipped" and row["step"] <= until for row in rows)
+    return sum(row.get("event") == SKIPPED and row["step"] <= until for row in rows)
 
 
 def has_evaluation(rows: Iterable[Mapping[str, Any]], step: int) -> bool:
@@ -67,9 +71,17 @@ def before(path: Path, step: int) -> tuple[int, bool]:
     return skipped_steps(rows, step), has_evaluation(rows, step)
 
 
+def resumed_event(step: int, changes: Sequence[str]) -> tuple[dict[str, Any], str]:
+    """The row and the line that tell whether an attempt computes what the one before would have."""
+    row: dict[str, Any] = {"step": step, "event": RESUMED, "bit_exact": not changes}
+    if not changes:
+        return row, f"resumed at step {step}, bit-exact"
+    return row | {"changes": list(changes)}, f"resumed at step {step}, not bit-exact: {', '.join(changes)}"
+
+
 def bit_exact(rows: Iterable[Mapping[str, Any]]) -> bool:
     """Whether every attempt went on under the same conditions as the one before."""
-    return all(row.get("bit_exact") for row in rows if row.get("event") == "resumed")
+    return all(row.get("bit_exact") for row in rows if row.get("event") == RESUMED)
 
 
 class MetricsFile:

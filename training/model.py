@@ -29,6 +29,11 @@ class ModelSource:
     pretrained: bool
     """Whether training starts from weights in `folder`."""
 
+    @property
+    def of_text(self) -> dict[str, Any]:
+        """The part of the configuration that is about text; of a model of text alone, all of it."""
+        return self.architecture.get("text_config") or self.architecture
+
 
 def find_model(config: TrainConfig, weights: bool = True) -> ModelSource:
     """Look the model up, downloading it where it is a hub name that the cache does not hold.
@@ -69,8 +74,8 @@ def check_seq_length(seq_length: int, source: ModelSource) -> None:
     Raises:
         InputError: names both lengths.
     """
-    text = source.architecture.get("text_config") or source.architecture
-    limit = next((text[key] for key in ("n_positions", "max_position_embeddings") if text.get(key)), None)
+    keys = ("n_positions", "max_position_embeddings")
+    limit = next((source.of_text[key] for key in keys if source.of_text.get(key)), None)
     if limit is not None and seq_length > limit:
         raise InputError(
             f"--seq-length {seq_length}: --model-name {source.name} takes at most {limit} tokens; give that"
@@ -151,12 +156,11 @@ def load_tokenizer(source: ModelSource) -> Any:
     if len(tokenizer) <= len(set(tokenizer.all_special_ids)):
         # What transformers makes of a folder that has no vocabulary, without a word.
         raise InputError(f"--model-name {source.name}: no tokenizer in {source.folder}; {OTHERWISE}")
-    text = source.architecture.get("text_config") or source.architecture
     tokens = largest_token(tokenizer) + 1
-    if tokens > text["vocab_size"]:
+    if tokens > source.of_text["vocab_size"]:
         raise InputError(
             f"--model-name {source.name}: its tokenizer has {tokens} tokens and its configuration a "
-            f"vocab_size of {text['vocab_size']}; raise that in {source.folder}/config.json"
+            f"vocab_size of {source.of_text['vocab_size']}; raise that in {source.folder}/config.json"
         )
     return tokenizer
 

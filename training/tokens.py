@@ -27,7 +27,7 @@ from training.whole_file import force_to_disk, write_whole
 
 CACHE = ".cache"
 FORMAT = 4
-PARTS = ("train", "held_out")
+TRAIN, HELD_OUT = PARTS = ("train", "held_out")
 META = "meta.json"
 PROVED = "proved.json"
 # A network file system may show a new folder late to the hosts that did not make it.

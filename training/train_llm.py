@@ -11,9 +11,8 @@ and to be run again; anything else is a fault with a traceback.
 import os
 import socket
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 from training.command import refuse
 from training.config import TrainConfig, config_from_argv
@@ -29,7 +28,6 @@ from training.teardown import exit_with
 from training.trackers import Tracked, Trackers, check_installed
 from training.whole_file import write_json
 
-PROG = "python -m training.train_llm"
 SAMPLES = 3
 
 
@@ -41,7 +39,7 @@ def main(argv: Sequence[str]) -> int:
     ranks = RankInfo()
     try:
         ranks = RankInfo.from_env(os.environ)
-        config = config_from_argv(argv, PROG)
+        config = config_from_argv(argv)
         run = run_directory(config, os.environ)
         check_rendezvous(ranks, os.environ)
         check_installed(config.report_to)
@@ -97,7 +95,7 @@ def train(
         from training import checkpoint, evaluate, flops, loop, metrics, random_state
         from training.assemble import assemble
         from training.batch_size import find_batch_size
-        from training.divergence import NormWatch
+        from training.divergence import NormWatch, outlier_text
         from training.interval import mtbf_seconds, parse_interval
         from training.loader import Loader
         from training.manifest import step_folder
@@ -109,7 +107,7 @@ def train(
         from training.saver import NoSaver, Saver
         from training.start import find_start, start_text
         from training.summary import summarise, summary_text
-        from training.tokens import open_blocks, read_questions
+        from training.tokens import PARTS, open_blocks, read_questions
 
         import_model_code()
 
@@ -148,7 +146,7 @@ def train(
         process_group.leave()
         return COMPLETE
     blocks, held_out = process_group.on_every_rank(
-        lambda: [open_blocks(found.token_folder, part, config.seq_length) for part in ("train", "held_out")]
+        lambda: [open_blocks(found.token_folder, part, config.seq_length) for part in PARTS]
     )
 
     # The model: every rank gets the weights of rank 0, or its slices of them, and drops out in its own way.
@@ -262,7 +260,7 @@ def train(
         trackers = Trackers(config.report_to, tracked)
     with RunLog(run, done.step, total, config.log_freq, ranks, trackers, report) as log:
         if found.resume_from is not None:
-            log.event(*resumed_event(done.step, changes))
+            log.event(*metrics.resumed_event(done.step, changes))
         if process_group.any_rank(stop.requested, device):
             log.line(f"stopped at step {done.step}/{total} on {stop.by}, before a new step; run the same command again")
             process_group.leave()
@@ -323,19 +321,6 @@ def train(
     for line in report.finish() if report is not None else []:
         say(line)
     return COMPLETE
-
-
-def resumed_event(step: int, changes: Sequence[str]) -> tuple[dict[str, Any], str]:
-    """The row and the line that tell whether an attempt computes what the one before would have."""
-    row: dict[str, Any] = {"step": step, "event": "resumed", "bit_exact": not changes}
-    if not changes:
-        return row, f"resumed at step {step}, bit-exact"
-    return row | {"changes": list(changes)}, f"resumed at step {step}, not bit-exact: {', '.join(changes)}"
-
-
-def outlier_text(event: Mapping[str, Any]) -> str:
-    """The line of a gradient norm that is out of the ordinary."""
-    return f"warning: gradient norm {event['grad_norm']:.3g} at step {event['step']}, usual is {event['usual']:.3g}"
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from training.bench.options import LIMITS, BenchOptions, options_from_argv
+from training.bench.options import BenchOptions, options_from_argv
 from training.command import run_on_ranks
 from training.errors import InputError
 from training.ranks import RankInfo
@@ -109,7 +109,7 @@ def run(options: BenchOptions, ranks: RankInfo) -> dict[str, Any]:
         comparison.run(add)
 
     # New processes, now that the device is free.
-    for name in [name for name in bench.subjects if name != LIMITS] if bench.start else []:
+    for name in bench.trained if bench.start else []:
         progress.say(f"{name}: first step in {bench.start} pairs of new processes")
         result["starts"].append(measure_start(name, bench, device.type, progress))
         keep()

@@ -109,18 +109,8 @@ class BenchOptions:
             raise InputError(
                 f"--seq-length {values['seq_length']}: {values['model']} takes at most {size.positions}; give that"
             )
-        return Bench(
-            preset=preset,
-            size=size,
-            rounds=self.rounds,
-            subjects=self.subjects,
-            dropout=self.dropout,
-            seconds_limit=self.seconds_limit,
-            start=self.start,
-            seed=self.seed,
-            json=self.json,
-            **values,
-        )
+        given = {name: value for name, value in vars(self).items() if name != "device"}
+        return Bench(**given | values | {"preset": preset, "size": size})
 
 
 @dataclass(frozen=True)
@@ -141,6 +131,11 @@ class Bench:
     start: int
     seed: int
     json: Path | None
+
+    @property
+    def trained(self) -> list[str]:
+        """The subjects that train."""
+        return [name for name in self.subjects if name != LIMITS]
 
     def to_json(self) -> dict[str, Any]:
         """By field name, without the path."""
