@@ -17,7 +17,7 @@ import time
 from collections.abc import Sequence
 
 from cluster.machine import die_with_parent
-from training.joining import STORE_TOKEN, agreed_device, store_of_all
+from training.joining import STORE_TOKEN_VARIABLE, agreed_device, store_of_all
 from training.preflight import say_host
 from training.ranks import RankInfo
 
@@ -41,7 +41,7 @@ def meeting(ranks: int) -> tuple[float, float, float]:
     included; megabytes that a client has of its own."""
     with socket.create_server((ADDRESS, 0)) as probe:
         port = probe.getsockname()[1]
-    os.environ.update({"MASTER_ADDR": ADDRESS, "MASTER_PORT": str(port), STORE_TOKEN: "of the benchmark"})
+    os.environ.update({"MASTER_ADDR": ADDRESS, "MASTER_PORT": str(port), STORE_TOKEN_VARIABLE: "of the benchmark"})
     begun, begin = os.pipe()
     said, say = os.pipe()
     children = []

@@ -13,6 +13,8 @@ from training.metrics import OUTLIER, SKIPPED
 # So many norms must have been seen before one can be out of the ordinary, and so many are remembered.
 FEWEST, REMEMBERED = 20, 100
 OUTLIER_FACTOR = 10.0
+NAMED = 8
+"""Ranks and sequences, at most."""
 
 
 @dataclass(frozen=True)
@@ -56,16 +58,16 @@ class NotFinite:
         )
 
 
-def _places(guilty: Mapping[int, Sequence[int]], most: int = 8) -> str:
+def _places(guilty: Mapping[int, Sequence[int]]) -> str:
     """`rank 2 (sequences 17, 4)`; of many ranks and sequences the first."""
     ranks = sorted(guilty)
-    places = [f"rank {rank} (sequences {_some(guilty[rank], most)})" for rank in ranks[:most]]
-    return ", ".join(places) + (f" and {len(ranks) - most} ranks more" if len(ranks) > most else "")
+    places = [f"rank {rank} (sequences {_some(guilty[rank])})" for rank in ranks[:NAMED]]
+    return ", ".join(places) + (f" and {len(ranks) - NAMED} ranks more" if len(ranks) > NAMED else "")
 
 
-def _some(numbers: Sequence[int], most: int) -> str:
-    more = f" and {len(numbers) - most} more" if len(numbers) > most else ""
-    return ", ".join(map(str, numbers[:most])) + more
+def _some(numbers: Sequence[int]) -> str:
+    more = f" and {len(numbers) - NAMED} more" if len(numbers) > NAMED else ""
+    return ", ".join(map(str, numbers[:NAMED])) + more
 
 
 def usual_norm(norm: float, before: Sequence[float]) -> float | None:

@@ -11,13 +11,14 @@ import torch
 import torch.distributed as dist
 
 from training.errors import InputError
-from training.preflight import load_libraries, say_host
+from training.host import load_libraries
+from training.preflight import say_host
 from training.ranks import RankInfo
 from training.store import Server, Store, listen
 
 # Long enough for rank 0 to download and tokenise while the others wait for it.
 TIMEOUT = timedelta(minutes=30)
-STORE_TOKEN = "CLUSTER_STORE_TOKEN"
+STORE_TOKEN_VARIABLE = "CLUSTER_STORE_TOKEN"
 """By which ranks of one attempt know each other; docs/environment.md."""
 
 
@@ -85,7 +86,8 @@ class Joining:
 def store_of_all(ranks: RankInfo) -> dist.Store:
     """Where the ranks leave each other messages, once rank 0 listens: for those alone who know the token, where the
     launcher gave one. torchrun's agent has a store of torch's own at that port, which all must use."""
-    address, port, token = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), os.environ.get(STORE_TOKEN)
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    token = os.environ.get(STORE_TOKEN_VARIABLE)
     if token:
         if ranks.rank == 0:
             Server(address, port, token, alone=ranks.local_world_size == ranks.world_size)

@@ -121,16 +121,22 @@ def check_experiment_name(name: str) -> None:
         )
 
 
+def nearest_existing(path: Path) -> Path:
+    """The path, or what there is of the folders above it."""
+    existing = path.absolute()
+    # Not Path.exists, which raises where a parent may not be looked into.
+    while not os.path.exists(existing) and existing != existing.parent:
+        existing = existing.parent
+    return existing
+
+
 def check_writable(run: RunDirectory) -> None:
     """Refuse a run directory that cannot be made or written, without making it.
 
     Raises:
         InputError: names the directory that stands in the way.
     """
-    existing = run.root.absolute()
-    # Not Path.exists, which raises where a parent may not be looked into.
-    while not os.path.exists(existing) and existing != existing.parent:
-        existing = existing.parent
+    existing = nearest_existing(run.root)
     if not existing.is_dir():
         raise InputError(f"the run directory {run.root} cannot be made: {existing} is not a directory; {_WAY_OUT}")
     if not os.access(existing, os.W_OK | os.X_OK):

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+PIECE_BYTES = 1 << 23
+
 
 def write_whole(path: Path, text: str, mode: int = 0o666) -> None:
     """Write aside and rename, so that a reader never finds half a file.
@@ -44,10 +46,10 @@ def force_to_disk(path: Path) -> None:
         os.close(descriptor)
 
 
-def pieces(data: memoryview, size: int = 1 << 23) -> Iterator[memoryview]:
+def pieces(data: memoryview) -> Iterator[memoryview]:
     """The data in slices: hashing and writing let other threads run, and a large slice does so for long."""
-    for begin in range(0, len(data), size):
-        yield data[begin : begin + size]
+    for begin in range(0, len(data), PIECE_BYTES):
+        yield data[begin : begin + PIECE_BYTES]
 
 
 def write_all(descriptor: int, piece: memoryview) -> None:
