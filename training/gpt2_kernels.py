@@ -17,10 +17,10 @@ LOWEST = tl.constexpr(-1e30)  # a lane that has seen nothing: unlike -inf, it ca
 # GPUs raise 2 to a power, so the cross entropy counts in bits until its end.
 BITS = tl.constexpr(1.4426950408889634)  # log₂ e
 NATS = tl.constexpr(0.6931471805599453)  # ln 2
-PROGRAMS = 1056
-"""Programs that share the rows out where they also sum over them: 8 for each of an H100's 132 multiprocessors."""
+MULTIPROCESSORS = 132
+"""Of an H100. Programs that sum over the rows as well share these out: as many as are made at the same time."""
 ROW_TILE, COLUMN_TILE = 4, 1024
-HEAD_ROWS = 64
+HEAD_ROWS, HEAD_COLUMNS = 16, 1024
 SUM_ROWS, SUM_COLUMNS = 512, 16
 SCALE_TILE, LOGIT_TILE = 1024, 2048
 
@@ -114,9 +114,11 @@ def add_norm_backward(
     x_grad = torch.empty_like(total)
     drops = has_delta and dropout > 0
     delta_grad = torch.empty_like(total) if drops else x_grad
-    programs = min(PROGRAMS, rows)
-    sums = torch.empty((3, programs, width), dtype=torch.float32, device=total.device)
     block = triton.next_power_of_2(width)
+    # As their registers allow; to draw needs more of them.
+    at_a_time = max(1, (4096 if drops else 6144) // block)
+    programs = min(MULTIPROCESSORS * at_a_time, rows)
+    sums = torch.empty((3, programs, width), dtype=torch.float32, device=total.device)
     _add_norm_backward[(programs,)](
         total, mean, rstd, weight, total_grad, normed_grad, x_grad, delta_grad, sums, seed, rows, width, dropout,
         HAS_TOTAL_GRAD=total_grad is not None, HAS_DELTA=has_delta, DROPOUT=drops, BLOCK=block,
@@ -137,19 +139,23 @@ def _add_norm_backward(
     weight_sum = tl.zeros([BLOCK], tl.float32)
     shift_sum = tl.zeros([BLOCK], tl.float32)
     bias_sum = tl.zeros([BLOCK], tl.float32)
-    start = tl.zeros([BLOCK], tl.int64)
+    at = tl.zeros([BLOCK], tl.int64) + program * width + column
+    coming = _load_row(total, total_grad, normed_grad, mean, rstd, at, inside, program, rows, HAS_TOTAL_GRAD)
     for row in range(program, rows, programs):
-        at = (start + row) * width + column
-        value = tl.load(total + at, inside, 0.0).to(tl.float32)
-        grad = tl.load(normed_grad + at, inside, 0.0).to(tl.float32)
-        reciprocal = tl.load(rstd + row)
-        unit = tl.where(inside, (value - tl.load(mean + row)) * reciprocal, 0.0)
+        value, grad, grad_before, centre, reciprocal = coming
+        # While this row is worked on, the program's next one is on its way.
+        coming = _load_row(
+            total, total_grad, normed_grad, mean, rstd, at + programs * width, inside, row + programs, rows,
+            HAS_TOTAL_GRAD,
+        )  # fmt: skip
+        grad = grad.to(tl.float32)
+        unit = tl.where(inside, (value.to(tl.float32) - centre) * reciprocal, 0.0)
         scaled = scale * grad
         along = tl.sum(unit * scaled, 0) / width
         level = tl.sum(scaled, 0) / width
         result = (scaled - unit * along - level) * reciprocal
         if HAS_TOTAL_GRAD:
-            result += tl.load(total_grad + at, inside, 0.0).to(tl.float32)
+            result += grad_before.to(tl.float32)
         tl.store(x_grad + at, result, inside)
         weight_sum += grad * unit
         shift_sum += grad
@@ -158,10 +164,23 @@ def _add_norm_backward(
                 result = tl.where(_draw(seed, row, BLOCK) >= dropout, result / (1 - dropout), 0.0)
                 tl.store(delta_grad + at, result, inside)
             bias_sum += tl.where(inside, result, 0.0)
+        at += programs * width
     into = sums + program * width + column
     tl.store(into, weight_sum, inside)
     tl.store(into + programs * width, shift_sum, inside)
     tl.store(into + 2 * programs * width, bias_sum, inside)
+
+
+@triton.jit
+def _load_row(total, total_grad, normed_grad, mean, rstd, at, inside, row, rows, HAS_TOTAL_GRAD: tl.constexpr):
+    exists = row < rows
+    wanted = inside & exists
+    value = tl.load(total + at, wanted, 0.0)
+    grad = tl.load(normed_grad + at, wanted, 0.0)
+    grad_before = grad
+    if HAS_TOTAL_GRAD:
+        grad_before = tl.load(total_grad + at, wanted, 0.0)
+    return value, grad, grad_before, tl.load(mean + row, exists, 0.0), tl.load(rstd + row, exists, 0.0)
 
 
 @triton.jit
@@ -198,7 +217,7 @@ def gelu_backward(x: torch.Tensor, bias: torch.Tensor, grad: torch.Tensor) -> tu
     rows, width = x.shape
     x_grad = torch.empty_like(x)
     columns = triton.cdiv(width, COLUMN_TILE)
-    programs = min(4 * PROGRAMS // columns, triton.cdiv(rows, ROW_TILE))
+    programs = min(32 * MULTIPROCESSORS // columns, triton.cdiv(rows, ROW_TILE))
     sums = torch.empty((programs, width), dtype=torch.float32, device=x.device)
     _gelu_backward[(programs, columns)](x, bias, grad, x_grad, sums, rows, width, ROWS=ROW_TILE, COLUMNS=COLUMN_TILE)
     return x_grad, sum_over_programs(sums)
@@ -228,17 +247,16 @@ def pack_heads(grads: tuple[torch.Tensor, torch.Tensor, torch.Tensor]) -> tuple[
     """The gradients of queries, keys and values, each of shape [batch, heads, tokens, head size], side by side in
     rows, shape [batch · tokens, 3 · width]; and in float32 the sum of the rows."""
     batch, heads, tokens, size = grads[0].shape
-    rows, width = batch * tokens, 3 * heads * size
+    rows, width = batch * tokens, heads * size
     # The head size stands last and dense in what attention returns; the other three may lie as they like.
     parts = [grad if grad.stride(3) == 1 else grad.contiguous() for grad in grads]
-    packed = torch.empty((rows, width), dtype=parts[0].dtype, device=parts[0].device)
-    programs = min(4 * PROGRAMS // (3 * heads), triton.cdiv(rows, HEAD_ROWS))
-    sums = torch.empty((programs, width), dtype=torch.float32, device=packed.device)
+    packed = torch.empty((rows, 3 * width), dtype=parts[0].dtype, device=parts[0].device)
+    programs = min(MULTIPROCESSORS, triton.cdiv(rows, HEAD_ROWS))
+    sums = torch.empty((programs, 3 * width), dtype=torch.float32, device=packed.device)
     strides = [part.stride(axis) for part in parts for axis in range(3)]
-    _pack_heads[(programs, 3 * heads)](
-        *parts, packed, sums, *strides, rows, tokens, heads, size,
-        ROWS=HEAD_ROWS, SIZE=triton.next_power_of_2(size),
-    )  # fmt: skip
+    _pack_heads[(programs, triton.cdiv(width, HEAD_COLUMNS), 3)](
+        *parts, packed, sums, *strides, rows, tokens, size, width, ROWS=HEAD_ROWS, COLUMNS=HEAD_COLUMNS
+    )
     return packed, sum_over_programs(sums)
 
 
@@ -246,27 +264,26 @@ def pack_heads(grads: tuple[torch.Tensor, torch.Tensor, torch.Tensor]) -> tuple[
 def _pack_heads(
     q, k, v, packed, sums,
     q_batch, q_head, q_token, k_batch, k_head, k_token, v_batch, v_head, v_token,
-    rows, tokens, heads, size, ROWS: tl.constexpr, SIZE: tl.constexpr,
+    rows, tokens, size, width, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    program, programs = tl.program_id(0), tl.num_programs(0)
-    part, head = tl.program_id(1) // heads, tl.program_id(1) % heads
+    program, programs, part = tl.program_id(0), tl.num_programs(0), tl.program_id(2)
     source, by_batch, by_head, by_token = q, q_batch, q_head, q_token
     if part == 1:
         source, by_batch, by_head, by_token = k, k_batch, k_head, k_token
     if part == 2:
         source, by_batch, by_head, by_token = v, v_batch, v_head, v_token
-    lane = tl.arange(0, SIZE)
-    column = tl.program_id(1) * size + lane
-    width = 3 * heads * size
-    total = tl.zeros([SIZE], tl.float32)
+    column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    place = column // size * by_head + column % size
+    into = part * width + column
+    total = tl.zeros([COLUMNS], tl.float32)
     for first in range(program * ROWS, rows, programs * ROWS):
         row = (first + tl.arange(0, ROWS)).to(tl.int64)
-        inside = (row[:, None] < rows) & (lane[None, :] < size)
-        at = (row // tokens) * by_batch + head * by_head + (row % tokens) * by_token
-        value = tl.load(source + at[:, None] + lane[None, :], inside, 0.0)
-        tl.store(packed + row[:, None] * width + column[None, :], value, inside)
+        inside = (row[:, None] < rows) & (column[None, :] < width)
+        at = row // tokens * by_batch + row % tokens * by_token
+        value = tl.load(source + at[:, None] + place[None, :], inside, 0.0)
+        tl.store(packed + row[:, None] * (3 * width) + into[None, :], value, inside)
         total += tl.sum(value.to(tl.float32), 0)
-    tl.store(sums + program * width + column, total, lane < size)
+    tl.store(sums + program * (3 * width) + into, total, column < width)
 
 
 def sum_over_programs(parts: torch.Tensor) -> torch.Tensor:
