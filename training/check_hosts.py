@@ -13,6 +13,7 @@ from statistics import median
 from typing import Any
 
 from training.command import run_on_ranks
+from training.display import columns
 from training.errors import COMPLETE, NodeError
 from training.ranks import RankInfo
 from training.teardown import exit_with
@@ -79,13 +80,12 @@ def table(hosts: dict[str, dict[str, Any]], device: str) -> list[str]:
     def words(speed: float | None) -> str:
         return "–" if speed is None else rate(speed)
 
-    rows = [("host", "ranks", "matrix product", "from the host before", "all-reduce")]
+    rows = []
     for name, host in hosts.items():
         flops = f"{host['flops'] / 1e9:,.0f} GFLOP/s"
         rows.append((name, str(host["ranks"]), flops, words(host["ring"]), words(host["all_reduce"])))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    return [f"{len(hosts)} host{'s' if len(hosts) > 1 else ''} on {device}", *lines]
+    head = ("host", "ranks", "matrix product", "from the host before", "all-reduce")
+    return [f"{len(hosts)} host{'s' if len(hosts) > 1 else ''} on {device}", *columns(head, rows)]
 
 
 def slow_hosts(hosts: dict[str, dict[str, Any]]) -> list[str]:

@@ -115,7 +115,7 @@ def main(argv: Sequence[str]) -> int:
 
     def work() -> None:
         options = parse_options(argv, PROG, GenerateOptions)
-        check_values(options)
+        check_options(options)
         try:
             generate(options)
         except BrokenPipeError:
@@ -125,7 +125,7 @@ def main(argv: Sequence[str]) -> int:
     return run_command(work)
 
 
-def check_values(options: GenerateOptions) -> None:
+def check_options(options: GenerateOptions) -> None:
     """Refuse what cannot be carried out.
 
     Raises:

@@ -7,6 +7,7 @@ from typing import Any
 
 from training.bench.options import OURS
 from training.bench.rounds import Turns
+from training.display import columns
 
 FORMAT = 1
 NONE = "–"
@@ -185,23 +186,12 @@ def heading(result: Mapping[str, Any]) -> str:
     )
 
 
-def plain(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table in columns; a row of fewer cells ends in a sentence, which may run on."""
-    whole = [head, *(row for row in rows if len(row) == len(head))]
-    widths = [max(len(row[column]) for row in whole) for column in range(len(head))]
-    lines = []
-    for row in [head, *rows]:
-        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=False)]
-        lines.append("  ".join(cells).rstrip())
-    return "\n".join(lines)
-
-
 def show(result: Mapping[str, Any], terminal: bool) -> None:
     """Print the tables: by rich on a terminal, in plain columns elsewhere."""
     print(f"\n{heading(result)}", flush=True)
     for head, rows in tables(result):
         if not terminal:
-            print(f"\n{plain(head, rows)}", flush=True)
+            print("", *columns(head, rows), sep="\n", flush=True)
             continue
         from rich.console import Console
         from rich.table import Table
