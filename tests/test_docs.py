@@ -1,11 +1,18 @@
 """What the documentation lists is what there is."""
 
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
 from cluster import errors
 from cluster.__main__ import VERBS
 from cluster.allocation import from_hosts
 from cluster.environment import rank_environment
+from cluster.verdict import KINDS
 from conftest import ROOT
 from reference import PAGE, page
 from training.loop import PHASES, StepResult
@@ -42,6 +49,39 @@ def test_every_variable_of_a_rank_is_explained() -> None:
     two = from_hosts("a:2")
 
     assert [name for name in rank_environment(plan, two, two.place(1)) if f"`{name}`" not in contract] == []
+
+
+def test_every_verdict_has_its_advice() -> None:
+    page = (ROOT / "docs/failed.md").read_text().partition("\n## By verdict\n")[2].partition("\n## ")[0]
+
+    assert sorted(re.findall(r"^\| `(.+?)` \|", page, re.MULTILINE)) == sorted(KINDS)
+
+
+def test_the_script_of_the_page_for_scripts_runs(tmp_path: Path) -> None:
+    page = (ROOT / "docs/own_script.md").read_text()
+    (tmp_path / "my_script.py").write_text(re.search(r"```python\n(.*?)```", page, re.DOTALL)[1].replace("0.1", "0"))  # type: ignore[index]
+
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "cluster.launch",
+            "--cluster",
+            "local",
+            "--ranks-per-node",
+            "2",
+            "--",
+            "python",
+            "my_script.py",
+        ],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "rank 0 of 2: done" in done.stdout
 
 
 def test_every_column_of_metrics_is_explained() -> None:
