@@ -59,21 +59,12 @@ def test_every_verdict_has_its_advice() -> None:
 
 def test_the_script_of_the_page_for_scripts_runs(tmp_path: Path) -> None:
     page = (ROOT / "docs/own_script.md").read_text()
-    (tmp_path / "my_script.py").write_text(re.search(r"```python\n(.*?)```", page, re.DOTALL)[1].replace("0.1", "0"))  # type: ignore[index]
+    script = page.partition("```python\n")[2].partition("```")[0]
+    (tmp_path / "my_script.py").write_text(script.replace("0.1", "0"))
 
+    launch = [sys.executable, "-m", "cluster.launch", "--cluster", "local", "--ranks-per-node", "2", "--"]
     done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "cluster.launch",
-            "--cluster",
-            "local",
-            "--ranks-per-node",
-            "2",
-            "--",
-            "python",
-            "my_script.py",
-        ],
+        [*launch, sys.executable, "my_script.py"],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
