@@ -51,6 +51,12 @@ def test_every_variable_of_a_rank_is_explained() -> None:
     assert [name for name in rank_environment(plan, two, two.place(1)) if f"`{name}`" not in contract] == []
 
 
+def test_the_rooms_and_tests_of_the_page_for_newcomers_are_there() -> None:
+    named = set(re.findall(r"`((?:\w+/)*\w+\.py)", (ROOT / "docs/newcomer.md").read_text()))
+
+    assert [name for name in named if not (ROOT / name).exists() and not (ROOT / "tests" / name).exists()] == []
+
+
 def test_every_verdict_has_its_advice() -> None:
     page = (ROOT / "docs/failed.md").read_text().partition("\n## By verdict\n")[2].partition("\n## ")[0]
 
