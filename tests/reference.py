@@ -62,7 +62,7 @@ def page() -> str:
             "## Exit statuses\n",
             "What to do about each stands with the [verdicts](environment.md#exit-statuses).\n",
             *table("name", "status", "meaning", rows=statuses()),
-            f"Verdicts: {', '.join(f'`{kind}`' for kind in verdict.KINDS)}.\n",
+            f"Verdicts: {listed(verdict_kinds())}.\n",
             "## Files of the run directory\n",
             *run_files(),
             "## Variables\n",
@@ -204,6 +204,13 @@ def docstrings(owner: Any) -> dict[str, str]:
 def statuses() -> Iterator[tuple[str, str, str]]:
     for name, meaning in docstrings(errors).items():
         yield f"`{name}`", str(getattr(errors, name)), " ".join(meaning.split())
+
+
+def verdict_kinds() -> list[str]:
+    """The words of `cluster.verdict`'s constants; `AGAIN` is a sentence."""
+    return [
+        word for name, word in vars(verdict).items() if name.isupper() and isinstance(word, str) and name != "AGAIN"
+    ]
 
 
 def run_files() -> Iterator[str]:

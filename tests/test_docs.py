@@ -12,9 +12,8 @@ from cluster import errors
 from cluster.__main__ import VERBS
 from cluster.allocation import from_hosts
 from cluster.environment import rank_environment
-from cluster.verdict import KINDS
 from conftest import ROOT
-from reference import PAGE, page
+from reference import PAGE, page, verdict_kinds
 from training.loop import PHASES, StepResult
 from training.metrics import COLUMNS, step_row
 from training.saver import SaveReport
@@ -60,7 +59,7 @@ def test_the_rooms_and_tests_of_the_page_for_newcomers_are_there() -> None:
 def test_every_verdict_has_its_advice() -> None:
     page = (ROOT / "docs/failed.md").read_text().partition("\n## By verdict\n")[2].partition("\n## ")[0]
 
-    assert sorted(re.findall(r"^\| `(.+?)` \|", page, re.MULTILINE)) == sorted(KINDS)
+    assert sorted(re.findall(r"^\| `(.+?)` \|", page, re.MULTILINE)) == sorted(verdict_kinds())
 
 
 def test_the_script_of_the_page_for_scripts_runs(tmp_path: Path) -> None:
