@@ -203,7 +203,10 @@ def why_not(package: str, importer: str, dotted: str) -> str | None:
     if top != package:
         return None
     imported = module_of(package, dotted)
-    upper, lower = layer_of(package)[importer], layer_of(package)[imported]
+    of = layer_of(package)
+    if strays := [name for name in (importer, imported) if name not in of]:
+        return f"{strays[0]} stands in no layer of tests/architecture.py"
+    upper, lower = of[importer], of[imported]
     if importer in upper.leaves.split() and imported not in (importer, "errors"):
         return f"{importer} is a leaf, and imports {imported}"
     if upper != lower and not upper.is_above(lower):

@@ -40,6 +40,7 @@ def test_every_import_goes_down_and_stays_in_its_package(path: Path) -> None:
             "cluster.watch.Watch",
             "supervise (the launcher's side) imports watch (the rank's side), which is not below it",
         ),
+        ("cluster", "submit_all", "cluster.submit", "submit_all stands in no layer of tests/architecture.py"),
         ("training", "model", "training.loop", "model (model) imports loop (steps), which is not below it"),
     ],
 )
