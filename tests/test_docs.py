@@ -12,6 +12,8 @@ from cluster import errors
 from cluster.__main__ import VERBS
 from cluster.allocation import from_hosts
 from cluster.environment import rank_environment
+from cluster.sequel import RESTART, Situation, sequel
+from cluster.verdict import Verdict
 from conftest import ROOT
 from reference import PAGE, page, verdict_kinds
 from training.loop import PHASES, StepResult
@@ -56,10 +58,18 @@ def test_the_rooms_and_tests_of_the_page_for_newcomers_are_there() -> None:
     assert [name for name in sorted(named) if not (ROOT / name).exists() and not (ROOT / "tests" / name).exists()] == []
 
 
-def test_every_verdict_has_its_advice() -> None:
+def test_every_verdict_has_its_advice_and_says_whether_another_attempt_follows() -> None:
     page = (ROOT / "docs/failed.md").read_text().partition("\n## By verdict\n")[2].partition("\n## ")[0]
+    again = {row[1].strip(" `"): row[4].strip() for line in page.splitlines() if len(row := line.split("|")) == 7}
+    in_a_job = Situation(3, True, 2, 2, False, None, False, False)
+    attempts = [{"attempt": 1, "launch": "7", "steps": {"resumed": 0, "last": 9, "saved": 5}, "verdict": None}]
 
-    assert sorted(re.findall(r"^\| `(.+?)` \|", page, re.MULTILINE)) == sorted(verdict_kinds())
+    restarted = [
+        kind for kind in verdict_kinds() if sequel(Verdict(kind, 1, "it broke"), attempts, in_a_job).kind == RESTART
+    ]
+
+    assert set(verdict_kinds()) < again.keys()
+    assert {kind for kind, said in again.items() if said.startswith("yes")} == set(restarted)
 
 
 def test_the_script_of_the_page_for_scripts_runs(tmp_path: Path) -> None:
