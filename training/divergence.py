@@ -8,11 +8,12 @@ from statistics import median
 from typing import Any, Literal
 
 from training.errors import PeerError
-from training.metrics import OUTLIER, SKIPPED
 
 # So many norms must have been seen before one can be out of the ordinary, and so many are remembered.
 FEWEST, REMEMBERED = 20, 100
 OUTLIER_FACTOR = 10.0
+SKIPPED, OUTLIER = "skipped", "grad_norm_outlier"
+"""Events of `metrics.jsonl`."""
 NAMED = 8
 """Ranks and sequences, at most."""
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+from training.divergence import SKIPPED
 from training.errors import StorageError
 from training.whole_file import write_whole
 
@@ -40,8 +41,8 @@ COLUMNS = {
 own."""
 
 
-RESUMED, SKIPPED, OUTLIER = "resumed", "skipped", "grad_norm_outlier"
-"""What the key `event` of a row may say."""
+RESUMED = "resumed"
+"""The event with which an attempt goes on."""
 
 
 def step_row(
