@@ -7,6 +7,7 @@ wrong ends it.
 import argparse
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -112,7 +113,8 @@ def build(tree: Path, work: Path) -> tuple[Path, Path]:
     """The sdist, and the wheel that is built from it."""
     tools = make_venv(work / "tools")
     run(tools, "-m", "pip", "install", "--quiet", *TOOLS)
-    run(tools, "-m", "build", "--outdir", work / "dist", tree)
+    source = shutil.copytree(tree, work / "source")  # setuptools leaves files of its own beside what it builds
+    run(tools, "-m", "build", "--outdir", work / "dist", source)
     [sdist], [wheel] = (work / "dist").glob("*.tar.gz"), (work / "dist").glob("*.whl")
     run(tools, "-m", "twine", "check", "--strict", sdist, wheel)
     say("built", f"{sdist.name}, and from it {wheel.name}; twine finds nothing wrong with their metadata")
