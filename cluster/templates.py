@@ -23,13 +23,13 @@ FOLDER = "sbatch"
 
 def main(arguments: list[str]) -> int:
     options = parser().parse_options(arguments)
-    folder = Path(options.directory) / FOLDER
+    folder = Path(options.directory).absolute() / FOLDER
     sources = sorted(templates_folder().glob("*.sh"))
     written = copy_to(folder, sources)
     for source in sources:
         print(f"{'written  ' if source in written else 'unchanged'}  {folder / source.name}")
     print(f"next: in {folder / 'env.sh'} load your site's modules and export PYTHON={shlex.quote(sys.executable)},")
-    print(f"      then, from {options.directory}: sbatch {FOLDER}/smoke_mpi.sh")
+    print(f"      then, from {folder.parent}: sbatch {FOLDER}/smoke_mpi.sh")
     return COMPLETE
 
 
