@@ -303,33 +303,30 @@ class Saver:
 
 
 class NoSaver:
-    """What the other ranks have instead: where FSDP has sharded the model, each gives its slices to a save."""
+    """A `Saver` that writes nothing, for the other ranks: where FSDP has sharded the model, each gives its slices."""
 
     def __init__(self, model: Any, optimizer: torch.optim.Optimizer, sharded: bool) -> None:
         self._model, self._optimizer, self._sharded = model, optimizer, sharded
-
-    def check_room(self, evaluated: bool) -> None:
-        """Rank 0 looks."""
-
-    def due(self, step: int) -> bool:
-        """Rank 0 says."""
-        return False
-
-    def step_made(self, seconds: float) -> list[SaveReport]:
-        """Nothing is written here."""
-        return []
-
-    def reports(self) -> list[SaveReport]:
-        """Nothing is written here."""
-        return []
 
     def save(self, *given: Any) -> None:
         """Take part in what `Saver.save` captures."""
         if self._sharded:
             take_part(state_files(self._model, self._optimizer))
 
+    def due(self, step: int) -> bool:
+        return False
+
+    def step_made(self, seconds: float) -> list[SaveReport]:
+        return []
+
+    def reports(self) -> list[SaveReport]:
+        return []
+
+    def check_room(self, evaluated: bool) -> None:
+        pass
+
     def finish(self) -> None:
-        """Rank 0 waits."""
+        pass
 
 
 def small_files(model: Any, tokenizer: Any) -> list[FileContent]:
