@@ -4,7 +4,9 @@
 # make bench   how long a start and a checkpoint take, how fast data is read and a step made, whether memory grows
 # make faults  throw faults at real jobs, again and again (hours; FAULTS="--rows SIGKILL --times 3", FAULTS="--soak 30")
 # make fuzz    a coverage-guided fuzzer over every parser, for FUZZ_SECONDS=600
+# make pages   docs/reference.md and docs/imports.svg from the code, after an option, a variable or an import has changed
 # make lock    constraints-hashed.txt and docs/licences.md, after a version in constraints.txt has changed
+# make release-check   builds what is published from the commit, installs it into an empty environment and uses it there
 # make sbom    a bill of materials, build/sbom.json        make audit   known vulnerabilities of what is pinned
 #
 # PYTHON=python3.12         another interpreter than python3
@@ -60,6 +62,11 @@ lint: .venv/.test
 docs: .venv/.test
 	@if [ -f docs/conf.py ]; then set -x; $(SPHINX) docs docs/_build/html; fi
 
+.PHONY: pages
+pages: .venv/.test
+	.venv/bin/python tests/reference.py
+	.venv/bin/python tests/architecture.py
+
 .PHONY: bench
 bench: .venv/.test
 	.venv/bin/python -m cluster.bench --front-end --rounds 21
@@ -96,6 +103,10 @@ audit: build/tools/.made
 	then tail -n 3 build/audit.txt; \
 		echo "not audited: pypi.org, which tells of known vulnerabilities, does not answer here" >&2; exit 1; \
 	else cat build/audit.txt; exit 1; fi
+
+.PHONY: release-check
+release-check:
+	@$(PYTHON) tests/release_check.py $(if $(TORCH_INDEX),--torch-index $(TORCH_INDEX))
 
 # ── environments ──────────────────────────────────────────────────────────────────────────────────
 # A stamp in each says that its installation ended well, so that a second make installs nothing.

@@ -49,7 +49,7 @@ from training.manifest import MANIFEST, DamagedError, Manifest, Proof, is_file_n
 from training.metrics import MetricsFile, read_rows
 from training.report.page import render
 from training.report.run import read_run as read_reported
-from training.run_directory import write_json as write_trainers_json
+from training.whole_file import write_json as write_trainers_json
 
 STRINGS = strings(10_000)
 A_HOST = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")

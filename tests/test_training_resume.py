@@ -92,23 +92,29 @@ def test_a_stopped_run_goes_on_to_the_same_bits(ranks: ForkedRanks, output: Path
         assert summary["bit_exact"] is True
 
 
-COUNT_READS = """
-import json, os
+# What is read ahead and not trained on does not count.
+COUNT_SEQUENCES = """
+import os
+from training.token_loss import TokenLoss
 from training.tokens import Blocks
-read = Blocks.take
-def counted(self, indices, out=None):
-    if self.length == 32 and len(self) > 5:
-        with open(os.environ["READS"], "a") as file:
-            print(*indices, sep="\\n", file=file)
-    return read(self, indices, out)
-Blocks.take = counted
+take, forward, index_of = Blocks.take, TokenLoss.forward, {}
+def remembered(self, indices, out=None):
+    taken = take(self, indices, out)
+    index_of.update(zip((row.astype("int64").tobytes() for row in taken), indices))
+    return taken
+def counted(self, tokens):
+    if self.training:
+        with open(os.environ["TRAINED_ON"], "a") as file:
+            print(*(index_of[key] for row in tokens if (key := row.numpy().tobytes()) in index_of), sep="\\n", file=file)
+    return forward(self, tokens)
+Blocks.take, TokenLoss.forward = remembered, counted
 """
 
 
 def test_on_another_number_of_ranks_each_sequence_still_comes_once_an_epoch(ranks: ForkedRanks, output: Path):
-    reads = output / "reads"
-    counted = dict.fromkeys(range(3), COUNT_READS)
-    environ = {"READS": str(reads)}
+    trained_on = output / "trained_on"
+    counted = dict.fromkeys(range(3), COUNT_SEQUENCES)
+    environ = {"TRAINED_ON": str(trained_on)}
 
     def part(world: int, status: int, stop: tuple[int, int] | None) -> str:
         argv = options(output, "regrouped", "--eval-freq", "0", "--max-steps", "4")
@@ -123,7 +129,7 @@ def test_on_another_number_of_ranks_each_sequence_still_comes_once_an_epoch(rank
     printed = part(2, 0, None)
     assert "resumed at step 1, not bit-exact: ranks 1 → 3" in printed
     assert "resumed at step 2, not bit-exact: ranks 3 → 2" in printed
-    indices = [int(line) for line in reads.read_text().split()]
+    indices = [int(line) for line in trained_on.read_text().split()]
     # 1 × 2 in the first step, 3 × 2 in the second, 2 × 2 in each of two: all of the first epoch but the last sequences.
     assert len(indices) == len(set(indices)) == 2 + 6 + 2 * 4
     resumed = [(row["step"], row["bit_exact"]) for row in rows(output / "regrouped") if row.get("event") == "resumed"]
@@ -147,13 +153,13 @@ def test_a_stop_in_the_last_step_completes_the_run(ranks: ForkedRanks, output: P
 
 SIGNALLED_BEFORE_THE_GROUP = """
 import os, signal
-from training import process_group
-finish = process_group.Joining.finish
+from training.joining import Joining
+finish = Joining.finish
 def signalled(joining):
     for _ in range(3):
         os.kill(os.getpid(), signal.SIGUSR1)
     return finish(joining)
-process_group.Joining.finish = signalled
+Joining.finish = signalled
 """
 SIGNALLED_IN_SAVE = """
 import os, signal

@@ -7,11 +7,10 @@ import pytest
 from hostile import strings
 
 import cluster.terminal
-from training.command import run_command
+from training.command import refuse, run_command
 from training.display import Display
 from training.errors import INPUT_ERROR, InputError
 from training.ranks import RankInfo
-from training.refuse import refuse
 from training.summary import summary_text
 from training.terminal import plain, plain_on_a_terminal
 
