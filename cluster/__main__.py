@@ -41,8 +41,11 @@ def main(arguments: list[str]) -> int:
         return 0
     verb, *rest = arguments
     if verb not in VERBS:
-        print(f"error: {unknown(verb)}", file=sys.stderr)
-        return 64
+        from cluster.errors import REQUEST, did_you_mean
+
+        hint = did_you_mean(verb, VERBS, f"wanted one of {', '.join(VERBS)}")
+        print(f"error: no verb {verb!r}: {hint}", file=sys.stderr)
+        return REQUEST
     from cluster.options import run
 
     return run(import_module(f"cluster.{VERBS[verb][0]}").main, rest)
@@ -52,13 +55,6 @@ def help_text() -> str:
     lines = [f"  {verb:<11} {what}" for verb, (_, what) in VERBS.items()]
     usage = "usage: python -m cluster VERB [options]    (VERB --help tells its options)"
     return "\n".join([usage, "", *lines, "", EXAMPLES])
-
-
-def unknown(verb: str) -> str:
-    import difflib
-
-    near = difflib.get_close_matches(verb, VERBS, 1)
-    return f"no verb {verb!r}: " + (f"did you mean {near[0]}?" if near else f"wanted one of {', '.join(VERBS)}")
 
 
 def console() -> None:

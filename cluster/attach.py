@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 
 from cluster import slurm
 from cluster.allocation import Allocation
-from cluster.command import add_project
+from cluster.environment import with_project
 from cluster.errors import COMPLETE, LauncherError, RequestError
 from cluster.options import OptionParser, add_output_dir, at_least, run
 from cluster.private import check_private
@@ -163,9 +163,8 @@ def stack_lines(
 def own_environment() -> dict[str, str]:
     """This environment without a surrounding job's words, which would change what srun does, and with the project."""
     kept = ("SLURM_CONF", "SLURM_CONF_SERVER")
-    environ = {name: value for name, value in os.environ.items() if not name.startswith("SLURM_") or name in kept}
-    add_project(environ)
-    return environ
+    outside = {name: value for name, value in os.environ.items() if not name.startswith("SLURM_") or name in kept}
+    return with_project(outside)
 
 
 if __name__ == "__main__":

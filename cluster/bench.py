@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from cluster.allocation import Allocation
-from cluster.environment import forwarded_names, mpirun_environment
+from cluster.environment import forwarded_names, mpirun_environment, with_project
 from cluster.errors import LauncherError, RequestError
 from cluster.granted import find_allocation
 from cluster.hostfile import hostfile_text
@@ -32,7 +32,7 @@ from cluster.options import OptionParser, add_place_options, at_least, run, spli
 from cluster.program import resolve_program
 from cluster.records import read_records
 from cluster.rendezvous import rendezvous
-from cluster.rundir import is_training
+from cluster.trainer import is_training
 
 USAGE = "python -m cluster.bench [options] [-- PROGRAM [arguments]]"
 DEFAULT_PROGRAM = (
@@ -137,18 +137,17 @@ def bare(
     address, port, held = rendezvous(allocation, os.environ, number, allocation.hosts[0].name)
     held.close()  # as nobody holds it who types this
     meet = {"MASTER_ADDR": address, "MASTER_PORT": str(port), "PYTHONUNBUFFERED": "1"}
-    home = str(Path(__file__).parent.parent)
-    meet["PYTHONPATH"] = os.pathsep.join(filter(None, [home, os.environ.get("PYTHONPATH")]))
+    here = with_project(os.environ)
     if name == "srun":
         command = ["srun", f"--ntasks={allocation.world_size}", "--mpi=none", *program]
-        return Way(name, command, {**os.environ, **meet})
+        return Way(name, command, {**here, **meet})
     if name == "torchrun":
         torchrun = [_torchrun() or "torchrun", f"--nproc-per-node={allocation.world_size}", "--no-python"]
         return Way(name, [*torchrun, f"--master-addr={address}", f"--master-port={port}", *program], os.environ)
     assert mpirun is not None
     hostfile = folder / "hostfile"
     hostfile.write_text(hostfile_text(allocation, mpirun.dialect))
-    environ = {**mpirun_environment(os.environ, allocation, options.nic, mpirun.has_daemon), **meet}
+    environ = {**mpirun_environment(here, allocation, options.nic, mpirun.has_daemon), **meet}
     command = mpirun_command(
         mpirun,
         allocation,

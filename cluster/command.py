@@ -5,10 +5,9 @@ import shlex
 import sys
 from argparse import Namespace
 from collections.abc import Sequence
-from pathlib import Path
 
 from cluster.allocation import Allocation
-from cluster.environment import forwarded_names
+from cluster.environment import forwarded_names, mpirun_environment, with_project
 from cluster.mpirun import HYDRA, Mpirun, mpirun_command
 from cluster.rundir import Attempt
 
@@ -27,7 +26,7 @@ def launch_command(
     if ssh and mpirun.dialect is HYDRA:
         ssh, *rest = shlex.split(ssh)
         environ["HYDRA_LAUNCHER_EXTRA_ARGS"] = shlex.join(rest)
-    add_project(environ)
+    environ |= with_project(environ)
     return mpirun_command(
         mpirun,
         allocation,
@@ -42,8 +41,9 @@ def launch_command(
     )
 
 
-def add_project(environ: dict[str, str]) -> None:
-    """Let Python find the project from whatever working directory, where it is not installed."""
-    home = str(Path(__file__).parent.parent)
-    if os.path.basename(home) not in ("site-packages", "dist-packages"):
-        environ["PYTHONPATH"] = os.pathsep.join(filter(None, [home, environ.get("PYTHONPATH")]))
+def planned_launch(
+    options: Namespace, mpirun: Mpirun, allocation: Allocation, program: Sequence[str], attempt: Attempt
+) -> tuple[list[str], dict[str, str]]:
+    """mpirun's command line and its environment, of a launch from here. Nothing is written."""
+    environ = mpirun_environment(os.environ, allocation, options.nic, mpirun.has_daemon)
+    return launch_command(options, mpirun, allocation, program, attempt, environ), environ

@@ -21,32 +21,26 @@ from typing import Any, NamedTuple
 
 from cluster import slurm
 from cluster.allocation import Allocation, RankPlace, from_slurm, parse_granted_gpus
-from cluster.config_file import resolve_arguments
+from cluster.command import planned_launch
+from cluster.config_file import read_command_line
 from cluster.environment import default_omp_threads, forwarded_names, rank_environment
 from cluster.errors import COMPLETE, LauncherError, RequestError
+from cluster.here import here
 from cluster.hostfile import hostfile_text
 from cluster.mpirun import HYDRA, OPEN_MPI_4, OPEN_MPI_5, Mpirun, find_mpirun
 from cluster.nodelist import expand_nodelist
-from cluster.options import OptionParser, run, split_program
-from cluster.program import resolve_program
+from cluster.options import OptionParser, run
+from cluster.preparation import preparation_script
 from cluster.records import read_records
-from cluster.rundir import DEFAULT_OUTPUT_DIR
+from cluster.request import experiment_directory, goes_to_slurm, program_asked_for, resource_plan
+from cluster.request import parser as submit_parser
+from cluster.rundir import DEFAULT_OUTPUT_DIR, next_attempt
 from cluster.runfile import read_json
 from cluster.runs import find_run
-from cluster.secret import check_secrets, masked, secret_values
-from cluster.submit import (
-    TRAINER,
-    experiment_directory,
-    goes_to_slurm,
-    here,
-    planned_launch,
-    preparation_script,
-    request,
-    site_setup,
-    training_script,
-)
-from cluster.submit import parser as submit_parser
+from cluster.sbatch import training_script
+from cluster.secret import masked, secret_values
 from cluster.terminal import line, plain
+from cluster.trainer import name_run_directory
 
 USAGE = """python -m cluster explain [options as for submit] -- [arguments of training.train_llm]
        python -m cluster explain [options] RUN"""
@@ -82,11 +76,7 @@ class Explanation(NamedTuple):
 
 
 def main(arguments: list[str]) -> int:
-    command = parser()
-    words = resolve_arguments(arguments, command).resolved
-    before, rest = split_program(words)
-    options = command.parse_options(before)
-    check_secrets(options.secret, options.forward, words, os.environ)
+    options, rest, _ = read_command_line(parser(), arguments)
     explanation = explain_run(options) if options.run_or_job else explain_request(options, rest)
     print(json.dumps(to_json(explanation), indent=1) if options.json else plain("\n".join(lines(explanation))))
     return RequestError.status if words_of_sbatch(explanation.test_only) == "refuses it" else COMPLETE
@@ -109,8 +99,7 @@ def parser() -> OptionParser:
 
 def explain_request(options: Namespace, rest: list[str]) -> Explanation:
     """What submit would do with the same options."""
-    program = rest if options.program else [sys.executable, "-m", TRAINER, *rest]
-    program = resolve_program(program, options.wdir or ".")
+    program = program_asked_for(options, rest)
     run_dir = experiment_directory(options, program)
     before = script = None
     if options.nodelist and not options.nodes:
@@ -118,23 +107,24 @@ def explain_request(options: Namespace, rest: list[str]) -> Explanation:
     elif options.tasks_per_node:
         raise RequestError("--tasks-per-node says how an allocation was granted: give its --nodelist, and no --nodes")
     elif options.cluster == "slurm" or goes_to_slurm(options):
-        plan = request(options)
+        plan = resource_plan(options)
         allocation, script = plan.expected_allocation(), training_script(plan, run_dir)
         if options.prepare_first:
-            before = preparation_script(options, plan, program, run_dir, site_setup())
+            before = preparation_script(options, plan, program, run_dir)
     else:
         allocation = here(options)
     mpirun = chosen_mpirun(options)
-    planned = planned_launch(options, allocation, program, run_dir, mpirun)
-    names = forwarded_names(planned.environ, [*(name for name, _ in options.forward), *options.secret])
+    attempt = next_attempt(run_dir, options.output_filename)
+    command, environ = planned_launch(options, mpirun, allocation, name_run_directory(program, run_dir), attempt)
+    names = forwarded_names(environ, [*(name for name, _ in options.forward), *options.secret])
     secrets = secret_values(options.secret, os.environ)
     plan_of_ranks = {
         "master_addr": "127.0.0.1" if allocation.source == "local" else allocation.hosts[0].name,
         "master_port": "(chosen by the launcher)",
         "store_token": "(drawn by the launcher)",
-        "attempt_dir": str(planned.attempt.path),
+        "attempt_dir": str(attempt.path),
         "run_dir": str(run_dir),
-        "attempt": planned.attempt.number,
+        "attempt": attempt.number,
     }
     return Explanation(
         allocation,
@@ -143,8 +133,8 @@ def explain_request(options: Namespace, rest: list[str]) -> Explanation:
         slurm.test_only(script) if script and shutil.which("sbatch") else None,
         hostfile_text(allocation, mpirun.dialect),
         mpirun.dialect.name,
-        shlex.join(planned.command),
-        {name: masked(name, planned.environ[name], secrets) for name in names if name in planned.environ},
+        shlex.join(command),
+        {name: masked(name, environ[name], secrets) for name in names if name in environ},
         given_to_first(plan_of_ranks, allocation),
         options.bind_to,
         [],

@@ -22,9 +22,8 @@ from cluster import slurm
 from cluster.allocation import Allocation
 from cluster.blame import first_failure
 from cluster.channel import Listener, own_address
-from cluster.command import launch_command
-from cluster.config_file import add_config_options, resolve_arguments
-from cluster.environment import mpirun_environment
+from cluster.command import planned_launch
+from cluster.config_file import add_config_options, read_command_line
 from cluster.errors import RequestError
 from cluster.events import record_event
 from cluster.goodput import account
@@ -35,21 +34,12 @@ from cluster.logs import say, tail
 from cluster.machine import is_this_host
 from cluster.mpirun import Mpirun, find_mpirun
 from cluster.notice import END, FAULT, START, Notices, notice, read_webhook
-from cluster.options import OptionParser, add_place_options, run, split_program
+from cluster.options import OptionParser, add_place_options, run
 from cluster.private import write_private
 from cluster.program import resolve_program
 from cluster.records import Records
 from cluster.rendezvous import Rendezvous, rendezvous
-from cluster.rundir import (
-    Attempt,
-    create_directories,
-    is_training,
-    name_run_directory,
-    next_attempt,
-    only_launcher_of,
-    run_directory,
-    unwritable,
-)
+from cluster.rundir import Attempt, create_directories, next_attempt, only_launcher_of, run_directory, unwritable
 from cluster.runfile import (
     close_unfinished_attempts,
     exclude_host,
@@ -58,11 +48,12 @@ from cluster.runfile import (
     record_attempt,
     write_json,
 )
-from cluster.secret import check_secrets, secret_values, without
+from cluster.secret import secret_values, without
 from cluster.sequel import DEFAULT_RESTARTS, REQUEUE, RESTART, Sequel, Situation, sequel
 from cluster.signals import Requests
 from cluster.stage_env import staged
 from cluster.supervise import End, Supervision
+from cluster.trainer import is_training, name_run_directory
 from cluster.verdict import (
     CANCELLED,
     COMPLETED,
@@ -96,12 +87,8 @@ exit status: 0 every rank completed, 64 the request is wrong, 70 the launcher or
 def main(arguments: list[str]) -> int:
     requests = Requests(why_warned)
     requests.listen()  # a warning before there is anything to save must not kill the job
-    command = parser()
-    words = resolve_arguments(arguments, command).resolved
-    before, program = split_program(words)
-    options = command.parse_options(before)
-    check_secrets(options.secret, options.forward, words, os.environ)
-    program = resolve_program(program, options.wdir or ".")
+    options, rest, _ = read_command_line(parser(), arguments)
+    program = resolve_program(rest, options.wdir or ".")
     notices = Notices(read_webhook(options.notify) if options.notify else None)
     granted = find_allocation(options, os.environ)
     mpirun = find_mpirun(options.mpirun, os.environ)
@@ -215,8 +202,7 @@ def launch(
     launch_id: str,
 ) -> tuple[Verdict, End]:
     """One attempt: its files, its mpirun, its verdict."""
-    environ = mpirun_environment(os.environ, allocation, options.nic, mpirun.has_daemon)
-    command = launch_command(options, mpirun, allocation, program, attempt, environ)
+    command, environ = planned_launch(options, mpirun, allocation, program, attempt)
     address = own_address([host.name for host in allocation.hosts], is_this_host, options.nic)
     listener = Listener(address, allocation.world_size)
     meet = rendezvous(allocation, os.environ, attempt.number, address)
@@ -269,17 +255,6 @@ def launch(
     remember(attempt, ended)
     on_event("verdict", kind=verdict.kind, rank=verdict.rank, host=verdict.host, step=verdict.step)
     return verdict, end
-
-
-def submitit_job(arguments: list[str]) -> None:
-    """What submitit calls in the batch body. SystemExit passes through it: the job's status is the true one."""
-    import logging
-
-    logging.getLogger("submitit").setLevel(logging.WARNING)  # the verdict stays the end of the log
-    status = run(main, arguments)
-    os.umask(0o077)  # for what submitit writes of it
-    if status:
-        sys.exit(status)
 
 
 def parser() -> OptionParser:

@@ -25,13 +25,13 @@ def is_this_host(name: str) -> bool:
     return True
 
 
-def visible_gpus(environ: Mapping[str, str]) -> list[str] | None:
-    """Names of the GPUs that a program started here would see; None where nothing restricts it and none is found."""
+def visible_gpus(environ: Mapping[str, str]) -> list[str]:
+    """Names of the GPUs that a program started here would see."""
     for variable in ("CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES"):
         if variable in environ:
             return [gpu for gpu in environ[variable].split(",") if gpu and gpu not in ("-1", "NoDevFiles")]
     devices = sorted(int(p.name[6:]) for p in Path("/dev").glob("nvidia[0-9]*") if p.name[6:].isdigit())
-    return [str(device) for device in devices] or None
+    return [str(device) for device in devices]
 
 
 def die_with_parent(signal_number: int) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import NoReturn
 
 from cluster.environment import VARIABLE_NAME
-from cluster.errors import ClusterError, RequestError
+from cluster.errors import ClusterError, RequestError, did_you_mean
 from cluster.rundir import DEFAULT_OUTPUT_DIR
 from cluster.terminal import plain
 
@@ -44,12 +44,9 @@ class OptionParser(argparse.ArgumentParser):
         """Parse all arguments; an unknown one is an error that names the nearest known option."""
         options, unknown = self.parse_known_args(arguments)
         if unknown:
-            import difflib
-
             given = unknown[0].partition("=")[0]
             known = [option for action in self._actions for option in action.option_strings]
-            near = difflib.get_close_matches(given, known, 1)
-            hint = f"did you mean {near[0]}?" if near else f"see {self.prog} --help"
+            hint = did_you_mean(given, known, f"see {self.prog} --help")
             if not given.startswith("-") and " -- " in str(self.usage):
                 hint = "the program and its arguments stand after ' -- '"
             self.error(f"unknown option {given}: {hint}")

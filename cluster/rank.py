@@ -12,7 +12,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +74,7 @@ def main(arguments: Sequence[str]) -> int:
     os.environ.update(rank_environment(plan, allocation, place))
     os.environ.setdefault("OMP_NUM_THREADS", str(default_omp_threads(host)))
     if allocation.source == "local" and host.gpus:
-        visible = simulated_gpus(visible_gpus(os.environ) or [], place, host)
+        visible = simulated_gpus(visible_gpus(os.environ), place, host)
         os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(visible)
     os.environ.update(compile_cache_variables(program, Path(plan["run_dir"]), os.environ))
     facts["gpu"] = gpu_name(place, visible_gpus(os.environ))
@@ -127,12 +127,16 @@ def identity(environ: Mapping[str, str]) -> tuple[int, int, int]:
 
 
 def mismatch(
-    allocation: Allocation, rank: int, size: int, local_rank: int, visible: list[str] | None, is_here: Any
+    allocation: Allocation,
+    rank: int,
+    size: int,
+    local_rank: int,
+    visible: Sequence[str],
+    is_here: Callable[[str], bool],
 ) -> str | None:
     """What is wrong with this rank's place by the plan, worded to follow its name; None where nothing is.
 
-    `visible` are the GPUs this process can see (None: nothing restricts them and none was found);
-    ``is_here(name)`` tells whether a host name means this machine.
+    `visible` are the GPUs this process can see; ``is_here(name)`` tells whether a host name means this machine.
     """
     if size != allocation.world_size:
         return f"is in a world of {size}, the plan wants {allocation.world_size} ranks"
@@ -143,8 +147,8 @@ def mismatch(
         return f"should be on {place.host} by the plan"
     if local_rank != place.local_rank:
         return f"has local rank {local_rank}, the plan wants {place.local_rank}"
-    if place.gpu is not None and place.gpu >= len(visible or []):
-        seen = f"{len(visible or [])} GPU{'' if len(visible or []) == 1 else 's'}"
+    if place.gpu is not None and place.gpu >= len(visible):
+        seen = f"{len(visible)} GPU{'' if len(visible) == 1 else 's'}"
         return (
             f"sees {seen}, the plan gives it GPU {place.gpu} of "
             f"{allocation.hosts[place.node].gpus}: ask Slurm with --gpus-per-node (not --gpus-per-task)"
@@ -152,7 +156,7 @@ def mismatch(
     return None
 
 
-def gpu_name(place: RankPlace, visible: list[str] | None) -> str | None:
+def gpu_name(place: RankPlace, visible: Sequence[str]) -> str | None:
     """The GPU of this rank as the driver knows it (an index or a UUID)."""
     if place.gpu is None or not visible:
         return None

@@ -20,7 +20,7 @@ from cluster import slurm
 from cluster.errors import RequestError
 from cluster.private import check_private
 from cluster.progress import Progress, all_rows, read_progress
-from cluster.request import Request, read_request
+from cluster.request_file import Request, read_request
 from cluster.run_state import RunState, look, look_now
 from cluster.rundir import DEFAULT_OUTPUT_DIR
 from cluster.runs import all_runs, find_run

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from cluster.jobs import Job, Jobs, look_up
-from cluster.request import Request, read_request
+from cluster.request_file import Request, read_request
 from cluster.rundir import launcher_holds
 from cluster.runfile import read_run
 

@@ -26,15 +26,9 @@ from typing import IO, NamedTuple
 
 from cluster.errors import ClusterError, LauncherError, RequestError
 from cluster.private import make_private_directory, private
-from cluster.toml_file import read_toml
+from cluster.trainer import naming_settings
 
 DEFAULT_OUTPUT_DIR = "outputs"
-TRAINING_MODULES = ("training.train_llm", "training.prepare")
-TRAINER_FLAGS = {
-    "experiment_name": ("--experiment-name", "-e"),
-    "output_dir": ("--output-dir", "--save-dir"),
-}
-"""Options of `training.train_llm` that name the run directory."""
 
 LEASE = 120.0
 """Seconds after which a file server gives up the locks of a host that it no longer hears (NFSv4's lease is 90)."""
@@ -61,24 +55,11 @@ def run_directory(program: Sequence[str], experiment: str | None, output_dir: st
 
     Raises `RequestError` where launcher and trainer are told different names.
     """
-    settings = _trainer_settings(program)
+    settings = naming_settings(program)
     experiment = _agreed("--experiment-name", experiment, settings.get("experiment_name"))
     output_dir = _agreed("--output-dir", output_dir, settings.get("output_dir"))
     name = check_experiment_name(experiment or job_name or _program_stem(program))
     return Path(output_dir or DEFAULT_OUTPUT_DIR).absolute() / name
-
-
-def name_run_directory(program: Sequence[str], run_dir: Path) -> list[str]:
-    """The program, told its run directory in full if it is our trainer (the last of a repeated option wins)."""
-    if not is_training(program):
-        return list(program)
-    name = [] if "experiment_name" in _trainer_settings(program) else ["--experiment-name", run_dir.name]
-    return [*program, *name, "--output-dir", str(run_dir.parent)]
-
-
-def is_training(program: Sequence[str]) -> bool:
-    """Whether the program is our own trainer, or takes its options: ``python -m training.train_llm …``."""
-    return len(program) > 2 and program[1] == "-m" and program[2] in TRAINING_MODULES
 
 
 class Attempt(NamedTuple):
@@ -206,32 +187,6 @@ def unwritable(run_dir: Path, error: OSError) -> ClusterError:
     return RequestError(
         f"the run directory {run_dir} cannot be written ({error.strerror}): choose another --output-dir"
     )
-
-
-def _trainer_settings(program: Sequence[str]) -> dict[str, str]:
-    """`experiment_name` and `output_dir` as our trainer will read them: TOML file first, command line over it."""
-    if not is_training(program):
-        return {}
-    arguments = program[3:]
-    config = option_value(arguments, "--config")
-    file = read_toml(config) if config else {}
-    # A file for a whole run has the trainer's options in a table.
-    own = file.get("training", {}) if file.keys() & {"cluster", "training"} else file
-    settings = {name.replace("-", "_"): value for name, value in own.items()}
-    for name, flags in TRAINER_FLAGS.items():
-        if value := option_value(arguments, *flags):
-            settings[name] = value
-    return {name: str(settings[name]) for name in TRAINER_FLAGS if settings.get(name)}
-
-
-def option_value(arguments: Sequence[str], *flags: str) -> str | None:
-    """Value of the last ``--flag value`` or ``--flag=value``; dashes and underscores inside a flag are the same."""
-    value = None
-    for argument, following in zip(arguments, [*arguments[1:], None], strict=False):
-        flag, equals, attached = argument.partition("=")
-        if flag[:2] + flag[2:].replace("_", "-") in flags:
-            value = attached if equals else following
-    return value
 
 
 def _agreed(option: str, launcher: str | None, trainer: str | None) -> str | None:

@@ -17,6 +17,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from cluster.allocation import Allocation
+from cluster.environment import with_project
 from cluster.logs import say
 from cluster.node_local import make_private, own_folder
 
@@ -151,12 +152,7 @@ def step_environment(environ: Mapping[str, str]) -> dict[str, str]:
     """For a step of one task a node, whatever the job asked for."""
     shape = ("SLURM_NTASKS", "SLURM_NPROCS", "SLURM_TASKS_PER_NODE", "SLURM_GPUS", "SLURM_TRES_PER_TASK")
     kept = {name: value for name, value in environ.items() if not name.startswith(shape)}
-    home = str(Path(__file__).parent.parent)
-    return {
-        **kept,
-        "SLURM_EXPORT_ENV": "ALL",
-        "PYTHONPATH": os.pathsep.join(filter(None, [home, kept.get("PYTHONPATH")])),
-    }
+    return with_project({**kept, "SLURM_EXPORT_ENV": "ALL"})
 
 
 # ── on each node ──────────────────────────────────────────────────────────────────────────────────

@@ -11,7 +11,7 @@ import pytest
 from cluster import cancel, resubmit
 from cluster.cancel import became, element_of, read_holder
 from cluster.errors import LauncherError, RequestError
-from cluster.request import read_request, record_request
+from cluster.request_file import read_request, record_request
 from cluster.run_state import RunState, Snapshot
 from cluster.rundir import only_launcher_of
 from conftest import ROOT

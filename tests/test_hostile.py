@@ -31,11 +31,11 @@ from cluster.nodelist import expand_nodelist
 from cluster.options import environment_pair, run
 from cluster.plan import batch_script, check_sbatch_options
 from cluster.records import Records, read_records
-from cluster.request import read_request, record_request
+from cluster.request import parser as submit_parser
+from cluster.request_file import read_request, record_request
 from cluster.rundir import Attempt, check_experiment_name, run_directory
 from cluster.runfile import read_json, write_json
 from cluster.submit import main as submit
-from cluster.submit import parser as submit_parser
 from cluster.terminal import plain, plain_bytes
 from conftest import ROOT, Mpi
 from report_runs import make_run
@@ -239,7 +239,7 @@ def test_every_field_of_a_request_takes_or_refuses_it_and_a_dry_run_writes_nothi
 ) -> None:
     monkeypatch.chdir(tmp_path)
     parser = submit_parser()
-    monkeypatch.setattr("cluster.submit.parser", lambda: parser)
+    monkeypatch.setattr("cluster.request.parser", lambda: parser)
     monkeypatch.setattr("cluster.explain.submit_parser", submit_parser)
     statuses = []
     for number, text in enumerate(STRINGS):

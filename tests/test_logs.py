@@ -13,7 +13,7 @@ import pytest
 from cluster.errors import RequestError
 from cluster.growing_logs import CHUNK, LONGEST_LINE, GrowingLog, prefixed
 from cluster.log_view import main
-from cluster.request import record_request
+from cluster.request_file import record_request
 from cluster.rundir import only_launcher_of
 from conftest import ROOT
 

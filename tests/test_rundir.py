@@ -8,15 +8,9 @@ from pathlib import Path
 import pytest
 
 from cluster.errors import RequestError
-from cluster.rundir import (
-    check_experiment_name,
-    create_directories,
-    name_run_directory,
-    next_attempt,
-    only_launcher_of,
-    run_directory,
-)
+from cluster.rundir import check_experiment_name, create_directories, next_attempt, only_launcher_of, run_directory
 from cluster.runfile import close_unfinished_attempts, put_damaged_aside, read_run, record_attempt
+from cluster.trainer import name_run_directory
 
 TRAIN = ["/venv/bin/python", "-m", "training.train_llm"]
 

@@ -12,7 +12,7 @@ from cluster.errors import RequestError
 from cluster.goodput import PARTS
 from cluster.jobs import Job, look_up, parse_accounted, parse_queue, with_positions
 from cluster.progress import last_rows, progress
-from cluster.request import record_request
+from cluster.request_file import record_request
 from cluster.run_state import Snapshot, look, state_of, states
 from cluster.rundir import launcher_holds, only_launcher_of
 from cluster.runs import all_runs, find_run
