@@ -5,20 +5,18 @@ python -m cluster cancel a                 a name, a run directory or a job id
 
 import json
 import os
-import re
 import signal
 import sys
 import time
 from pathlib import Path
-from typing import NamedTuple
 
 from cluster import slurm
 from cluster.errors import COMPLETE, LauncherError, RequestError
+from cluster.lock import Holder, has_lock_open, launcher_holds, read_holder
 from cluster.options import OptionParser, add_output_dir, run
 from cluster.private import check_private
 from cluster.run import Run
 from cluster.run_state import RunState, Snapshot, look, look_now, states
-from cluster.rundir import launcher_holds
 from cluster.runs import name_from_here
 from cluster.sweep_file import Sweep, find_sweep
 
@@ -113,24 +111,6 @@ def element_id(found: Snapshot) -> str | None:
     return job_id if job_id and "_" in job_id else None
 
 
-class Holder(NamedTuple):
-    """The launcher that holds a run directory, by its own words in the lock."""
-
-    pid: int
-    host: str
-    job_id: str | None
-
-
-def read_holder(run_dir: Path) -> Holder | None:
-    """From ``process 4711 on n1, job 12, start 0``; None where the lock says nothing (yet)."""
-    try:
-        text = (run_dir / "launcher.lock").read_text()
-    except OSError:
-        return None
-    words = re.match(r"process (\d+) on ([^,\s]+)(?:, job ([^,\s]+))?", text)
-    return Holder(int(words[1]), words[2], words[3]) if words else None
-
-
 def cancel_job(job_id: str) -> str:
     """Have Slurm end the job; the id by which that was asked. Raises `LauncherError` with scancel's own words."""
     target = element_of(slurm.job_detail(job_id, slurm.SOON) or "", job_id)
@@ -160,7 +140,7 @@ def stop_launcher(run_dir: Path, holder: Holder | None) -> str:
             f"ssh {holder.host} kill -TERM {holder.pid}"
         )
     try:
-        if not _has_open(holder.pid, run_dir / "launcher.lock"):
+        if not has_lock_open(holder.pid, run_dir):
             raise ProcessLookupError
         os.kill(holder.pid, signal.SIGTERM)
     except OSError as error:
@@ -169,18 +149,6 @@ def stop_launcher(run_dir: Path, holder: Holder | None) -> str:
             "it is another user's, or runs in a container"
         ) from error
     return f"launcher {holder.pid} stopped"
-
-
-def _has_open(pid: int, path: Path) -> bool:
-    """Whether the process has this file open: in a container the number may mean another process."""
-    wanted = path.stat()
-    for descriptor in Path(f"/proc/{pid}/fd").iterdir():
-        try:
-            if os.path.samestat(descriptor.stat(), wanted):
-                return True
-        except OSError:
-            pass  # closed meanwhile
-    return False
 
 
 def await_end(run_dir: Path, job_id: str | None) -> None:

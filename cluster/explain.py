@@ -34,8 +34,8 @@ from cluster.preparation import preparation_script
 from cluster.records import read_records
 from cluster.request import experiment_directory, goes_to_slurm, program_asked_for, resource_plan
 from cluster.request import parser as submit_parser
-from cluster.rundir import DEFAULT_OUTPUT_DIR, next_attempt
-from cluster.runfile import read_json
+from cluster.rundir import DEFAULT_OUTPUT_DIR, attempt_of, newest_attempt, next_attempt
+from cluster.runfile import read_json, read_run
 from cluster.runs import find_run
 from cluster.sbatch import training_script
 from cluster.secret import masked, secret_values
@@ -173,35 +173,30 @@ def explain_run(options: Namespace) -> Explanation:
         if detail is None:
             raise
         return explain_job(options, detail)
-    attempts = sorted(run_dir.glob("attempt-*/plan.json"))
-    if not attempts:
+    attempts = (attempt_of(run_dir, number) for number in range(newest_attempt(run_dir), 0, -1))
+    attempt = next((one for one in attempts if one.plan.exists()), None)
+    if attempt is None:
         raise RequestError(f"{run_dir.name} has had no attempt yet: python -m cluster explain JOB_ID, or its request")
-    folder = attempts[-1].parent
-    plan = read_json(folder / "plan.json")
+    plan = read_json(attempt.plan)
     allocation = Allocation.from_json(plan)
-    command = (folder / "mpirun.txt").read_text().strip()
+    command = attempt.command.read_text().strip()
     words = shlex.split(command)
     names, secrets = forwarded_by(words), secret_values(plan.get("secrets", ()), os.environ)
-    job_id = next((entry.get("job_id") for entry in _attempts(run_dir) if entry["attempt"] == plan["attempt"]), None)
+    entries = read_run(run_dir)["attempts"]
+    job_id = next((entry.get("job_id") for entry in entries if entry["attempt"] == attempt.number), None)
     return Explanation(
         allocation,
         None,
         slurm.batch_script_of(job_id) if job_id else None,
         None,
-        (folder / "hostfile").read_text(),
+        attempt.hostfile.read_text(),
         "mpirun",
         command,
         {name: masked(name, os.environ[name], secrets) if name in os.environ else "(not set here)" for name in names},
         given_to_first(plan, allocation),
         bound_to(words),
-        [record for record in read_records(folder) if record["state"] == "started"],
+        [record for record in read_records(attempt.path) if record["state"] == "started"],
     )
-
-
-def _attempts(run_dir: Path) -> Sequence[Mapping[str, Any]]:
-    run_file = read_json(run_dir / "run.json") or {"attempts": []}
-    found: Sequence[Mapping[str, Any]] = run_file["attempts"]
-    return found
 
 
 def explain_job(options: Namespace, detail: str) -> Explanation:

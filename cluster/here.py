@@ -12,6 +12,7 @@ from cluster.allocation import Allocation
 from cluster.environment import with_project
 from cluster.errors import RequestError, refused_by
 from cluster.granted import named_hosts, this_machine
+from cluster.lock import launcher_holds
 from cluster.logs import tail
 from cluster.machine import visible_gpus
 from cluster.mpirun import find_mpirun
@@ -19,8 +20,8 @@ from cluster.preparation import prepare_here
 from cluster.private import private
 from cluster.request import SLURM_OPTIONS, experiment_directory, launch_arguments
 from cluster.request_file import record_request
-from cluster.rundir import launcher_holds, next_attempt
-from cluster.trainer import check_training, is_trainer, name_run_directory
+from cluster.rundir import next_attempt
+from cluster.trainer import check_training, name_run_directory
 
 if TYPE_CHECKING:
     import subprocess
@@ -49,8 +50,7 @@ def prepare_launch(options: Namespace, program: list[str], given: Sequence[str])
     """All that comes before the launcher: its run directory, with the request in it, and its arguments."""
     allocation = here(options)
     run_dir = experiment_directory(options, program)
-    if is_trainer(program) and not options.no_check:
-        check_training([name_run_directory(program, run_dir)], allocation.world_size, options.config)
+    check_training(options, [name_run_directory(program, run_dir)], allocation.world_size)
     if options.prepare_first:
         prepare_here(options, program, run_dir)
     find_mpirun(options.mpirun, os.environ)  # before anything is written

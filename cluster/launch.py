@@ -30,6 +30,7 @@ from cluster.goodput import account
 from cluster.granted import find_allocation
 from cluster.hostfile import hostfile_text
 from cluster.last_report import refresh_report
+from cluster.lock import only_launcher_of
 from cluster.logs import say, tail
 from cluster.machine import is_this_host
 from cluster.mpirun import Mpirun, find_mpirun
@@ -39,7 +40,7 @@ from cluster.private import write_private
 from cluster.program import resolve_program
 from cluster.records import Records
 from cluster.rendezvous import Rendezvous, rendezvous
-from cluster.rundir import Attempt, create_directories, next_attempt, only_launcher_of, run_directory, unwritable
+from cluster.rundir import Attempt, create_directories, next_attempt, run_directory, unwritable
 from cluster.runfile import (
     close_unfinished_attempts,
     exclude_host,
@@ -297,7 +298,7 @@ def write_plan(
     write_json(attempt.plan, plan, indent=None)  # every rank reads it
     write_private(attempt.mpirun_log, "")
     write_private(attempt.hostfile, hostfile_text(allocation, mpirun.dialect))
-    write_private(attempt.path / "mpirun.txt", shlex.join(command) + "\n")
+    write_private(attempt.command, shlex.join(command) + "\n")
 
 
 def gather_witnesses(

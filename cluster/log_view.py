@@ -19,9 +19,10 @@ from cluster import slurm
 from cluster.error_lines import Tracebacks, failed, failure, judged
 from cluster.errors import COMPLETE, REQUEUE, RequestError
 from cluster.growing_logs import GrowingLog, Render, prefixed, read_all, rest_of_all
+from cluster.lock import launcher_holds
 from cluster.options import OptionParser, add_output_dir, at_least, run
 from cluster.run_state import RunState, Snapshot, look, states
-from cluster.rundir import launcher_holds, next_attempt
+from cluster.rundir import Attempt, attempt_of, newest_attempt, rank_log
 from cluster.runfile import read_json
 from cluster.runs import find_run
 from cluster.terminal import plain, plain_bytes
@@ -44,7 +45,7 @@ def main(arguments: list[str]) -> int:
     options = parser().parse_options(arguments)
     run_dir = find_run(options.run, Path(options.output_dir))
     newest = newest_attempt(run_dir)
-    if options.attempt is not None and not attempt_path(run_dir, options.attempt).is_dir():
+    if options.attempt is not None and not attempt_of(run_dir, options.attempt).path.is_dir():
         raise RequestError(f"{run_dir} has no attempt {options.attempt}: the newest is {newest}")
     number = options.attempt or newest
     if not options.follow:
@@ -93,18 +94,9 @@ def number_of_lines(text: str) -> int | None:
     return int(text)
 
 
-def newest_attempt(run_dir: Path) -> int:
-    """Its number, 0 before the first."""
-    return next_attempt(run_dir, None).number - 1
-
-
-def attempt_path(run_dir: Path, number: int) -> Path:
-    return run_dir / f"attempt-{number:04d}"
-
-
 def logs_of(run_dir: Path, number: int, options: Namespace, last: int | None) -> list[GrowingLog]:
     """The files to read of an attempt. Raises `RequestError` where it has no such rank."""
-    attempt = attempt_path(run_dir, number)
+    attempt = attempt_of(run_dir, number)
 
     def shown(rank: int | None, prefix: str = "") -> Render:
         return as_json(number, rank) if options.json else prefixed(prefix)
@@ -116,13 +108,13 @@ def logs_of(run_dir: Path, number: int, options: Namespace, last: int | None) ->
     if options.rank is not None:
         if options.rank >= ranks:
             raise RequestError(f"attempt {number} of {run_dir.name} has ranks 0 to {ranks - 1}, no rank {options.rank}")
-        return [GrowingLog(log_dir / f"rank-{options.rank}.log", shown(options.rank), last)]
+        return [GrowingLog(rank_log(log_dir, options.rank), shown(options.rank), last)]
     width = len(str(max(0, ranks - 1)))
-    of_ranks = [(log_dir / f"rank-{rank}.log", shown(rank, f"{rank:>{width}}: ")) for rank in range(ranks)]
+    of_ranks = [(rank_log(log_dir, rank), shown(rank, f"{rank:>{width}}: ")) for rank in range(ranks)]
     if options.errors:
-        records = GrowingLog(attempt / "ranks.jsonl", failures_as_json(number) if options.json else failures)
+        records = GrowingLog(attempt.records, failures_as_json(number) if options.json else failures)
         logs = [GrowingLog(path, Tracebacks(render)) for path, render in of_ranks]
-        return [*logs, records, GrowingLog(attempt / "stacks.txt", shown(None))]
+        return [*logs, records, GrowingLog(attempt.stacks, shown(None))]
     return [GrowingLog(path, render, last) for path, render in of_ranks]
 
 
@@ -167,13 +159,13 @@ def json_line(attempt: int | None, rank: int | None, line: str, when: float | No
     return json.dumps({"attempt": attempt, "rank": rank, "time": when, "line": line}).encode() + b"\n"
 
 
-def places_of_logs(attempt: Path) -> tuple[Path, int]:
+def places_of_logs(attempt: Attempt) -> tuple[Path, int]:
     """Directory of the ranks' logs, and how many ranks there are."""
-    plan: dict[str, Any] = read_json(attempt / "plan.json") or {}
+    plan: dict[str, Any] = read_json(attempt.plan) or {}
     if plan:
         return Path(plan["log_dir"]), sum(host[1] for host in plan["hosts"])
-    names = (re.fullmatch(r"rank-(\d+)\.log", path.name) for path in (attempt / "logs").glob("rank-*.log"))
-    return attempt / "logs", max((int(name[1]) + 1 for name in names if name), default=0)
+    names = (re.fullmatch(r"rank-(\d+)\.log", path.name) for path in attempt.log_dir.glob("rank-*.log"))
+    return attempt.log_dir, max((int(name[1]) + 1 for name in names if name), default=0)
 
 
 def launcher_log(run_dir: Path, number: int) -> Path:
@@ -191,7 +183,7 @@ def launcher_log(run_dir: Path, number: int) -> Path:
         told = re.search(r"^\s*StdOut=(.+)$", slurm.job_detail(job_id, slurm.SOON) or "", re.MULTILINE)
         if told and Path(told[1]).exists():
             return Path(told[1])
-    return attempt_path(run_dir, number) / "mpirun.log"
+    return attempt_of(run_dir, number).mpirun_log
 
 
 def follow(run_dir: Path, number: int, options: Namespace) -> None:
@@ -229,7 +221,7 @@ def follow(run_dir: Path, number: int, options: Namespace) -> None:
 
 def attempt_begun(run_dir: Path, number: int) -> bool:
     """Whether it is known where its logs are."""
-    return (attempt_path(run_dir, number) / "plan.json").exists()
+    return attempt_of(run_dir, number).plan.exists()
 
 
 class Ending:

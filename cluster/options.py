@@ -184,7 +184,7 @@ def add_place_options(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="default: the trainer's own --experiment-name, else the job's name",
     )
-    run.add_argument("--output-dir", metavar="DIR", help="parent of the run directory (default: outputs)")
+    run.add_argument("--output-dir", metavar="DIR", help=f"parent of the run directory (default: {DEFAULT_OUTPUT_DIR})")
     run.add_argument(
         "--notify",
         metavar="FILE",

@@ -26,6 +26,7 @@ from cluster.logs import tail
 from cluster.machine import die_with_parent, is_this_host, visible_gpus
 from cluster.mpirun import program_of
 from cluster.preflight import node_facts
+from cluster.rundir import rank_log
 from cluster.watch import WARNINGS, Ending, Watched, watch
 
 GRACE_FOR_THE_GUILTY = 1.0
@@ -77,9 +78,10 @@ def main(arguments: Sequence[str]) -> int:
         visible = simulated_gpus(visible_gpus(os.environ), place, host)
         os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(visible)
     os.environ.update(compile_cache_variables(program, Path(plan["run_dir"]), os.environ))
+    log = rank_log(Path(plan["log_dir"]), rank)
     facts["gpu"] = gpu_name(place, visible_gpus(os.environ))
     try:
-        _redirect_output(plan["log_dir"], rank)
+        _redirect_output(log)
     except OSError as error:
         words = f"OSError: {error}"
         say_end(wire, facts, Ending("exception", 1, words, "builtins.OSError", error.errno))
@@ -98,7 +100,7 @@ def main(arguments: Sequence[str]) -> int:
         threading.Thread(target=tell_facts, daemon=True).start()
     ending = watch(watched, wire, say_exception, beat_every(size))
     if ending.outcome == "signal":  # NCCL's watchdog says there why it aborts
-        facts["output"] = tail(Path(plan["log_dir"], f"rank-{rank}.log"))[-LAST_OUTPUT:]
+        facts["output"] = tail(log)[-LAST_OUTPUT:]
     if is_victim({**facts, **ending._asdict()}):
         time.sleep(GRACE_FOR_THE_GUILTY)
     say_end(wire, facts, ending)
@@ -163,10 +165,10 @@ def gpu_name(place: RankPlace, visible: Sequence[str]) -> str | None:
     return visible[place.gpu]
 
 
-def _redirect_output(log_dir: str, rank: int) -> None:
+def _redirect_output(path: Path) -> None:
     """Standard output and error into the rank's own file: mpirun's own per-rank files lose lines (Open MPI 5)."""
     flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
-    log = os.open(os.path.join(log_dir, f"rank-{rank}.log"), flags, 0o600)
+    log = os.open(path, flags, 0o600)
     os.dup2(log, 1)
     os.dup2(log, 2)
     os.close(log)

@@ -75,7 +75,8 @@ class Run:
     @property
     def log(self) -> Path:
         """The launcher's own log of the newest attempt: plan, rank 0, verdicts."""
-        from cluster.log_view import launcher_log, newest_attempt
+        from cluster.log_view import launcher_log
+        from cluster.rundir import newest_attempt
 
         return launcher_log(self.directory, newest_attempt(self.directory))
 

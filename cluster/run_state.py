@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from cluster.jobs import Job, Jobs, look_up
+from cluster.lock import launcher_holds
 from cluster.request_file import Request, read_request
-from cluster.rundir import launcher_holds
 from cluster.runfile import read_run
 
 WAITING = frozenset(["PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "RESV_DEL_HOLD", "SPECIAL_EXIT"])

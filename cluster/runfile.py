@@ -19,7 +19,7 @@ from typing import Any
 from cluster.errors import LAUNCHER, NODE
 from cluster.goodput import account
 from cluster.private import private
-from cluster.rundir import Attempt
+from cluster.rundir import Attempt, attempt_of
 
 
 def write_json(path: Path, data: Any, indent: int | None = 1) -> None:
@@ -78,8 +78,10 @@ def close_unfinished_attempts(run_dir: Path, job_id: str | None) -> None:
     run = read_run(run_dir)
     unfinished = [entry for entry in run["attempts"] if "verdict" not in entry]
     for entry in unfinished:
-        path = run_dir / f"attempt-{entry['attempt']:04d}"
-        ended = max((file.stat().st_mtime for file in path.rglob("*")), default=entry["started"])
+        ended = max(
+            (file.stat().st_mtime for file in attempt_of(run_dir, entry["attempt"]).path.rglob("*")),
+            default=entry["started"],
+        )
         verdict = Verdict(LAUNCHER_FAILED, LAUNCHER, "the launcher was killed before it could say how this ended")
         if job_id is not None and entry.get("job_id") == job_id:
             host = entry["hosts"][0][0]

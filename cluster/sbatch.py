@@ -16,7 +16,7 @@ from cluster.preparation import preparation_script
 from cluster.private import make_private_directory
 from cluster.request import experiment_directory, forwarded_environment, launch_arguments, resource_plan, site_setup
 from cluster.request_file import record_request
-from cluster.trainer import check_training, is_trainer, name_run_directory
+from cluster.trainer import check_training, name_run_directory
 
 
 class Queued(NamedTuple):
@@ -36,9 +36,7 @@ def queue_job(options: Namespace, program: list[str], given: Sequence[str]) -> Q
     """Check all that can be checked here, and submit. Raises `RequestError` where it is refused: nothing is left."""
     plan, run_dir = resource_plan(options), experiment_directory(options, program)
     before = preparation_script(options, plan, program, run_dir) if options.prepare_first else None
-    if is_trainer(program) and not options.no_check:
-        ranks = plan.expected_allocation().world_size
-        check_training([name_run_directory(program, run_dir)], ranks, options.config)
+    check_training(options, [name_run_directory(program, run_dir)], plan.expected_allocation().world_size)
     for each in filter(None, [before, training_script(plan, run_dir)]):
         check_with_slurm(each)
     arguments = [*launch_arguments(options, run_dir), "--", *program]

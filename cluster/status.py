@@ -20,6 +20,7 @@ from cluster.jobs import Job
 from cluster.options import OptionParser, add_output_dir, at_least, run
 from cluster.progress import Progress, read_progress
 from cluster.run_state import QUEUED, RUNNING, RunState, Snapshot, look, states
+from cluster.rundir import attempt_of
 from cluster.runfile import read_json
 from cluster.runs import all_runs, find_run
 from cluster.sweep_file import all_sweeps
@@ -108,7 +109,7 @@ def summary(run: Snapshot, state: RunState, job: Job | None, progress: Progress,
 
 def attempts_of(run: Snapshot) -> dict[str, Any]:
     """What a run's own page has beside that."""
-    plan = read_json(run.path / f"attempt-{run.newest.get('attempt', 0):04d}" / "plan.json") or {}
+    plan = read_json(attempt_of(run.path, run.newest.get("attempt", 0)).plan) or {}
     return {
         "attempts": list(run.attempts),
         "goodput": totals(run.attempts).to_json(),

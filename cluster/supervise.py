@@ -297,7 +297,7 @@ class Supervision:
             for view in sorted(views, key=lambda view: view.rank)
         ]
         with suppress(OSError):  # a full disk
-            write_private(self._attempt.path / "stacks.txt", "\n\n".join(stacks) + "\n")
+            write_private(self._attempt.stacks, "\n\n".join(stacks) + "\n")
         return {
             "rank": hang.rank,
             "host": guilty.host,

@@ -39,7 +39,7 @@ from cluster.runs import is_run, name_from_here
 from cluster.sbatch import check_with_slurm, made, queued
 from cluster.status import summary, table
 from cluster.sweep_file import SWEEP_FILE, Element, Sweep, all_sweeps, extended, find_sweep, read_sweep, written
-from cluster.trainer import check_training, is_trainer
+from cluster.trainer import check_training
 
 USAGE = """python -m cluster sweep --grid OPTION=VALUES … [options as for submit] -- [arguments of training.train_llm]
        python -m cluster sweep SWEEP [--resume] [--json]"""
@@ -125,9 +125,7 @@ def submit_sweep(options: Namespace, rest: list[str], given: list[str]) -> int:
     script = array_script(plan, sweep, chosen, options.limit) if plan and chosen else None
     if chosen and not options.dry_run:
         ranks = plan.expected_allocation().world_size if plan else here(options).world_size
-        programs = [split_program(sweep.elements[index].launch)[1] for index in chosen]
-        if is_trainer(programs[0]) and not options.no_check:
-            check_training(programs, ranks, options.config)
+        check_training(options, [split_program(sweep.elements[index].launch)[1] for index in chosen], ranks)
     print(*listing(sweep, known), "", sep="\n")
     print(cost(len(chosen), plan), flush=True)
     if options.dry_run:

@@ -1,6 +1,7 @@
 """Our own trainer, as far as the launcher knows it: its modules, its options that name the run, its own check."""
 
 import sys
+from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -66,19 +67,20 @@ def option_value(arguments: Sequence[str], *flags: str) -> str | None:
     return value
 
 
-def check_training(programs: Sequence[Sequence[str]], ranks: int, config: str | None) -> None:
+def check_training(options: Namespace, programs: Sequence[Sequence[str]], ranks: int) -> None:
     """Let the trainer check its own arguments, of several runs at once, before anything is queued.
 
-    In a process of its own, because this one must not import torch, transformers or datasets. `config` is the file
-    that gave some of them: its keys are refused by their names in it.
-
-    Raises `RequestError` with the trainer's words where some are wrong.
+    In a process of its own, because this one must not import torch, transformers or datasets. Nothing is checked with
+    ``--no-check``, nor of another program. Raises `RequestError` with the trainer's words where some are wrong.
     """
+    if options.no_check or not is_trainer(programs[0]):
+        return
     import subprocess
 
     requests = [word for program in programs for word in ("--", *program[3:])][1:]
-    file = ["--config", config] if config else []
-    command = [programs[0][0], "-m", "training.check", "--ranks", str(ranks), *file, *requests]
+    # The file once more, below what was made of it: its keys are refused by their names in it.
+    config = ["--config", options.config] if options.config else []
+    command = [programs[0][0], "-m", "training.check", "--ranks", str(ranks), *config, *requests]
     done = subprocess.run(command, stderr=subprocess.PIPE, text=True, errors="replace")
     if done.returncode:
         words = done.stderr.strip().removeprefix("error: ")

@@ -12,9 +12,9 @@ import pytest
 
 from cluster.errors import RequestError
 from cluster.growing_logs import CHUNK, LONGEST_LINE, GrowingLog, prefixed
+from cluster.lock import only_launcher_of
 from cluster.log_view import main
 from cluster.request_file import record_request
-from cluster.rundir import only_launcher_of
 from conftest import ROOT
 
 TRACEBACK = """\

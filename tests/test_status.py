@@ -11,10 +11,10 @@ import pytest
 from cluster.errors import RequestError
 from cluster.goodput import PARTS
 from cluster.jobs import Job, look_up, parse_accounted, parse_queue, with_positions
+from cluster.lock import launcher_holds, only_launcher_of
 from cluster.progress import last_rows, progress
 from cluster.request_file import record_request
 from cluster.run_state import Snapshot, look, state_of, states
-from cluster.rundir import launcher_holds, only_launcher_of
 from cluster.runs import all_runs, find_run
 from cluster.status import frame, gpu_hours, main, table
 from conftest import ROOT
