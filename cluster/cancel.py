@@ -19,6 +19,7 @@ from cluster.run import Run
 from cluster.run_state import RunState, Snapshot, look, look_now, states
 from cluster.runs import name_from_here
 from cluster.sweep_file import Sweep, find_sweep
+from cluster.verdict import COMPLETED
 
 USAGE = "python -m cluster cancel RUN [options]"
 EPILOG = """\
@@ -170,7 +171,7 @@ def became(what: str, found: Snapshot, state: RunState) -> str:
     words = [what, f"{found.path.name}: {state}"]
     if last := newest_step(found, "last"):
         words.append(f"step {last}, saved {newest_step(found, 'saved', 'resumed') or 'none'}")
-    goes_on = found.request and state.name != "complete"
+    goes_on = found.request and state.name != COMPLETED
     again = f"\nnext: python -m cluster resubmit {name_from_here(found.path)}" if goes_on else ""
     return " · ".join(words) + again
 

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import IO, NamedTuple
 
 from cluster.errors import RequestError
+from cluster.own_job import restart_count
 from cluster.private import make_private_directory, private
 from cluster.rundir import unwritable
-from cluster.slurm import restart_count
 
 LOCK_FILE = "launcher.lock"
 LEASE = 120.0

@@ -16,16 +16,17 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from cluster import slurm
-from cluster.error_lines import Tracebacks, failed, failure, judged
+from cluster.error_lines import Tracebacks, failed, failure
 from cluster.errors import COMPLETE, REQUEUE, RequestError
 from cluster.growing_logs import GrowingLog, Render, prefixed, read_all, rest_of_all
 from cluster.lock import launcher_holds
 from cluster.options import OptionParser, add_output_dir, at_least, run
-from cluster.run_state import RunState, Snapshot, look, states
+from cluster.run_state import QUEUED, RUNNING, RunState, Snapshot, look, states
 from cluster.rundir import Attempt, attempt_of, newest_attempt, rank_log
 from cluster.runfile import read_json
 from cluster.runs import find_run
 from cluster.terminal import plain, plain_bytes
+from cluster.verdict import judged
 
 USAGE = "python -m cluster logs RUN [options]"
 EPILOG = """\
@@ -230,7 +231,7 @@ class Ending:
     def __init__(self, run_dir: Path, ask: Callable[[Snapshot], RunState] = lambda run: states([run])[0][0]) -> None:
         self._run_dir, self._ask = run_dir, ask
         self._look_at = self._ask_at = 0.0
-        self._state = RunState("running")
+        self._state = RunState(RUNNING)
         self._said = ""
 
     def seen(self, now: float) -> RunState:
@@ -239,13 +240,13 @@ class Ending:
             return self._state
         self._look_at = now + LOOK_AT_RUN_EVERY
         if launcher_holds(self._run_dir):
-            self._state, self._ask_at = RunState("running"), 0.0
+            self._state, self._ask_at = RunState(RUNNING), 0.0
         elif now >= self._ask_at:
             run = look(self._run_dir)
             self._state = self._ask(run)
             if run.job_id:
                 self._ask_at = time.monotonic() + ASK_SLURM_EVERY
-        if self._state.name == "queued" and str(self._state) != self._said:
+        if self._state.name == QUEUED and str(self._state) != self._said:
             self._said = str(self._state)
             note(f"── {self._run_dir.name}: {self._state}")
         return self._state

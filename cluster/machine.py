@@ -2,11 +2,13 @@
 
 import os
 import signal
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
+SIOCGIFADDR = 0x8915
+"""netdevice(7)"""
 
 
 def is_this_host(name: str) -> bool:
@@ -34,6 +36,17 @@ def visible_gpus(environ: Mapping[str, str]) -> list[str]:
     return [str(device) for device in devices]
 
 
+def printed_by(command: Sequence[str], seconds: float, environ: Mapping[str, str] | None = None) -> str | None:
+    """What a program prints; None where it is missing, fails or does not end in time."""
+    import subprocess
+
+    try:
+        answer = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=seconds)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return answer.stdout if answer.returncode == 0 else None
+
+
 def die_with_parent(signal_number: int) -> None:
     """Get this signal when the parent is gone, so that whatever is killed leaves nothing behind (prctl(2))."""
     import ctypes
@@ -48,16 +61,35 @@ def adopt_orphans() -> None:
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
 
 
-def descendants(pid: int) -> list[int]:
-    """All processes below this one, as far as the kernel tells."""
-    found: list[int] = []
+def children(pid: int) -> list[int]:
+    """The processes that this one has started, as far as the kernel tells."""
     try:
-        for children in Path(f"/proc/{pid}/task").glob("*/children"):
-            for child in map(int, children.read_text().split()):
-                found += [child, *descendants(child)]
+        found = [task.read_text().split() for task in Path(f"/proc/{pid}/task").glob("*/children")]
     except OSError:
-        pass  # it has ended meanwhile
-    return found
+        return []  # it has ended meanwhile
+    return [int(child) for of_task in found for child in of_task]
+
+
+def descendants(pid: int) -> list[int]:
+    """All processes below this one."""
+    return [process for child in children(pid) for process in (child, *descendants(child))]
+
+
+def handles_signal(pid: int, number: int) -> bool:
+    """Whether the process has a handler for the signal now: SigCgt of proc(5), bit N - 1 for signal N."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+        return bool(int(status.partition("SigCgt:")[2].split()[0], 16) >> (number - 1) & 1)
+    except (OSError, ValueError, IndexError):
+        return False
+
+
+def process_state(pid: int) -> str:
+    """The kernel's letter for its state (proc(5)): R runs, S sleeps, D waits for a disk, T is stopped; empty: gone."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][:1]
+    except OSError:
+        return ""
 
 
 def signal_name(number: int) -> str:
@@ -83,3 +115,14 @@ def out_of_memory_kills() -> int:
 def _memory_events() -> Path:
     group = Path("/proc/self/cgroup").read_text().rpartition("0::")[2].strip()
     return Path(f"/sys/fs/cgroup{group}/memory.events")
+
+
+def interface_address(name: str) -> str:
+    """IPv4 address of a network interface. Raises OSError where it has none."""
+    import fcntl
+    import socket
+    import struct
+
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
+        answer = fcntl.ioctl(any_socket, SIOCGIFADDR, struct.pack("256s", os.fsencode(name[:15])))
+    return socket.inet_ntoa(answer[20:24])

@@ -12,10 +12,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from cluster.error_lines import judged
 from cluster.errors import RequestError
 from cluster.events import record_event
 from cluster.logs import say
+from cluster.verdict import judged
 
 START, FAULT, REQUEUE, END = "start", "fault", "requeue", "end"
 ANSWER_WITHIN = 10.0

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cluster.status import steps_of, table
+from cluster.verdict import COMPLETED
 
 HELD_OUT, LAST = "held_out_loss", "loss"
 WORDS = {HELD_OUT: "held-out loss", LAST: "loss"}
@@ -20,8 +21,8 @@ def ranking(facts: Sequence[Mapping[str, Any]]) -> tuple[str, list[dict[str, Any
         facts: of each run, as `status.summary` has them.
     """
     by = HELD_OUT if any(fact[HELD_OUT] is not None for fact in facts) else LAST
-    ordered = sorted(facts, key=lambda fact: (fact["state"] != "complete", fact[by] is None, fact[by] or 0.0))
-    ranked = [fact["state"] == "complete" and fact[by] is not None for fact in ordered]
+    ordered = sorted(facts, key=lambda fact: (fact["state"] != COMPLETED, fact[by] is None, fact[by] or 0.0))
+    ranked = [fact["state"] == COMPLETED and fact[by] is not None for fact in ordered]
     return by, [
         {**fact, "rank": number if is_ranked else None}
         for number, (fact, is_ranked) in enumerate(zip(ordered, ranked, strict=True), start=1)

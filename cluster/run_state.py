@@ -9,6 +9,7 @@ from cluster.jobs import Job, Jobs, look_up
 from cluster.lock import launcher_holds
 from cluster.request_file import Request, read_request
 from cluster.runfile import read_run
+from cluster.verdict import COMPLETED
 
 WAITING = frozenset(["PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "RESV_DEL_HOLD", "SPECIAL_EXIT"])
 """States of Slurm in which a job has no nodes (squeue(1), JOB STATE CODES)."""
@@ -135,7 +136,7 @@ def state_of(run: Snapshot, job: Job | None, answered: bool) -> RunState:
 def _is_complete(run: Snapshot) -> bool:
     """Whether the run directory alone says that it is over, for good."""
     newest = run.newest
-    return newest.get("job_id") == run.job_id and (newest.get("verdict") or {}).get("kind") == "complete"
+    return newest.get("job_id") == run.job_id and (newest.get("verdict") or {}).get("kind") == COMPLETED
 
 
 def _is_settled(run: Snapshot) -> bool:

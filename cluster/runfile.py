@@ -20,6 +20,7 @@ from cluster.errors import LAUNCHER, NODE
 from cluster.goodput import account
 from cluster.private import private
 from cluster.rundir import Attempt, attempt_of
+from cluster.verdict import LAUNCHER_FAILED, NODE_LOST, Verdict
 
 
 def write_json(path: Path, data: Any, indent: int | None = 1) -> None:
@@ -49,14 +50,13 @@ def read_run(run_dir: Path) -> dict[str, Any]:
     return run
 
 
-def record_attempt(attempt: Attempt, facts: Mapping[str, Any]) -> dict[str, Any]:
-    """Add or update one attempt in run.json; all that is known of it."""
+def record_attempt(attempt: Attempt, facts: Mapping[str, Any]) -> None:
+    """Add or update one attempt in run.json."""
     run = read_run(attempt.run_dir)
     attempts: dict[int, dict[str, Any]] = {entry["attempt"]: entry for entry in run["attempts"]}
     attempts[attempt.number] = {**attempts.get(attempt.number, {}), "attempt": attempt.number, **facts}
     run["attempts"] = list(attempts.values())
     write_json(attempt.run_dir / "run.json", run)
-    return attempts[attempt.number]
 
 
 def put_damaged_aside(run_dir: Path) -> None:
@@ -73,8 +73,6 @@ def close_unfinished_attempts(run_dir: Path, job_id: str | None) -> None:
 
     Where Slurm has queued this very job again, it was the launcher's host that was lost.
     """
-    from cluster.verdict import LAUNCHER_FAILED, NODE_LOST, Verdict  # the commands that only read need none of it
-
     run = read_run(run_dir)
     unfinished = [entry for entry in run["attempts"] if "verdict" not in entry]
     for entry in unfinished:

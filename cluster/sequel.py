@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from cluster.repeated import same_fault_without_progress, step_told
+from cluster.repeated import no_progress, same_fault_without_progress, step_told
 from cluster.verdict import (
     CANCELLED,
     HUNG,
@@ -14,7 +14,6 @@ from cluster.verdict import (
     SAVED,
     TIME_LIMIT,
     Verdict,
-    no_progress,
 )
 
 END, RESTART, REQUEUE = "end", "restart", "requeue"

@@ -14,6 +14,7 @@ from cluster.allocation import Allocation
 from cluster.blame import is_victim
 from cluster.channel import Listener, beat_every
 from cluster.errors import LauncherError
+from cluster.events import record_event
 from cluster.logs import LogFollower, say
 from cluster.machine import adopt_orphans, descendants, die_with_parent
 from cluster.preflight import compare
@@ -111,14 +112,13 @@ class Supervision:
         listener: Listener,
         requests: Requests,
         hang_timeout: float,
-        on_event: Callable[..., None],
     ) -> None:
         self.records = Records(attempt.records, secrets)
         self._command, self._environ = command, environ
         self._allocation, self._world_size, self._attempt = allocation, allocation.world_size, attempt
         self._places, self._nodes = allocation.rank_map(), len({host.name for host in allocation.hosts})
         self._listener, self._requests = listener, requests
-        self._hang_timeout, self._on_event = hang_timeout, on_event
+        self._hang_timeout = hang_timeout
         self._beat_every = beat_every(self._world_size)
         self._quiet = max(QUIET, 1.5 * self._beat_every)
         self._views: dict[int, RankView] = {}
@@ -277,7 +277,8 @@ class Supervision:
             if rank not in self._slow:
                 self._slow.add(rank)
                 view = self._views[rank]
-                self._on_event("straggler", rank=rank, host=view.host, gpu=view.gpu, times_the_median=round(times, 2))
+                facts = {"rank": rank, "host": view.host, "gpu": view.gpu, "times_the_median": round(times, 2)}
+                record_event(self._attempt.run_dir, "straggler", attempt=self._attempt.number, **facts)
                 say([f"warning: rank {rank} on {view.host} takes {times:.1f} times as long as the others"])
 
     def _check_directory(self) -> None:

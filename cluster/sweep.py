@@ -40,6 +40,7 @@ from cluster.sbatch import check_with_slurm, made, queued
 from cluster.status import summary, table
 from cluster.sweep_file import SWEEP_FILE, Element, Sweep, all_sweeps, extended, find_sweep, read_sweep, written
 from cluster.trainer import check_training
+from cluster.verdict import CANCELLED, COMPLETED, SAVED
 
 USAGE = """python -m cluster sweep --grid OPTION=VALUES … [options as for submit] -- [arguments of training.train_llm]
        python -m cluster sweep SWEEP [--resume] [--json]"""
@@ -64,7 +65,7 @@ OWN_WORDS = {
 }
 """Those options of submit that the help shows, and what they mean here."""
 NEW = RunState("new")
-STOPPED = ("cancelled", "saved for requeue")
+STOPPED = (CANCELLED, SAVED)
 """States of a run here after which the next one is not begun."""
 OF_A_SUBMITTED_ONE = ("sweep", "resume", "json", "dry_run", "output_dir")
 
@@ -190,7 +191,7 @@ def look_at(sweep: Sweep) -> tuple[list[Snapshot], list[RunState], Jobs]:
 
 def goes_on(state: RunState) -> bool:
     """Whether there is something left of the run that nobody does yet."""
-    return state.is_over and state.name != "complete"
+    return state.is_over and state.name != COMPLETED
 
 
 def others_unchanged(sweep: Sweep, chosen: Sequence[int]) -> Sweep:
