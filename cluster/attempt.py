@@ -15,8 +15,8 @@ from cluster.command import planned_launch
 from cluster.decide import Witnesses, decide
 from cluster.events import record_event
 from cluster.goodput import account
+from cluster.growing_logs import tail
 from cluster.hostfile import hostfile_text
-from cluster.logs import say, tail
 from cluster.machine import is_this_host
 from cluster.mpirun import Mpirun
 from cluster.private import write_private
@@ -27,6 +27,7 @@ from cluster.runfile import read_run, record_attempt, write_json
 from cluster.secret import secret_values, without
 from cluster.signals import Requests
 from cluster.supervise import End, Supervision
+from cluster.terminal import say
 from cluster.verdict import COMPLETED, PREEMPTED, SAVED, Verdict
 from cluster.watchdog import DEFAULT_HANG_TIMEOUT, RankView
 

@@ -25,8 +25,8 @@ from cluster.allocation import Allocation
 from cluster.environment import forwarded_names, mpirun_environment, with_project
 from cluster.errors import LauncherError, RequestError
 from cluster.granted import find_allocation
+from cluster.growing_logs import tail
 from cluster.hostfile import hostfile_text
-from cluster.logs import tail
 from cluster.mpirun import Mpirun, find_mpirun, mpirun_command
 from cluster.options import OptionParser, add_place_options, at_least, run, split_program
 from cluster.program import resolve_program

@@ -59,7 +59,7 @@ def bash_script() -> str:
 
 def options_of(verb: str) -> list[str]:
     """The long options of a verb; none where its module has no parser of its own to ask."""
-    module = import_module(f"cluster.{VERBS[verb][0]}")
+    module = import_module(f"cluster.{verb}")
     if not hasattr(module, "parser"):
         return []
     return sorted(

@@ -12,8 +12,8 @@ from cluster.allocation import Allocation
 from cluster.environment import with_project
 from cluster.errors import RequestError, refused_by
 from cluster.granted import named_hosts, this_machine
+from cluster.growing_logs import tail
 from cluster.lock import launcher_holds
-from cluster.logs import tail
 from cluster.machine import visible_gpus
 from cluster.mpirun import find_mpirun
 from cluster.preparation import prepare_here

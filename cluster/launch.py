@@ -25,22 +25,17 @@ from cluster.events import record_event
 from cluster.granted import find_allocation
 from cluster.last_report import refresh_report
 from cluster.lock import only_launcher_of
-from cluster.logs import say
 from cluster.mpirun import Mpirun, find_mpirun
 from cluster.notice import END, FAULT, START, Notices, notice, read_webhook
 from cluster.options import OptionParser, add_place_options, run
 from cluster.program import resolve_program
 from cluster.requeue import requeue
 from cluster.rundir import Attempt, next_attempt, run_directory
-from cluster.runfile import (
-    close_unfinished_attempts,
-    exclude_host,
-    put_damaged_aside,
-    read_run,
-)
+from cluster.runfile import close_unfinished_attempts, exclude_host, put_damaged_aside, read_run
 from cluster.sequel import DEFAULT_RESTARTS, REQUEUE, RESTART, Sequel, Situation, sequel
 from cluster.signals import Requests
 from cluster.stage_env import staged
+from cluster.terminal import say
 from cluster.trainer import is_training, name_run_directory
 from cluster.verdict import (
     CANCELLED,
@@ -113,9 +108,7 @@ def launch_to_the_end(
     while True:
         allocation = granted.without(excluded, needed)
         attempt = next_attempt(run_dir, options.output_filename)
-        about = partial(
-            notice, experiment=run_dir.name, run_dir=run_dir, attempt=attempt.number, summary=allocation.summary()
-        )
+        about = partial(notice, run_dir=run_dir, attempt=attempt.number, summary=allocation.summary())
         notices.tell(about(START, verdict=None))
         verdict, end = run_attempt(options, program, allocation, mpirun, attempt, requests, launch_id)
         stopped_for = None if requests.stopped_by is None else verdict.kind if verdict.kind in STOPS else CANCELLED

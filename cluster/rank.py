@@ -22,7 +22,7 @@ from cluster.channel import Wire, beat_every, connect
 from cluster.compile_cache import compile_cache_variables
 from cluster.environment import default_omp_threads, rank_environment, simulated_gpus
 from cluster.errors import LAUNCHER
-from cluster.logs import tail
+from cluster.growing_logs import tail
 from cluster.machine import die_with_parent, is_this_host, visible_gpus
 from cluster.mpirun import program_of
 from cluster.preflight import node_facts

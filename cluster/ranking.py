@@ -4,7 +4,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from cluster.status import steps_of, table
+from cluster.status import steps_of
+from cluster.terminal import table
 from cluster.verdict import COMPLETED
 
 HELD_OUT, LAST = "held_out_loss", "loss"

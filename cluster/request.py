@@ -14,12 +14,7 @@ from cluster.errors import LauncherError, RequestError
 from cluster.keywords import command_words
 from cluster.notice import read_webhook
 from cluster.options import OptionParser, add_place_options, at_least
-from cluster.plan import (
-    DEFAULT_GPUS_PER_NODE,
-    DEFAULT_NODES,
-    ResourcePlan,
-    check_sbatch_options,
-)
+from cluster.plan import DEFAULT_GPUS_PER_NODE, DEFAULT_NODES, ResourcePlan, check_sbatch_options
 from cluster.private import check_private
 from cluster.program import resolve_program
 from cluster.rundir import run_directory, unwritable

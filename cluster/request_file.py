@@ -16,6 +16,8 @@ from typing import NamedTuple
 from cluster.private import make_private_directory
 from cluster.runfile import read_json, write_json
 
+REQUEST_FILE = "request.json"
+
 
 class Request(NamedTuple):
     """The arguments of `cluster.submit`, the directory in which they were given, and when (seconds since 1970)."""
@@ -39,15 +41,15 @@ def record_request(run_dir: Path, arguments: Sequence[str], job_id: str | None, 
     request = Request(list(arguments), os.getcwd(), submitted or time.time(), job_id)
     try:
         make_private_directory(run_dir)
-        write_json(run_dir / "request.json", request._asdict())
+        write_json(run_dir / REQUEST_FILE, request._asdict())
     except OSError as error:
-        print(f"warning: {run_dir}/request.json cannot be written ({error.strerror}): resubmit will not know the run")
+        print(f"warning: {run_dir}/{REQUEST_FILE} cannot be written ({error.strerror}): resubmit will not know the run")
 
 
 def read_request(run_dir: Path) -> Request | None:
     """The latest request for this run; None for a run that `cluster.submit` did not start."""
     try:
-        data = read_json(run_dir / "request.json")
+        data = read_json(run_dir / REQUEST_FILE)
         return None if data is None else Request(**data)
     except (OSError, ValueError, TypeError):
         return None

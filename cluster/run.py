@@ -10,6 +10,7 @@ Nothing is kept but the run's directory: every answer is what lies there, and wh
 
 import contextlib
 import os
+import re
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
@@ -22,8 +23,9 @@ from cluster.private import check_private
 from cluster.progress import Progress, all_rows, read_progress
 from cluster.request_file import Request, read_request
 from cluster.run_state import RunState, look, look_now
-from cluster.rundir import DEFAULT_OUTPUT_DIR
+from cluster.rundir import DEFAULT_OUTPUT_DIR, attempt_of, newest_attempt
 from cluster.runs import all_runs, find_run
+from cluster.stop import stop
 
 LOOK_EVERY = 0.5
 """Seconds between two looks at a run without a job, while it is waited for."""
@@ -75,9 +77,6 @@ class Run:
     @property
     def log(self) -> Path:
         """The launcher's own log of the newest attempt: plan, rank 0, verdicts."""
-        from cluster.log_view import launcher_log
-        from cluster.rundir import newest_attempt
-
         return launcher_log(self.directory, newest_attempt(self.directory))
 
     @property
@@ -126,8 +125,6 @@ class Run:
             RequestError: it does not run.
             LauncherError: it cannot be stopped from here.
         """
-        from cluster.cancel import stop
-
         return stop(self.directory)
 
     def request_again(self) -> Request:
@@ -152,3 +149,21 @@ class Run:
 
     def __repr__(self) -> str:
         return f"Run({str(self.directory)!r})"
+
+
+def launcher_log(run_dir: Path, number: int) -> Path:
+    """The job's log; mpirun's own output where there is no job, because that launcher prints to its terminal.
+
+    Of a job that was submitted since and has had no attempt yet, its log counts as soon as it is there.
+    """
+    found = look(run_dir)
+    entry = next((one for one in found.attempts if one["attempt"] == number), {})
+    is_newest = not found.attempts or number >= found.attempts[-1]["attempt"]  # also where it is not written down yet
+    for job_id in filter(None, [found.job_id if is_newest else None, entry.get("job_id")]):
+        logs = [path for path in run_dir.glob(f"*-{job_id}.log") if not path.name.endswith(f"-prepare-{job_id}.log")]
+        if logs:
+            return logs[0]
+        told = re.search(r"^\s*StdOut=(.+)$", slurm.job_detail(job_id, slurm.SOON) or "", re.MULTILINE)
+        if told and Path(told[1]).exists():
+            return Path(told[1])
+    return attempt_of(run_dir, number).mpirun_log

@@ -1,10 +1,10 @@
 """In which state a run is: by its run directory first, then by what Slurm says of its job. Pure but for `look`."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from cluster.events import last_event
 from cluster.jobs import Job, Jobs, look_up
 from cluster.lock import launcher_holds
 from cluster.request_file import Request, read_request
@@ -15,16 +15,9 @@ WAITING = frozenset(["PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "RESV
 """States of Slurm in which a job has no nodes (squeue(1), JOB STATE CODES)."""
 CLOCKS_DIFFER = 5.0
 """Seconds by which Slurm's clock and the launcher's may differ."""
-LAST_EVENT_BYTES = 4096
 
-RUNNING, STARTING, ENDING, QUEUED, SUSPENDED, UNFINISHED = (
-    "running",
-    "starting",
-    "ending",
-    "queued",
-    "suspended",
-    "unfinished",
-)
+RUNNING, STARTING, ENDING, QUEUED = "running", "starting", "ending", "queued"
+SUSPENDED, UNFINISHED = "suspended", "unfinished"
 
 
 class RunState(NamedTuple):
@@ -77,7 +70,9 @@ def look(run_dir: Path) -> Snapshot:
     held, request = launcher_holds(run_dir), read_request(run_dir)
     try:
         run = read_run(run_dir)
-        return Snapshot(run_dir, run["attempts"], run["excluded_hosts"], request, held, _was_requeued(run_dir))
+        return Snapshot(
+            run_dir, run["attempts"], run["excluded_hosts"], request, held, last_event(run_dir) == "requeue"
+        )
     except (OSError, ValueError, KeyError) as error:
         return Snapshot(run_dir, [], [], request, held, False, damaged=str(error))
 
@@ -142,14 +137,3 @@ def _is_complete(run: Snapshot) -> bool:
 def _is_settled(run: Snapshot) -> bool:
     """Whether the run directory says how its present job ended, if that is in no queue any more."""
     return run.newest.get("job_id") == run.job_id and "verdict" in run.newest
-
-
-def _was_requeued(run_dir: Path) -> bool:
-    try:
-        with (run_dir / "events.jsonl").open("rb") as file:
-            file.seek(0, 2)
-            file.seek(max(0, file.tell() - LAST_EVENT_BYTES))
-            lines = file.read().splitlines()
-        return bool(json.loads(lines[-1])["event"] == "requeue") if lines else False
-    except (OSError, ValueError, KeyError, TypeError):
-        return False

@@ -8,12 +8,12 @@ from pathlib import Path
 
 from cluster import slurm
 from cluster.errors import RequestError, did_you_mean
-from cluster.request_file import read_request
+from cluster.request_file import REQUEST_FILE, read_request
 from cluster.rundir import DEFAULT_OUTPUT_DIR
-from cluster.runfile import read_run
+from cluster.runfile import RUN_FILE, read_run
 from cluster.sweep_file import all_sweeps, find_sweep
 
-MARKS = ("run.json", "request.json")
+MARKS = (RUN_FILE, REQUEST_FILE)
 """Either makes a directory a run's: it was launched, or asked for."""
 _JOB_ID = re.compile(r"\d+(_\d+)?")
 

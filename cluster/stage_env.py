@@ -18,8 +18,8 @@ from pathlib import Path
 
 from cluster.allocation import Allocation
 from cluster.environment import with_project
-from cluster.logs import say
 from cluster.node_local import make_private, own_folder
+from cluster.terminal import say
 
 WITHIN = 900.0
 """Seconds for each of the three steps: pack, send, unpack."""

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from cluster.allocation import Host
 from cluster.errors import COMPLETE, RequestError
 from cluster.goodput import Goodput, duration, goodput_lines, totals
 from cluster.jobs import Job
@@ -21,10 +22,10 @@ from cluster.options import OptionParser, add_output_dir, at_least, run
 from cluster.progress import Progress, read_progress
 from cluster.run_state import QUEUED, RUNNING, RunState, Snapshot, look, states
 from cluster.rundir import attempt_of
-from cluster.runfile import read_json
+from cluster.runfile import RUN_FILE, read_json
 from cluster.runs import all_runs, find_run
 from cluster.sweep_file import all_sweeps
-from cluster.terminal import plain
+from cluster.terminal import plain, table
 
 USAGE = "python -m cluster status [options] [RUN]"
 EPILOG = """\
@@ -64,7 +65,7 @@ def shown(options: Namespace) -> list[str]:
     paths = all_runs(output_dir) if options.run is None else [find_run(options.run, output_dir)]
     runs = [look(path) for path in paths]
     if options.run is not None and (why := runs[0].damaged):
-        raise RequestError(f"{paths[0] / 'run.json'} cannot be read: {why}")
+        raise RequestError(f"{paths[0] / RUN_FILE} cannot be read: {why}")
     known, jobs = states(runs)
     now = time.time()
     facts = [
@@ -122,7 +123,7 @@ def gpu_hours(attempts: Sequence[Mapping[str, Any]], now: float | None) -> float
     """GPUs of the hosts used times hours, over all attempts; one that runs counts until `now`. None without GPUs."""
     total = 0.0
     for attempt in attempts:
-        gpus = sum(host[2] or 0 for host in attempt.get("hosts", []))
+        gpus = sum(Host(*host).gpus or 0 for host in attempt.get("hosts", []))
         is_running = now is not None and attempt is attempts[-1] and "verdict" not in attempt
         total += gpus * (now - attempt["started"] if is_running and now else attempt.get("seconds", 0.0)) / 3600
     return total or None
@@ -231,19 +232,6 @@ def attempt_table(attempts: Sequence[Mapping[str, Any]], state: str) -> list[str
             )
         )
     return table(rows)
-
-
-def table(rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> list[str]:
-    """Lines with their cells in columns; those of the columns `right` end below each other. No control characters."""
-    clean = [["".join(sign if sign.isprintable() else "?" for sign in cell) for cell in row] for row in rows]
-    widths = [max(map(len, column)) for column in zip(*clean, strict=True)]
-    return [
-        "  ".join(
-            cell.rjust(width) if column in right else cell.ljust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in clean
-    ]
 
 
 def watch(look_again: Callable[[], list[str]], seconds: float) -> None:

@@ -15,13 +15,14 @@ from cluster.blame import is_victim
 from cluster.channel import Listener, beat_every
 from cluster.errors import LauncherError
 from cluster.events import record_event
-from cluster.logs import LogFollower, say
+from cluster.growing_logs import LogFollower
 from cluster.machine import adopt_orphans, descendants, die_with_parent
 from cluster.preflight import compare
 from cluster.private import private, write_private
 from cluster.records import Records
 from cluster.rundir import Attempt
 from cluster.signals import Requests
+from cluster.terminal import say
 from cluster.watchdog import Hang, RankView, blame, hangs, silent_hosts, stragglers
 
 LOOK_EVERY = 0.1

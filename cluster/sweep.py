@@ -37,8 +37,9 @@ from cluster.run_state import RunState, Snapshot, look, look_now, states
 from cluster.rundir import DEFAULT_OUTPUT_DIR
 from cluster.runs import is_run, name_from_here
 from cluster.sbatch import check_with_slurm, made, queued
-from cluster.status import summary, table
+from cluster.status import summary
 from cluster.sweep_file import SWEEP_FILE, Element, Sweep, all_sweeps, extended, find_sweep, read_sweep, written
+from cluster.terminal import table
 from cluster.trainer import check_training
 from cluster.verdict import CANCELLED, COMPLETED, SAVED
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from cluster import slurm
 from cluster.errors import LauncherError
-from cluster.logs import LogFollower
+from cluster.growing_logs import LogFollower
 
 LOOK_EVERY = 1.0
 """Seconds between two looks at the log; the controller is asked more and more seldom, up to `ASK_AT_MOST`."""

@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 
 from cluster import cancel, resubmit
-from cluster.cancel import became, element_of
+from cluster.cancel import became
 from cluster.errors import LauncherError, RequestError
 from cluster.lock import only_launcher_of, read_holder
 from cluster.request_file import read_request, record_request
 from cluster.run_state import RunState, Snapshot
+from cluster.stop import element_of
 from conftest import ROOT
 from waiting import wait_until
 

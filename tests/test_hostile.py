@@ -25,7 +25,6 @@ from cluster.events import record_event
 from cluster.explain import main as explain
 from cluster.hostfile import hostfile_text
 from cluster.launch import parser as launch_parser
-from cluster.logs import say
 from cluster.mpirun import HYDRA, OPEN_MPI_4, OPEN_MPI_5, Mpirun, program_of
 from cluster.nodelist import expand_nodelist
 from cluster.options import environment_pair, run
@@ -36,7 +35,7 @@ from cluster.request_file import read_request, record_request
 from cluster.rundir import Attempt, check_experiment_name, run_directory
 from cluster.runfile import read_json, write_json
 from cluster.submit import main as submit
-from cluster.terminal import plain, plain_bytes
+from cluster.terminal import plain, plain_bytes, say
 from conftest import ROOT, Mpi
 from report_runs import make_run
 from slurm_lab import SlurmLab

@@ -16,7 +16,8 @@ from cluster.progress import last_rows, progress
 from cluster.request_file import record_request
 from cluster.run_state import Snapshot, look, state_of, states
 from cluster.runs import all_runs, find_run
-from cluster.status import frame, gpu_hours, main, table
+from cluster.status import frame, gpu_hours, main
+from cluster.terminal import table
 from conftest import ROOT
 
 CRASHED: dict[str, Any] = {
