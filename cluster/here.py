@@ -18,10 +18,9 @@ from cluster.machine import visible_gpus
 from cluster.mpirun import find_mpirun
 from cluster.preparation import prepare_here
 from cluster.private import private
-from cluster.request import SLURM_OPTIONS, experiment_directory, launch_arguments
-from cluster.request_file import record_request
+from cluster.request import SLURM_OPTIONS, check_training, experiment_directory, launch_arguments
 from cluster.rundir import next_attempt
-from cluster.trainer import check_training, name_run_directory
+from cluster.trainer import name_run_directory
 
 if TYPE_CHECKING:
     import subprocess
@@ -53,6 +52,8 @@ def prepare_launch(options: Namespace, program: list[str], given: Sequence[str])
     check_training(options, [name_run_directory(program, run_dir)], allocation.world_size)
     if options.prepare_first:
         prepare_here(options, program, run_dir)
+    from cluster.request_file import record_request
+
     find_mpirun(options.mpirun, os.environ)  # before anything is written
     if not launcher_holds(run_dir):
         record_request(run_dir, given, None)

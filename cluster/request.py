@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from cluster.config_file import add_config_options, read_command_line
 from cluster.environment import with_project
-from cluster.errors import LauncherError, RequestError
+from cluster.errors import LauncherError, RequestError, refused_by
 from cluster.keywords import command_words
 from cluster.notice import read_webhook
 from cluster.options import OptionParser, add_place_options, at_least
@@ -208,3 +208,24 @@ def launch_arguments(options: Namespace, run_dir: Path, **place: str | int | Non
         "notify": options.notify and os.path.abspath(options.notify),
     }
     return command_words(launcher, {**vars(options), **own})
+
+
+def check_training(options: Namespace, programs: Sequence[Sequence[str]], ranks: int) -> None:
+    """Let the trainer check its own arguments, of several runs at once, before anything is queued.
+
+    In a process of its own, because this one must not import torch, transformers or datasets. Nothing is checked with
+    ``--no-check``, nor of another program. Raises `RequestError` with the trainer's words where some are wrong.
+    """
+    if options.no_check or not is_trainer(programs[0]):
+        return
+    import subprocess
+
+    requests = [word for program in programs for word in ("--", *program[3:])][1:]
+    # The file once more, below what was made of it: its keys are refused by their names in it.
+    config = ["--config", options.config] if options.config else []
+    command = [programs[0][0], "-m", "training.check", "--ranks", str(ranks), *config, *requests]
+    done = subprocess.run(command, stderr=subprocess.PIPE, text=True, errors="replace")
+    if done.returncode:
+        words = done.stderr.strip().removeprefix("error: ")
+        raise refused_by(done.returncode, words or f"training.check ended with status {done.returncode}")
+    sys.stderr.write(done.stderr)

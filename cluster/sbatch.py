@@ -14,9 +14,15 @@ from cluster.errors import LauncherError, RequestError
 from cluster.plan import ResourcePlan, after, batch_script, log_pattern
 from cluster.preparation import preparation_script
 from cluster.private import make_private_directory
-from cluster.request import experiment_directory, forwarded_environment, launch_arguments, resource_plan, site_setup
-from cluster.request_file import record_request
-from cluster.trainer import check_training, name_run_directory
+from cluster.request import (
+    check_training,
+    experiment_directory,
+    forwarded_environment,
+    launch_arguments,
+    resource_plan,
+    site_setup,
+)
+from cluster.trainer import name_run_directory
 
 
 class Queued(NamedTuple):
@@ -42,6 +48,8 @@ def queue_job(options: Namespace, program: list[str], given: Sequence[str]) -> Q
     arguments = [*launch_arguments(options, run_dir), "--", *program]
     with made(run_dir), queued(before, forwarded_environment(options)) as preparation_id:
         job_id = sbatch_by_submitit(training_script(plan, run_dir, preparation_id), run_dir, arguments)
+    from cluster.request_file import record_request
+
     record_request(run_dir, given, job_id)
     return Queued(plan, run_dir, job_id, preparation_id)
 

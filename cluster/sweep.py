@@ -30,7 +30,15 @@ from cluster.plan import ResourcePlan, batch_script, log_pattern
 from cluster.private import check_private
 from cluster.progress import read_progress
 from cluster.ranking import ranking, ranking_lines
-from cluster.request import experiment_directory, goes_to_slurm, launch_arguments, resource_plan, site_setup, understand
+from cluster.request import (
+    check_training,
+    experiment_directory,
+    goes_to_slurm,
+    launch_arguments,
+    resource_plan,
+    site_setup,
+    understand,
+)
 from cluster.request import parser as submit_parser
 from cluster.request_file import record_request
 from cluster.run_state import RunState, Snapshot, look, look_now, states
@@ -40,7 +48,6 @@ from cluster.sbatch import check_with_slurm, made, queued
 from cluster.status import summary
 from cluster.sweep_file import SWEEP_FILE, Element, Sweep, all_sweeps, extended, find_sweep, read_sweep, written
 from cluster.terminal import table
-from cluster.trainer import check_training
 from cluster.verdict import CANCELLED, COMPLETED, SAVED
 
 USAGE = """python -m cluster sweep --grid OPTION=VALUES … [options as for submit] -- [arguments of training.train_llm]

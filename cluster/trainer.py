@@ -1,11 +1,8 @@
-"""Our own trainer, as far as the launcher knows it: its modules, its options that name the run, its own check."""
+"""Our own trainer, as far as the launcher knows it: its modules, and those of its options that name the run."""
 
-import sys
-from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
-from cluster.errors import refused_by
 from cluster.toml_file import read_toml
 
 TRAINER, PREPARATION = "training.train_llm", "training.prepare"
@@ -65,24 +62,3 @@ def option_value(arguments: Sequence[str], *flags: str) -> str | None:
         if flag[:2] + flag[2:].replace("_", "-") in flags:
             value = attached if equals else following
     return value
-
-
-def check_training(options: Namespace, programs: Sequence[Sequence[str]], ranks: int) -> None:
-    """Let the trainer check its own arguments, of several runs at once, before anything is queued.
-
-    In a process of its own, because this one must not import torch, transformers or datasets. Nothing is checked with
-    ``--no-check``, nor of another program. Raises `RequestError` with the trainer's words where some are wrong.
-    """
-    if options.no_check or not is_trainer(programs[0]):
-        return
-    import subprocess
-
-    requests = [word for program in programs for word in ("--", *program[3:])][1:]
-    # The file once more, below what was made of it: its keys are refused by their names in it.
-    config = ["--config", options.config] if options.config else []
-    command = [programs[0][0], "-m", "training.check", "--ranks", str(ranks), *config, *requests]
-    done = subprocess.run(command, stderr=subprocess.PIPE, text=True, errors="replace")
-    if done.returncode:
-        words = done.stderr.strip().removeprefix("error: ")
-        raise refused_by(done.returncode, words or f"training.check ended with status {done.returncode}")
-    sys.stderr.write(done.stderr)
