@@ -10,11 +10,10 @@ import os
 import sys
 import time
 from argparse import Namespace
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from cluster import own_job, slurm
 from cluster.allocation import Allocation
@@ -29,7 +28,7 @@ from cluster.mpirun import Mpirun, find_mpirun
 from cluster.notice import END, FAULT, START, Notices, notice, read_webhook
 from cluster.options import OptionParser, add_place_options, run
 from cluster.program import resolve_program
-from cluster.requeue import requeue
+from cluster.requeue import lost_by, requeue
 from cluster.rundir import Attempt, next_attempt, run_directory
 from cluster.runfile import close_unfinished_attempts, exclude_host, put_damaged_aside, read_run
 from cluster.sequel import DEFAULT_RESTARTS, REQUEUE, RESTART, Sequel, Situation, sequel
@@ -132,12 +131,8 @@ def launch_to_the_end(
         if then.kind != RESTART:
             conclude(then, attempt, excluded, end.seconds)
             return then, excluded
-        say(
-            [
-                *verdict_lines(verdict, attempt, end.seconds, requeue=False),
-                "── launched again from the newest checkpoint",
-            ]
-        )
+        say(verdict_lines(verdict, attempt, end.seconds, requeue=False))
+        say(["── launched again from the newest checkpoint"])
         record_event(run_dir, "restart", attempt=attempt.number, after=verdict.kind, exclude=then.exclude)
         if verdict.kind == LAUNCHER_FAILED:
             time.sleep(RETRY_AFTER)
@@ -145,19 +140,12 @@ def launch_to_the_end(
             slurm.wait_for_controller(lambda: requests.stopped_by is not None)
 
 
-def lost_by(job_id: str, attempts: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Hosts that this job has lost so far, also before it was queued again."""
-    verdicts = [attempt.get("verdict", {}) for attempt in attempts if attempt.get("job_id") == job_id]
-    return [verdict["host"] for verdict in verdicts if verdict.get("kind") == NODE_LOST and verdict.get("host")]
-
-
 def hosts_left(granted: Allocation, excluded: Sequence[str], verdict: Verdict) -> int:
     """Hosts for another attempt in this allocation; none without the first one, on which this launcher itself runs."""
-    if verdict.kind != NODE_LOST:
-        return len(granted.without(excluded, len(granted.hosts)).hosts)
-    if verdict.host == granted.hosts[0].name:
+    lost = verdict.host if verdict.kind == NODE_LOST else None
+    if lost == granted.hosts[0].name:
         return 0
-    return len(granted.without([*excluded, verdict.host or ""], len(granted.hosts)).hosts)
+    return sum(host.name not in (*excluded, lost) for host in granted.hosts)
 
 
 def parser() -> OptionParser:

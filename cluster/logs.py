@@ -172,7 +172,7 @@ def places_of_logs(attempt: Attempt) -> tuple[Path, int]:
 
 def follow(run_dir: Path, number: int, options: Namespace) -> None:
     """Show what comes until the run has ended, or the attempt where one was named."""
-    out, ended = sys.stdout.buffer, Ending(run_dir)
+    out, lately = sys.stdout.buffer, LatelySeen(run_dir)
     logs: list[GrowingLog] = []
     if number and not attempt_begun(run_dir, number):
         number -= 1  # its directory is just being made
@@ -180,7 +180,7 @@ def follow(run_dir: Path, number: int, options: Namespace) -> None:
         logs = logs_of(run_dir, number, options, options.lines)
     while True:
         began = time.monotonic()
-        state = ended.seen(began)
+        state = lately.seen(began)
         newest = newest_attempt(run_dir)
         over = state.is_over or (options.attempt is not None and newest > options.attempt)
         for later in range(number + 1, (options.attempt or newest) + 1):
@@ -208,8 +208,8 @@ def attempt_begun(run_dir: Path, number: int) -> bool:
     return attempt_of(run_dir, number).plan.exists()
 
 
-class Ending:
-    """Whether the run has ended, looked at now and then: Slurm is asked only while no launcher holds the directory."""
+class LatelySeen:
+    """The state of a run, looked at now and then: Slurm is asked only while no launcher holds the directory."""
 
     def __init__(self, run_dir: Path, ask: Callable[[Snapshot], RunState] = lambda run: states([run])[0][0]) -> None:
         self._run_dir, self._ask = run_dir, ask

@@ -27,7 +27,8 @@ from cluster.machine import die_with_parent, is_this_host, visible_gpus
 from cluster.mpirun import program_of
 from cluster.preflight import node_facts
 from cluster.rundir import rank_log
-from cluster.watch import WARNINGS, Ending, Watched, watch
+from cluster.signals import WARNINGS
+from cluster.watch import Ending, Watched, watch
 
 GRACE_FOR_THE_GUILTY = 1.0
 """Seconds that a rank whose peer has gone stays, so that mpirun does not kill that peer before its own record."""

@@ -2,7 +2,8 @@
 
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from cluster.machine import printed_by
 from cluster.nodelist import expand_nodelist
@@ -16,6 +17,7 @@ from cluster.slurm import (
     restarts,
     tell,
 )
+from cluster.verdict import NODE_LOST
 
 
 def requeue(job_id: str, restart_count: int, nodes: int, lost: Sequence[str] = ()) -> str | None:
@@ -100,3 +102,9 @@ def may_requeue(detail: str) -> bool:
 def _may_be_used(state: str) -> bool:
     """Of a node, by sinfo's short form of its state; `*` is one that does not answer."""
     return not state.endswith("*") and not state.startswith(("down", "drain", "drng", "fail", "maint", "unk"))
+
+
+def lost_by(job_id: str, attempts: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Hosts that this job has lost so far, also before it was queued again."""
+    verdicts = [attempt.get("verdict", {}) for attempt in attempts if attempt.get("job_id") == job_id]
+    return [verdict["host"] for verdict in verdicts if verdict.get("kind") == NODE_LOST and verdict.get("host")]

@@ -19,6 +19,7 @@ from typing import Any
 
 from cluster import slurm
 from cluster.errors import RequestError
+from cluster.jobs import job_now
 from cluster.private import check_private
 from cluster.progress import Progress, all_rows, read_progress
 from cluster.request_file import Request, read_request
@@ -114,7 +115,7 @@ class Run:
             found, state = look_now(self.directory)
         if self.launcher is not None:
             return self.launcher.wait()
-        if found.job_id and (ended := slurm.job_state(found.job_id)):
+        if found.job_id and (ended := job_now(found.job_id)):
             return ended.exit_status
         return int((found.newest.get("verdict") or {"status": 1})["status"])
 

@@ -1,4 +1,4 @@
-"""Slurm's commands, asked and told: job details, states, requeue. The only module that runs them."""
+"""Slurm's commands, asked and told: jobs, queue, accounting, nodes, controller."""
 
 import os
 import re
@@ -17,46 +17,9 @@ CONTROLLER_BACK_WITHIN = 300.0
 """Longest wait for a controller that does not answer at all, such as while it is restarted."""
 ASK_AGAIN_EVERY = 5.0
 
-ENDED = frozenset(
-    [
-        "BOOT_FAIL",
-        "CANCELLED",
-        "COMPLETED",
-        "DEADLINE",
-        "FAILED",
-        "NODE_FAIL",
-        "OUT_OF_MEMORY",
-        "PREEMPTED",
-        "REVOKED",
-        "TIMEOUT",
-    ]
-)
-"""Job states that do not change any more (squeue(1), JOB STATE CODES); PREEMPTED does where the job requeues."""
-
-
 _FREE_TEXT = re.compile(
     r"(?<=JobName=).*|^ *(?:Comment|AdminComment|Command|WorkDir|Std(?:Err|In|Out)|MailUser|Features)=.*", re.MULTILINE
 )
-
-
-class JobState(NamedTuple):
-    """A job as Slurm tells it. `exit_code` is the batch body's status, `signal` what ended it (0: nothing did)."""
-
-    state: str
-    reason: str = ""
-    exit_code: int = 0
-    signal: int = 0
-
-    @property
-    def ended(self) -> bool:
-        return self.state in ENDED
-
-    @property
-    def exit_status(self) -> int:
-        """The status to return for the job: its own, 128 + signal, and never 0 unless it COMPLETED."""
-        if self.state == "COMPLETED":
-            return self.exit_code
-        return self.exit_code or (128 + self.signal if self.signal else 1)
 
 
 def job_detail(job_id: str, seconds: float = SECONDS) -> str | None:
@@ -83,28 +46,6 @@ def record_of(detail: str, job_id: str) -> str:
         return detail
     records = re.split(r"\n\s*\n", detail)
     return next((record for record in records if re.match(rf"\s*JobId={job_id}\b", record)), "")
-
-
-def job_state(job_id: str) -> JobState | None:
-    """State from the controller, else (the job is too old for it) from accounting; None where neither knows."""
-    if record := record_of(job_detail(job_id) or "", job_id):
-        return parse_job_detail(record)
-    rows = printed_by(["sacct", "-nPX", "-j", job_id, "-o", "State,ExitCode"], SECONDS)
-    return parse_accounting(rows) if rows else None
-
-
-def parse_job_detail(detail: str) -> JobState:
-    """From ``JobState=FAILED Reason=NonZeroExitCode … ExitCode=3:0``."""
-    facts = facts_of(detail, "JobState|Reason|ExitCode")
-    code, _, number = facts.get("ExitCode", "0:0").partition(":")
-    return JobState(facts["JobState"], facts.get("Reason", ""), int(code), int(number or 0))
-
-
-def parse_accounting(rows: str) -> JobState:
-    """From sacct's ``CANCELLED by 0|0:15``; after a requeue the last row counts."""
-    state, exit_code = rows.strip().splitlines()[-1].split("|")
-    code, _, number = exit_code.partition(":")
-    return JobState(state.split()[0], "", int(code), int(number or 0))
 
 
 def refusal(script: str) -> str | None:
@@ -153,6 +94,11 @@ def accounted(job_ids: Sequence[str]) -> str | None:
     """What accounting has of those jobs: ``15|state|start|partition|12_3`` lines, with both ids of an array's element;
     None where there is no accounting."""
     return printed_by(["sacct", "-nPX", "-j", ",".join(job_ids), "-o", "JobIDRaw,State,Start,Partition,JobID"], SOON)
+
+
+def how_it_ended(job_id: str) -> str | None:
+    """State and exit code of a job by accounting: ``CANCELLED by 0|0:15``, one line for each of its starts."""
+    return printed_by(["sacct", "-nPX", "-j", job_id, "-o", "State,ExitCode"], SECONDS)
 
 
 def submit(script: str, environ: Mapping[str, str]) -> tuple[str, str | None]:

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from cluster import slurm
 from cluster.allocation import Allocation
 from cluster.environment import with_project
 from cluster.node_local import make_private, own_folder
@@ -118,9 +119,8 @@ def _on_each_node(
     granted: Allocation, arguments: Sequence[str], seconds: float, stopped: Callable[[], bool]
 ) -> tuple[int, str]:
     """Run this module once on every node; the largest exit status, and the last line that was said."""
-    nodes = len(granted.hosts)
-    srun = ["srun", f"--nodes={nodes}", f"--ntasks={nodes}", "--ntasks-per-node=1", "--mpi=none", "--overlap"]
-    srun += [f"--nodelist={','.join(host.name for host in granted.hosts)}", "--chdir=/"]
+    srun = slurm.step_command(os.environ["SLURM_JOB_ID"], [host.name for host in granted.hosts])
+    srun += ["--mpi=none", "--chdir=/"]
     return _run([*srun, sys.executable, "-m", "cluster.stage_env", *arguments], seconds, stopped)
 
 

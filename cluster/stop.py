@@ -7,6 +7,7 @@ from pathlib import Path
 
 from cluster import slurm
 from cluster.errors import LauncherError, RequestError
+from cluster.jobs import job_now
 from cluster.lock import Holder, has_lock_open, launcher_holds, read_holder
 from cluster.private import check_private
 from cluster.run_state import Snapshot, look, look_now, states
@@ -111,7 +112,7 @@ def await_end(run_dir: Path, job_id: str | None) -> None:
     deadline = time.monotonic() + WAIT_AT_MOST
     while time.monotonic() < deadline:
         if not launcher_holds(run_dir):
-            state = slurm.job_state(job_id) if job_id else None
+            state = job_now(job_id) if job_id else None
             if state is None or state.ended:
                 return
         time.sleep(LOOK_EVERY)

@@ -23,7 +23,7 @@ from cluster.records import Records
 from cluster.rundir import Attempt
 from cluster.signals import Requests
 from cluster.terminal import say
-from cluster.watchdog import Hang, RankView, blame, hangs, silent_hosts, stragglers
+from cluster.watchdog import Hang, RankView, blame_hang, hangs, silent_hosts, stragglers
 
 LOOK_EVERY = 0.1
 """Seconds between two looks at mpirun, the ranks and rank 0's log."""
@@ -264,7 +264,7 @@ class Supervision:
         if noticed.asked_at is not None:
             if now - noticed.asked_at > STACKS_WITHIN or all(view.stacks is not None for view in running):
                 hung = [replace(view, stacks=self._views[view.rank].stacks) for view in noticed.hung]
-                noticed.hang = self._explain(blame(hung), hung)
+                noticed.hang = self._explain(blame_hang(hung), hung)
         elif running and noticed.failed_at is None and hangs(running, now, self._hang_timeout):
             # The question itself may wake a rank from the call in which it hung: what counts is how they stood before.
             noticed.asked_at, noticed.hung = now, [replace(view) for view in running]

@@ -10,10 +10,6 @@ COMPLETED, SAVED, USER_ERROR, RANK_CRASH = "complete", "saved for requeue", "use
 OUT_OF_MEMORY, NODE_LOST, HUNG, STORAGE, NUMERIC = "out of memory", "node lost", "hang", "storage", "numeric"
 PREEMPTED, TIME_LIMIT, CANCELLED = "preempted", "time limit", "cancelled"
 LAUNCHER_FAILED, STUCK = "launcher failed", "no progress"
-KINDS = (
-    *(COMPLETED, SAVED, USER_ERROR, RANK_CRASH, OUT_OF_MEMORY, NODE_LOST, HUNG, STORAGE, NUMERIC),
-    *(PREEMPTED, TIME_LIMIT, CANCELLED, LAUNCHER_FAILED, STUCK),
-)
 AGAIN = "submit the same command again, it goes on"
 
 

@@ -25,6 +25,7 @@ from cluster.machine import (
     signal_name,
 )
 from cluster.program import is_python
+from cluster.signals import WARNINGS
 
 PROGRAM_MAIN = Path(__file__).with_name("program_main.py")
 LOOK_EVERY = 0.05
@@ -41,7 +42,6 @@ NO_BEAT: Mapping[str, Any] = {
 }  # fmt: skip
 """The fields of a heartbeat, and what one means that does not have them."""
 
-WARNINGS = (signal.SIGUSR1, signal.SIGUSR2)
 STACK_SIGNAL = signal.SIGRTMIN + 5
 """Makes an observed Python write the stacks of its threads; a program that does not know it ignores it."""
 _STOPS = (signal.SIGTERM, signal.SIGINT)

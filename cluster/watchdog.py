@@ -112,7 +112,7 @@ def patience(views: Collection[RankView], timeout: float) -> float:
     return max(timeout, LONGEST_STEPS * max(view.longest_step for view in views))
 
 
-def blame(views: Collection[RankView]) -> Hang:
+def blame_hang(views: Collection[RankView]) -> Hang:
     """The rank that the others wait for, from all that is known once their stacks were asked for."""
     now = max(view.heard_at for view in views)
     for view in views:

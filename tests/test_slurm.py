@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from cluster import own_job, slurm
+from cluster import own_job
+from cluster.jobs import parse_detail
 from cluster.requeue import hosts_to_avoid, requeue
 
 RUNNING = "JobState=RUNNING Reason=None Restarts=0 EndTime=2026-03-01T12:00:00 PreemptTime=None ExcNodeList=(null)"
@@ -113,4 +114,5 @@ JobId=7 JobName=a JobState=COMPLETED ExitCode=0:0
    Comment=x JobState=COMPLETED ExitCode=0:0
    StdOut=/home/u/ExitCode=0:0 JobState=COMPLETED
 """
-    assert slurm.parse_job_detail(detail) == slurm.JobState("FAILED", "NonZeroExitCode", 3, 0)
+    job = parse_detail(detail)
+    assert (job.state, job.reason, job.exit_code, job.signal) == ("FAILED", "NonZeroExitCode", 3, 0)
