@@ -40,7 +40,7 @@ def main(arguments: list[str]) -> int:
     if options.json:
         from cluster.status import summary
 
-        print(json.dumps(summary(found, state, None, wanted.progress, time.time()), indent=1))
+        print(json.dumps(summary(found, state, None, time.time()), indent=1))
     else:
         print(became(what, found, state))
     return COMPLETE

@@ -11,7 +11,7 @@ import re
 import sys
 import time
 from argparse import ArgumentTypeError, Namespace
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -22,7 +22,7 @@ from cluster.growing_logs import GrowingLog, Render, prefixed, read_all, rest_of
 from cluster.lock import launcher_holds
 from cluster.options import OptionParser, add_output_dir, at_least, run
 from cluster.run import launcher_log
-from cluster.run_state import QUEUED, RUNNING, RunState, Snapshot, look, states
+from cluster.run_state import QUEUED, RUNNING, RunState, look, look_now
 from cluster.rundir import Attempt, attempt_of, newest_attempt, rank_log
 from cluster.runfile import read_json
 from cluster.runs import find_run
@@ -211,8 +211,8 @@ def attempt_begun(run_dir: Path, number: int) -> bool:
 class LatelySeen:
     """The state of a run, looked at now and then: Slurm is asked only while no launcher holds the directory."""
 
-    def __init__(self, run_dir: Path, ask: Callable[[Snapshot], RunState] = lambda run: states([run])[0][0]) -> None:
-        self._run_dir, self._ask = run_dir, ask
+    def __init__(self, run_dir: Path) -> None:
+        self._run_dir = run_dir
         self._look_at = self._ask_at = 0.0
         self._state = RunState(RUNNING)
         self._said = ""
@@ -225,8 +225,7 @@ class LatelySeen:
         if launcher_holds(self._run_dir):
             self._state, self._ask_at = RunState(RUNNING), 0.0
         elif now >= self._ask_at:
-            run = look(self._run_dir)
-            self._state = self._ask(run)
+            run, self._state = look_now(self._run_dir)
             if run.job_id:
                 self._ask_at = time.monotonic() + ASK_SLURM_EVERY
         if self._state.name == QUEUED and str(self._state) != self._said:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from cluster.events import last_event
-from cluster.jobs import Job, Jobs, look_up
+from cluster.jobs import Job, look_up
 from cluster.lock import launcher_holds
 from cluster.request_file import Request, read_request
 from cluster.runfile import read_run
@@ -80,15 +80,16 @@ def look(run_dir: Path) -> Snapshot:
 def look_now(run_dir: Path) -> tuple[Snapshot, RunState]:
     """What lies in a run directory, and in which state the run is."""
     found = look(run_dir)
-    [state], _ = states([found])
+    [(state, _)] = states([found])
     return found, state
 
 
-def states(runs: Sequence[Snapshot]) -> tuple[list[RunState], Jobs]:
-    """The state of each run, with one question to Slurm for all of them."""
+def states(runs: Sequence[Snapshot]) -> list[tuple[RunState, Job | None]]:
+    """The state of each run, and its job where Slurm knows it, with one question to Slurm for all of them."""
     ids = {run.job_id for run in runs if run.job_id and (run.held or not _is_complete(run))}
     jobs = look_up(ids, {run.job_id for run in runs if run.job_id in ids and not run.held and not _is_settled(run)})
-    return [state_of(run, jobs.known.get(run.job_id or ""), jobs.answered) for run in runs], jobs
+    found = [jobs.known.get(run.job_id or "") for run in runs]
+    return [(state_of(run, job, jobs.answered), job) for run, job in zip(runs, found, strict=True)]
 
 
 def state_of(run: Snapshot, job: Job | None, answered: bool) -> RunState:

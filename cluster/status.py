@@ -19,7 +19,7 @@ from cluster.errors import COMPLETE, RequestError
 from cluster.goodput import Goodput, duration, goodput_lines, totals
 from cluster.jobs import Job
 from cluster.options import OptionParser, add_output_dir, at_least, run
-from cluster.progress import Progress, read_progress
+from cluster.progress import read_progress
 from cluster.run_state import QUEUED, RUNNING, RunState, Snapshot, look, states
 from cluster.rundir import attempt_of
 from cluster.runfile import RUN_FILE, read_json
@@ -66,12 +66,8 @@ def shown(options: Namespace) -> list[str]:
     runs = [look(path) for path in paths]
     if options.run is not None and (why := runs[0].damaged):
         raise RequestError(f"{paths[0] / RUN_FILE} cannot be read: {why}")
-    known, jobs = states(runs)
     now = time.time()
-    facts = [
-        summary(run, state, jobs.known.get(run.job_id or ""), read_progress(run.path), now)
-        for run, state in zip(runs, known, strict=True)
-    ]
+    facts = [summary(run, state, job, now) for run, (state, job) in zip(runs, states(runs), strict=True)]
     if options.run is None:
         if options.json:
             return [json.dumps({"output_dir": str(output_dir.absolute()), "runs": facts}, indent=1)]
@@ -82,8 +78,9 @@ def shown(options: Namespace) -> list[str]:
     return [json.dumps(report, indent=1)] if options.json else report_lines(report)
 
 
-def summary(run: Snapshot, state: RunState, job: Job | None, progress: Progress, now: float) -> dict[str, Any]:
+def summary(run: Snapshot, state: RunState, job: Job | None, now: float) -> dict[str, Any]:
     """What the list shows of a run, JSON-able; times are seconds since 1970, lengths of time seconds."""
+    progress = read_progress(run.path)
     queued = job if job is not None and state.name == QUEUED else Job("")
     steps = [(attempt.get("steps") or {}).get("last") for attempt in run.attempts]
     return {

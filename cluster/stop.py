@@ -45,7 +45,7 @@ def stop_sweep(sweep: Sweep) -> str:
     for directory in (sweep.directory, *sweep.run_dirs):
         check_private(directory)
     runs = [look(run_dir) for run_dir in sweep.run_dirs]
-    live = [one for one, state in zip(runs, states(runs)[0], strict=True) if not state.is_over]
+    live = [one for one, (state, _) in zip(runs, states(runs), strict=True) if not state.is_over]
     if not live:
         raise RequestError(f"{sweep.directory.name} is not running: none of its {len(runs)} runs is")
     elements = {one.path: job_id for one in live if (job_id := element_id(one))}

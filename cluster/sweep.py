@@ -23,12 +23,11 @@ from cluster.errors import COMPLETE, RequestError, did_you_mean
 from cluster.goodput import duration
 from cluster.grid import combinations, index_list, name_of, parse_grid
 from cluster.here import here, run_here
-from cluster.jobs import Jobs
+from cluster.jobs import Job
 from cluster.keywords import command_words
 from cluster.options import OptionParser, at_least, run, split_program
 from cluster.plan import ResourcePlan, batch_script, log_pattern
 from cluster.private import check_private
-from cluster.progress import read_progress
 from cluster.ranking import ranking, ranking_lines
 from cluster.request import (
     check_training,
@@ -128,7 +127,7 @@ def submit_sweep(options: Namespace, rest: list[str], given: list[str]) -> int:
     """Check all, show them and what they cost at most, submit those that are neither complete nor under way."""
     sweep = asked_for(options, rest, given)
     plan = resource_plan(options) if goes_to_slurm(options) else None
-    _, known, _ = look_at(sweep)
+    known = [state for _, state, _ in look_at(sweep)]
     chosen = [index for index, state in enumerate(known) if goes_on(state)]
     sweep = others_unchanged(sweep, chosen)
     script = array_script(plan, sweep, chosen, options.limit) if plan and chosen else None
@@ -189,12 +188,13 @@ def element(options: Namespace, rest: Sequence[str], directory: Path, values: di
     return Element(name, values, words, launch)
 
 
-def look_at(sweep: Sweep) -> tuple[list[Snapshot], list[RunState], Jobs]:
-    """Each run as it lies there, its state, which is `NEW` before it was first submitted, and what Slurm says."""
+def look_at(sweep: Sweep) -> list[tuple[Snapshot, RunState, Job | None]]:
+    """Each run as it lies there, its state, which is `NEW` before it was first submitted, and its job."""
     runs = [look(run_dir) for run_dir in sweep.run_dirs]
-    known, jobs = states(runs)
-    is_new = [not (found.request or found.attempts) for found in runs]
-    return runs, [NEW if new else state for new, state in zip(is_new, known, strict=True)], jobs
+    return [
+        (found, state if found.request or found.attempts else NEW, job)
+        for found, (state, job) in zip(runs, states(runs), strict=True)
+    ]
 
 
 def goes_on(state: RunState) -> bool:
@@ -285,19 +285,17 @@ def run_one_by_one(sweep: Sweep, chosen: Sequence[int]) -> int:
 
 def report(sweep: Sweep, as_json: bool) -> list[str]:
     """The results, ranked."""
-    runs, known, jobs = look_at(sweep)
-    now = time.time()
-    jobs_of = [jobs.known.get(found.job_id or "") for found in runs]
+    looked, now = look_at(sweep), time.time()
     facts = [
-        {"values": one.values, **summary(found, state, job, read_progress(found.path), now)}
-        for one, found, state, job in zip(sweep.elements, runs, known, jobs_of, strict=True)
+        {"values": one.values, **summary(found, state, job, now)}
+        for one, (found, state, job) in zip(sweep.elements, looked, strict=True)
     ]
     by, ranked = ranking(facts)
     if as_json:
         whole = {"sweep": sweep.directory.name, "directory": str(sweep.directory), "ranked_by": by, "runs": ranked}
         return [json.dumps(whole, indent=1)]
     lines = ranking_lines(sweep.directory.name, sweep.options, by, ranked)
-    if any(map(goes_on, known)):
+    if any(goes_on(state) for _, state, _ in looked):
         lines.append(f"next: python -m cluster sweep {name_from_here(sweep.directory)} --resume")
     return lines
 

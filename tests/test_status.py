@@ -213,7 +213,7 @@ def test_a_run_that_was_only_asked_for_is_in_the_list(tmp_path: Path, slurm_says
     slurm_says(squeue="12|PENDING|Dependency|N/A|gpu|0|12|N/A\n")
 
     [run] = map(look, all_runs(tmp_path / "out"))
-    [state], _ = states([run])
+    [(state, _)] = states([run])
 
     assert str(state) == "queued (Dependency)"
 
@@ -238,7 +238,7 @@ def test_right_after_a_requeue_the_state_is_what_any_program_of_slurm_knows(
 ) -> None:
     slurm_says(**answers)
 
-    [found], _ = states([look(requeued(make_run(tmp_path / "out", attempts=[saved()])))])
+    [(found, _)] = states([look(requeued(make_run(tmp_path / "out", attempts=[saved()])))])
 
     assert str(found) == state
 
