@@ -5,18 +5,9 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from cluster import slurm
 from cluster.machine import printed_by
 from cluster.nodelist import expand_nodelist
-from cluster.slurm import (
-    ASK_AGAIN_EVERY,
-    CONTROLLER_BACK_WITHIN,
-    SECONDS,
-    facts_of,
-    is_down,
-    job_detail,
-    restarts,
-    tell,
-)
 from cluster.verdict import NODE_LOST
 
 
@@ -34,22 +25,22 @@ def requeue(job_id: str, restart_count: int, nodes: int, lost: Sequence[str] = (
         lost: hosts, the last one last.
     """
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    deadline = time.monotonic() + CONTROLLER_BACK_WITHIN
+    deadline = time.monotonic() + slurm.CONTROLLER_BACK_WITHIN
     words: str | None = "Slurm's controller does not answer"
     while words and time.monotonic() < deadline:
-        detail = job_detail(job_id)
+        detail = slurm.job_detail(job_id)
         if detail is None:
             pass
-        elif restarts(detail) > restart_count:
+        elif slurm.restarts(detail) > restart_count:
             words = None  # by Slurm, or by our own request whose answer was lost
         elif not may_requeue(detail):
             return "it was cancelled"
         else:
-            words = tell(["scontrol", "requeue", job_id])
-            if words and not is_down(words):
+            words = slurm.tell(["scontrol", "requeue", job_id])
+            if words and not slurm.is_down(words):
                 return words
         if words:
-            time.sleep(ASK_AGAIN_EVERY)
+            time.sleep(slurm.ASK_AGAIN_EVERY)
     if lost and not words:
         return _exclude(job_id, nodes, lost)
     return words
@@ -57,17 +48,17 @@ def requeue(job_id: str, restart_count: int, nodes: int, lost: Sequence[str] = (
 
 def _exclude(job_id: str, nodes: int, lost: Sequence[str]) -> str | None:
     """Keep a queued job from the hosts that it has lost; why not, where it cannot be."""
-    facts = facts_of(job_detail(job_id) or "", "ExcNodeList|Partition")
+    facts = slurm.facts_of(slurm.job_detail(job_id) or "", "ExcNodeList|Partition")
     present = facts.get("ExcNodeList", "(null)")
     asked = ["sinfo", "--noheader", "--Node", f"--partition={facts.get('Partition')}", "--format=%N %t"]
-    states = printed_by(asked, SECONDS)
+    states = printed_by(asked, slurm.SECONDS)
     avoided = hosts_to_avoid(
         [] if present == "(null)" else expand_nodelist(present),
         lost,
         [name for name, state in map(str.split, (states or "").splitlines()) if _may_be_used(state)],
         nodes,
     )
-    words = tell(["scontrol", "update", f"JobId={job_id}", f"ExcNodeList={','.join(avoided)}"])
+    words = slurm.tell(["scontrol", "update", f"JobId={job_id}", f"ExcNodeList={','.join(avoided)}"])
     return words and f"it was queued again, but not kept from {','.join(avoided)}: {words}"
 
 
@@ -95,7 +86,7 @@ def hosts_to_avoid(present: Sequence[str], lost: Sequence[str], usable: Sequence
 
 def may_requeue(detail: str) -> bool:
     """Whether the job still runs, or was only ended by its time limit: a cancelled one must stay cancelled."""
-    facts = facts_of(detail, "JobState|Reason")
+    facts = slurm.facts_of(detail, "JobState|Reason")
     return facts.get("JobState") == "RUNNING" or facts.get("Reason") == "TimeLimit"
 
 
