@@ -15,6 +15,9 @@ ENDED = frozenset(
 )
 """Job states that do not change any more (squeue(1), JOB STATE CODES); PREEMPTED does where the job requeues."""
 
+WAITING = frozenset(["PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "RESV_DEL_HOLD", "SPECIAL_EXIT"])
+"""States of Slurm in which a job has no nodes (squeue(1), JOB STATE CODES)."""
+
 
 class Job(NamedTuple):
     """A job. `start` (seconds since 1970) is Slurm's estimate while it is pending. `position` counts from 1, among

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cluster.status import steps_of
-from cluster.terminal import table
+from cluster.terminal import or_dash, table
 from cluster.verdict import COMPLETED
 
 HELD_OUT, LAST = "held_out_loss", "loss"
@@ -50,13 +50,12 @@ def ranking_lines(name: str, options: Sequence[str], by: str, runs: Sequence[Map
 
 
 def _row(run: Mapping[str, Any], options: Sequence[str]) -> tuple[str, ...]:
-    speed = run["tokens_per_second"]
     return (
-        str(run["rank"] or "–"),
+        or_dash(run["rank"]),
         *(run["values"][option] for option in options),
         run["state"],
         steps_of(run),
-        *("–" if run[loss] is None else f"{run[loss]:.4f}" for loss in (HELD_OUT, LAST)),
-        "–" if speed is None else f"{speed:,.0f}",
+        *(or_dash(run[loss], ".4f") for loss in (HELD_OUT, LAST)),
+        or_dash(run["tokens_per_second"], ",.0f"),
         run["experiment"],
     )

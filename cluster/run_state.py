@@ -5,14 +5,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from cluster.events import last_event
-from cluster.jobs import Job, look_up
+from cluster.jobs import WAITING, Job, look_up
 from cluster.lock import launcher_holds
 from cluster.request_file import Request, read_request
 from cluster.runfile import read_run
 from cluster.verdict import COMPLETED
 
-WAITING = frozenset(["PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "RESV_DEL_HOLD", "SPECIAL_EXIT"])
-"""States of Slurm in which a job has no nodes (squeue(1), JOB STATE CODES)."""
 CLOCKS_DIFFER = 5.0
 """Seconds by which Slurm's clock and the launcher's may differ."""
 

@@ -20,12 +20,12 @@ from cluster.goodput import Goodput, duration, goodput_lines, totals
 from cluster.jobs import Job
 from cluster.options import OptionParser, add_output_dir, at_least, run
 from cluster.progress import read_progress
-from cluster.run_state import QUEUED, RUNNING, RunState, Snapshot, look, states
+from cluster.run_state import QUEUED, RUNNING, UNFINISHED, RunState, Snapshot, look, states
 from cluster.rundir import attempt_of
 from cluster.runfile import RUN_FILE, read_json
 from cluster.runs import all_runs, find_run
 from cluster.sweep_file import all_sweeps
-from cluster.terminal import plain, table
+from cluster.terminal import or_dash, plain, table
 
 USAGE = "python -m cluster status [options] [RUN]"
 EPILOG = """\
@@ -133,17 +133,16 @@ def list_lines(facts: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _row(fact: Mapping[str, Any]) -> tuple[str, ...]:
-    effective = fact["effective"]
     return (
         fact["experiment"],
         fact["state"],
         steps_of(fact),
-        "–" if fact["loss"] is None else f"{fact['loss']:.4f}",
-        "–" if fact["tokens_per_second"] is None else f"{fact['tokens_per_second']:,.0f}",
+        or_dash(fact["loss"], ".4f"),
+        or_dash(fact["tokens_per_second"], ",.0f"),
         "–" if fact["seconds_left"] is None else duration(fact["seconds_left"]),
         str(fact["restarts"]),
-        "–" if effective is None else f"{effective:.1%}",
-        fact["job_id"] or "–",
+        or_dash(fact["effective"], ".1%"),
+        or_dash(fact["job_id"]),
         queue_words(fact),
     )
 
@@ -172,7 +171,7 @@ def report_lines(report: Mapping[str, Any]) -> list[str]:
         lines.append(now)
     lines += ["", *attempt_table(report["attempts"], report["state"])]
     goodput = report["goodput"]
-    if shares := goodput_lines(Goodput(goodput["seconds"], goodput["attempts"], goodput["restarts"])):
+    if shares := goodput_lines(Goodput(goodput["seconds"], goodput["attempts"])):
         lines += ["", *shares]
     lines.append("")
     if report["excluded_hosts"]:
@@ -209,23 +208,17 @@ def attempt_table(attempts: Sequence[Mapping[str, Any]], state: str) -> list[str
     rows = [("attempt", "started", "length", "verdict", "guilty", "steps", "saved")]
     for attempt in attempts:
         verdict = attempt.get("verdict")
-        said = (
-            f"{verdict['kind']} ({verdict['status']})"
-            if verdict
-            else state
-            if attempt is attempts[-1]
-            else "unfinished"
-        )
+        unjudged = state if attempt is attempts[-1] else UNFINISHED
         steps = attempt.get("steps") or {}
         rows.append(
             (
                 str(attempt["attempt"]),
                 time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(attempt["started"])),
                 duration(attempt["seconds"]) if "seconds" in attempt else "–",
-                said,
+                f"{verdict['kind']} ({verdict['status']})" if verdict else unjudged,
                 _guilty(verdict or {}),
-                f"{_or_dash(steps.get('resumed'))} → {_or_dash(steps.get('last'))}" if steps else "–",
-                _or_dash(steps.get("saved")),
+                f"{or_dash(steps.get('resumed'))} → {or_dash(steps.get('last'))}" if steps else "–",
+                or_dash(steps.get("saved")),
             )
         )
     return table(rows)
@@ -269,10 +262,6 @@ def _guilty(verdict: Mapping[str, Any]) -> str:
         return verdict.get("host") or "–"
     gpu = f", GPU {verdict['gpu']}" if verdict.get("gpu") is not None else ""
     return f"rank {verdict['rank']} on {verdict['host']}{gpu}"
-
-
-def _or_dash(value: int | None) -> str:
-    return "–" if value is None else str(value)
 
 
 if __name__ == "__main__":

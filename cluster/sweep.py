@@ -171,7 +171,7 @@ def asked_for(options: Namespace, rest: list[str], given: list[str]) -> Sweep:
 
 def without_grid(options: Namespace) -> list[str]:
     """The words of submit that say the same, for one run."""
-    own = {"forward": dict(options.forward), "dry_run": False, "config": None}
+    own = {"dry_run": False, "config": None}
     return command_words(submit_parser(), {**vars(options), **own})
 
 

@@ -38,6 +38,11 @@ def say(lines: Iterable[str]) -> None:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
+def or_dash(value: float | str | None, form: str = "") -> str:
+    """The value in that format; a dash for one that is not known."""
+    return "–" if value is None else format(value, form)
+
+
 def table(rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> list[str]:
     """Lines with their cells in columns; those of the columns `right` end below each other. No control characters."""
     clean = [["".join(sign if sign.isprintable() else "?" for sign in cell) for cell in row] for row in rows]
