@@ -25,7 +25,7 @@ from cluster.granted import find_allocation
 from cluster.last_report import refresh_report
 from cluster.lock import only_launcher_of
 from cluster.mpirun import Mpirun, find_mpirun
-from cluster.notice import END, FAULT, START, Notices, notice, read_webhook
+from cluster.notice import FAULT, START, Notices, notice, read_webhook
 from cluster.options import OptionParser, add_place_options, run
 from cluster.program import resolve_program
 from cluster.requeue import lost_by, requeue
@@ -126,14 +126,13 @@ def launch_to_the_end(
             excluded.append(then.exclude)
             with suppress(OSError):  # a full disk
                 exclude_host(run_dir, then.exclude)
-        event = {RESTART: FAULT, REQUEUE: REQUEUE}.get(then.kind, END)
-        notices.tell(about(event, verdict=then.verdict.to_json()))
+        notices.tell(about(FAULT if then.kind == RESTART else then.kind, verdict=then.verdict.to_json()))
         if then.kind != RESTART:
             conclude(then, attempt, excluded, end.seconds)
             return then, excluded
         say(verdict_lines(verdict, attempt, end.seconds, requeue=False))
         say(["── launched again from the newest checkpoint"])
-        record_event(run_dir, "restart", attempt=attempt.number, after=verdict.kind, exclude=then.exclude)
+        record_event(run_dir, RESTART, attempt=attempt.number, after=verdict.kind, exclude=then.exclude)
         if verdict.kind == LAUNCHER_FAILED:
             time.sleep(RETRY_AFTER)
         if granted.source == "slurm":
@@ -168,7 +167,7 @@ def conclude(then: Sequel, attempt: Attempt, excluded: Sequence[str], seconds: f
     advice = next_command(verdict, attempt, requeue, in_slurm)
     remember(attempt, {"verdict": {**verdict.to_json(), "next": advice}})
     if requeue:
-        record_event(attempt.run_dir, "requeue", attempt=attempt.number, exclude=list(excluded))
+        record_event(attempt.run_dir, REQUEUE, attempt=attempt.number, exclude=list(excluded))
     say(verdict_lines(verdict, attempt, seconds, requeue, in_slurm))
 
 

@@ -14,10 +14,11 @@ from typing import Any, NamedTuple
 
 from cluster.errors import RequestError
 from cluster.events import record_event
+from cluster.sequel import END, REQUEUE
 from cluster.terminal import say
 from cluster.verdict import judged
 
-START, FAULT, REQUEUE, END = "start", "fault", "requeue", "end"
+START, FAULT = "start", "fault"
 ANSWER_WITHIN = 10.0
 """Seconds that a webhook may take, and that the launcher waits for at its end."""
 

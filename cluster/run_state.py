@@ -9,6 +9,7 @@ from cluster.jobs import WAITING, Job, look_up
 from cluster.lock import launcher_holds
 from cluster.request_file import Request, read_request
 from cluster.runfile import read_run
+from cluster.sequel import REQUEUE
 from cluster.verdict import COMPLETED
 
 CLOCKS_DIFFER = 5.0
@@ -68,9 +69,7 @@ def look(run_dir: Path) -> Snapshot:
     held, request = launcher_holds(run_dir), read_request(run_dir)
     try:
         run = read_run(run_dir)
-        return Snapshot(
-            run_dir, run["attempts"], run["excluded_hosts"], request, held, last_event(run_dir) == "requeue"
-        )
+        return Snapshot(run_dir, run["attempts"], run["excluded_hosts"], request, held, last_event(run_dir) == REQUEUE)
     except (OSError, ValueError, KeyError) as error:
         return Snapshot(run_dir, [], [], request, held, False, damaged=str(error))
 

@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 
 from cluster.errors import RequestError
-from cluster.notice import END, FAULT, REQUEUE, START, Notices, Webhook, notice, read_webhook
+from cluster.notice import FAULT, START, Notices, Webhook, notice, read_webhook
+from cluster.sequel import END, REQUEUE
 from conftest import ROOT
 
 FAILS_ONCE = "import os, sys; new = not os.path.exists(sys.argv[1]); open(sys.argv[1], 'w'); sys.exit(5 if new else 0)"
