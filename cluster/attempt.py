@@ -11,7 +11,7 @@ from cluster import own_job, slurm
 from cluster.allocation import Allocation
 from cluster.blame import first_failure
 from cluster.channel import Listener, own_address
-from cluster.command import planned_launch
+from cluster.command import launch_command, launch_environment
 from cluster.decide import Witnesses, decide
 from cluster.events import record_event
 from cluster.goodput import account
@@ -42,7 +42,8 @@ def run_attempt(
     launch_id: str,
 ) -> tuple[Verdict, End]:
     """One attempt: its files, its mpirun, its verdict."""
-    command, environ = planned_launch(options, mpirun, allocation, program, attempt)
+    environ = launch_environment(options, mpirun, allocation)
+    command = launch_command(options, mpirun, allocation, program, attempt, environ)
     address = own_address([host.name for host in allocation.hosts], is_this_host, options.nic)
     listener = Listener(address, allocation.world_size)
     meet = rendezvous(allocation, os.environ, attempt.number, address)

@@ -1,15 +1,24 @@
-"""From the launcher's options to mpirun's command line, for a launch and for a dry run alike."""
+"""From the launcher's options to mpirun's command line and its environment, for a launch and a dry run alike."""
 
 import os
 import shlex
 import sys
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from cluster.allocation import Allocation
 from cluster.environment import forwarded_names, mpirun_environment, with_project
 from cluster.mpirun import HYDRA, Mpirun, mpirun_command
 from cluster.rundir import Attempt
+
+
+def launch_environment(options: Namespace, mpirun: Mpirun, allocation: Allocation) -> dict[str, str]:
+    """mpirun's environment, from here: values of ``-x NAME=VALUE`` are in it, so that ps shows the name alone."""
+    environ = mpirun_environment(os.environ, allocation, options.nic, mpirun.has_daemon)
+    environ |= {name: value for name, value in options.forward if value is not None}
+    if options.ssh and mpirun.dialect is HYDRA:
+        environ["HYDRA_LAUNCHER_EXTRA_ARGS"] = shlex.join(shlex.split(options.ssh)[1:])
+    return with_project(environ)
 
 
 def launch_command(
@@ -18,15 +27,9 @@ def launch_command(
     allocation: Allocation,
     program: Sequence[str],
     attempt: Attempt,
-    environ: dict[str, str],
+    environ: Mapping[str, str],
 ) -> list[str]:
-    """mpirun's command line; values of ``-x NAME=VALUE`` go into `environ`, so that ps shows the name alone."""
-    environ.update({name: value for name, value in options.forward if value is not None})
-    ssh = options.ssh
-    if ssh and mpirun.dialect is HYDRA:
-        ssh, *rest = shlex.split(ssh)
-        environ["HYDRA_LAUNCHER_EXTRA_ARGS"] = shlex.join(rest)
-    environ |= with_project(environ)
+    """mpirun's command line in that environment. Nothing is written."""
     return mpirun_command(
         mpirun,
         allocation,
@@ -36,14 +39,6 @@ def launch_command(
         wdir=os.path.abspath(options.wdir or "."),
         bind_to=options.bind_to,
         nic=options.nic,
-        ssh=ssh,
+        ssh=shlex.split(options.ssh)[0] if options.ssh and mpirun.dialect is HYDRA else options.ssh,
         extra=options.mpirun_arg,
     )
-
-
-def planned_launch(
-    options: Namespace, mpirun: Mpirun, allocation: Allocation, program: Sequence[str], attempt: Attempt
-) -> tuple[list[str], dict[str, str]]:
-    """mpirun's command line and its environment, of a launch from here. Nothing is written."""
-    environ = mpirun_environment(os.environ, allocation, options.nic, mpirun.has_daemon)
-    return launch_command(options, mpirun, allocation, program, attempt, environ), environ

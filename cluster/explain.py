@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 from cluster import slurm
 from cluster.allocation import Allocation, RankPlace, from_slurm, parse_granted_gpus
-from cluster.command import planned_launch
+from cluster.command import launch_command, launch_environment
 from cluster.config_file import read_command_line
 from cluster.environment import default_omp_threads, forwarded_names, rank_environment
 from cluster.errors import COMPLETE, LauncherError, RequestError
@@ -115,7 +115,9 @@ def explain_request(options: Namespace, rest: list[str]) -> Explanation:
         allocation = here(options)
     mpirun = chosen_mpirun(options)
     attempt = next_attempt(run_dir, options.output_filename)
-    command, environ = planned_launch(options, mpirun, allocation, name_run_directory(program, run_dir), attempt)
+    environ = launch_environment(options, mpirun, allocation)
+    program = name_run_directory(program, run_dir)
+    command = launch_command(options, mpirun, allocation, program, attempt, environ)
     names = forwarded_names(environ, [*(name for name, _ in options.forward), *options.secret])
     secrets = secret_values(options.secret, os.environ)
     plan_of_ranks = {

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from types import ModuleType
 from typing import TYPE_CHECKING, Unpack
 
-from cluster.command import planned_launch
+from cluster.command import launch_command, launch_environment
 from cluster.errors import COMPLETE, LauncherError, RequestError
 from cluster.here import here, prepare_launch, run_here, say_what_is_ignored, start_launcher
 from cluster.hostfile import hostfile_text
@@ -124,7 +124,9 @@ def show(options: Namespace, program: list[str], in_slurm: bool) -> None:
         print("# no mpirun on this machine: shown as for Open MPI 5")
         mpirun = Mpirun("mpirun", OPEN_MPI_5)
     attempt = next_attempt(run_dir, options.output_filename)
-    command, _ = planned_launch(options, mpirun, allocation, name_run_directory(program, run_dir), attempt)
+    environ = launch_environment(options, mpirun, allocation)
+    program = name_run_directory(program, run_dir)
+    command = launch_command(options, mpirun, allocation, program, attempt, environ)
     print(f"# plan: {allocation.summary()}")
     print(f"# hostfile\n{hostfile_text(allocation, mpirun.dialect)}")
     print(f"# {mpirun.dialect.name}\n{shlex.join(command)}\n")
