@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from cluster.allocation import Allocation
+from cluster.allocation import Host
 from cluster.error_lines import Tracebacks, failed, failure
 from cluster.errors import COMPLETE, REQUEUE, RequestError
 from cluster.growing_logs import GrowingLog, Render, prefixed, read_all, rest_of_all
@@ -165,7 +165,7 @@ def places_of_logs(attempt: Attempt) -> tuple[Path, int]:
     """Directory of the ranks' logs, and how many ranks there are."""
     plan: dict[str, Any] = read_json(attempt.plan) or {}
     if plan:
-        return Path(plan["log_dir"]), Allocation.from_json(plan).world_size
+        return Path(plan["log_dir"]), sum(Host(*host).ranks for host in plan["hosts"])
     names = (re.fullmatch(r"rank-(\d+)\.log", path.name) for path in attempt.log_dir.glob("rank-*.log"))
     return attempt.log_dir, max((int(name[1]) + 1 for name in names if name), default=0)
 
