@@ -22,9 +22,9 @@ from cluster.environment import with_project
 from cluster.errors import COMPLETE, LauncherError, RequestError
 from cluster.options import OptionParser, add_output_dir, at_least, run
 from cluster.private import check_private
+from cluster.run_file import read_json
 from cluster.run_state import RUNNING, look_now
 from cluster.rundir import attempt_of, newest_attempt
-from cluster.runfile import read_json
 from cluster.runs import find_run
 from cluster.terminal import plain
 

@@ -22,8 +22,8 @@ from cluster.mpirun import Mpirun
 from cluster.private import write_private
 from cluster.records import Records
 from cluster.rendezvous import Rendezvous, rendezvous
+from cluster.run_file import read_run, record_attempt, write_json
 from cluster.rundir import Attempt, create_directories, unwritable
-from cluster.runfile import read_run, record_attempt, write_json
 from cluster.secret import secret_values, without
 from cluster.signals import Requests
 from cluster.supervise import End, Supervision
@@ -80,7 +80,7 @@ def run_attempt(
         "ended": time.time(),
         "seconds": end.seconds,
         "steps": steps_of(end.views),
-        "verdict": verdict.to_json(),
+        "verdict": verdict._asdict(),
         "accounting": account(
             begun["queued"],
             begun["started"],

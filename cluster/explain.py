@@ -25,7 +25,7 @@ from cluster.command import launch_command, launch_environment
 from cluster.config_file import read_command_line
 from cluster.environment import default_omp_threads, forwarded_names, rank_environment
 from cluster.errors import COMPLETE, LauncherError, RequestError
-from cluster.here import here
+from cluster.here import allocation_here
 from cluster.hostfile import hostfile_text
 from cluster.mpirun import HYDRA, OPEN_MPI_4, OPEN_MPI_5, Mpirun, find_mpirun
 from cluster.nodelist import expand_nodelist
@@ -34,8 +34,8 @@ from cluster.preparation import preparation_script
 from cluster.records import read_records
 from cluster.request import experiment_directory, goes_to_slurm, program_asked_for, resource_plan
 from cluster.request import parser as submit_parser
+from cluster.run_file import read_json, read_run
 from cluster.rundir import DEFAULT_OUTPUT_DIR, attempt_of, newest_attempt, next_attempt
-from cluster.runfile import read_json, read_run
 from cluster.runs import find_run
 from cluster.sbatch import training_script
 from cluster.secret import masked, secret_values
@@ -112,7 +112,7 @@ def explain_request(options: Namespace, rest: list[str]) -> Explanation:
         if options.prepare_first:
             before = preparation_script(options, plan, program, run_dir)
     else:
-        allocation = here(options)
+        allocation = allocation_here(options)
     mpirun = chosen_mpirun(options)
     attempt = next_attempt(run_dir, options.output_filename)
     environ = launch_environment(options, mpirun, allocation)

@@ -47,7 +47,7 @@ def say_what_is_ignored(options: Namespace) -> None:
 
 def prepare_launch(options: Namespace, program: list[str], given: Sequence[str]) -> tuple[Path, list[str]]:
     """All that comes before the launcher: its run directory, with the request in it, and its arguments."""
-    allocation = here(options)
+    allocation = allocation_here(options)
     run_dir = experiment_directory(options, program)
     check_training(options, [name_run_directory(program, run_dir)], allocation.world_size)
     if options.prepare_first:
@@ -84,7 +84,7 @@ def start_launcher(run_dir: Path, arguments: Sequence[str]) -> "subprocess.Popen
     return launcher
 
 
-def here(options: Namespace) -> Allocation:
+def allocation_here(options: Namespace) -> Allocation:
     """The hosts given, or this machine's simulated nodes once it is sure that the GPUs asked for exist."""
     if options.hosts or options.hostfile:
         if options.nodes or options.gpus:

@@ -29,8 +29,8 @@ from cluster.notice import FAULT, START, Notices, notice, read_webhook
 from cluster.options import OptionParser, add_place_options, run
 from cluster.program import resolve_program
 from cluster.requeue import lost_by, requeue
+from cluster.run_file import close_unfinished_attempts, exclude_host, put_damaged_aside, read_run
 from cluster.rundir import Attempt, next_attempt, run_directory
-from cluster.runfile import close_unfinished_attempts, exclude_host, put_damaged_aside, read_run
 from cluster.sequel import DEFAULT_RESTARTS, REQUEUE, RESTART, Sequel, Situation, sequel
 from cluster.signals import Requests
 from cluster.stage_env import staged
@@ -126,7 +126,7 @@ def launch_to_the_end(
             excluded.append(then.exclude)
             with suppress(OSError):  # a full disk
                 exclude_host(run_dir, then.exclude)
-        notices.tell(about(FAULT if then.kind == RESTART else then.kind, verdict=then.verdict.to_json()))
+        notices.tell(about(FAULT if then.kind == RESTART else then.kind, verdict=then.verdict._asdict()))
         if then.kind != RESTART:
             conclude(then, attempt, excluded, end.seconds)
             return then, excluded
@@ -165,7 +165,7 @@ def conclude(then: Sequel, attempt: Attempt, excluded: Sequence[str], seconds: f
     """Record the final verdict, and print it as the last lines."""
     verdict, requeue, in_slurm = then.verdict, then.kind == REQUEUE, "SLURM_JOB_ID" in os.environ
     advice = next_command(verdict, attempt, requeue, in_slurm)
-    remember(attempt, {"verdict": {**verdict.to_json(), "next": advice}})
+    remember(attempt, {"verdict": {**verdict._asdict(), "next": advice}})
     if requeue:
         record_event(attempt.run_dir, REQUEUE, attempt=attempt.number, exclude=list(excluded))
     say(verdict_lines(verdict, attempt, seconds, requeue, in_slurm))

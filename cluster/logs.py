@@ -22,9 +22,9 @@ from cluster.growing_logs import GrowingLog, Render, prefixed, read_all, rest_of
 from cluster.lock import launcher_holds
 from cluster.options import OptionParser, add_output_dir, at_least, run
 from cluster.run import launcher_log
+from cluster.run_file import read_json
 from cluster.run_state import QUEUED, RUNNING, RunState, look, look_now
 from cluster.rundir import Attempt, attempt_of, newest_attempt, rank_log
-from cluster.runfile import read_json
 from cluster.runs import find_run
 from cluster.terminal import plain, plain_bytes
 from cluster.verdict import judged

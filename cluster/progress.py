@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from cluster.runfile import read_json
+from cluster.run_file import read_json
 
 TAIL_BYTES = 16_384
 """Some 40 rows."""

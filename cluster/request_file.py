@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from cluster.private import make_private_directory
-from cluster.runfile import read_json, write_json
+from cluster.run_file import read_json, write_json
 
 REQUEST_FILE = "request.json"
 

@@ -67,7 +67,7 @@ class Run:
 
     @property
     def attempts(self) -> Sequence[Mapping[str, Any]]:
-        """The attempts as `run.json` has them (see `cluster.runfile`), the newest last."""
+        """The attempts as `run.json` has them (see `cluster.run_file`), the newest last."""
         return look(self.directory).attempts
 
     @property

@@ -8,7 +8,7 @@ from cluster.events import last_event
 from cluster.jobs import WAITING, Job, look_up
 from cluster.lock import launcher_holds
 from cluster.request_file import Request, read_request
-from cluster.runfile import read_run
+from cluster.run_file import read_run
 from cluster.sequel import REQUEUE
 from cluster.verdict import COMPLETED
 

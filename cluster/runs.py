@@ -9,8 +9,8 @@ from pathlib import Path
 from cluster import slurm
 from cluster.errors import RequestError, did_you_mean
 from cluster.request_file import REQUEST_FILE, read_request
+from cluster.run_file import RUN_FILE, read_run
 from cluster.rundir import DEFAULT_OUTPUT_DIR
-from cluster.runfile import RUN_FILE, read_run
 from cluster.sweep_file import all_sweeps, find_sweep
 
 MARKS = (RUN_FILE, REQUEST_FILE)

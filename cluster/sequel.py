@@ -59,7 +59,7 @@ def sequel(verdict: Verdict, attempts: Sequence[Mapping[str, Any]], now: Situati
         return end
     if now.cut_off or now.stopped_for == CANCELLED:
         return end  # also where scancel came after the warning: it never requeues
-    if same_fault_without_progress(attempts, verdict.to_json()):
+    if same_fault_without_progress(attempts, verdict._asdict()):
         return Sequel(END, no_progress(verdict))
     if asked_to_go_on:
         return Sequel(REQUEUE, verdict) if now.in_batch_body else end

@@ -20,9 +20,9 @@ from cluster.goodput import Goodput, duration, goodput_lines, totals
 from cluster.jobs import Job
 from cluster.options import OptionParser, add_output_dir, at_least, run
 from cluster.progress import read_progress
+from cluster.run_file import RUN_FILE, read_json
 from cluster.run_state import QUEUED, RUNNING, UNFINISHED, RunState, Snapshot, look, states
 from cluster.rundir import attempt_of
-from cluster.runfile import RUN_FILE, read_json
 from cluster.runs import all_runs, find_run
 from cluster.sweep_file import all_sweeps
 from cluster.terminal import or_dash, plain, table

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Unpack
 
 from cluster.command import launch_command, launch_environment
 from cluster.errors import COMPLETE, LauncherError, RequestError
-from cluster.here import here, prepare_launch, run_here, say_what_is_ignored, start_launcher
+from cluster.here import allocation_here, prepare_launch, run_here, say_what_is_ignored, start_launcher
 from cluster.hostfile import hostfile_text
 from cluster.keywords import SubmitOptions, check_keywords, command_words
 from cluster.mpirun import OPEN_MPI_5, Mpirun, find_mpirun
@@ -115,7 +115,7 @@ def show(options: Namespace, program: list[str], in_slurm: bool) -> None:
         print(training_script(plan, run_dir, "JOB_ID_OF_THE_FIRST" if options.prepare_first else None))
     else:
         say_what_is_ignored(options)
-        allocation = here(options)
+        allocation = allocation_here(options)
         if options.prepare_first:
             print(f"# first, here\n{preparation_command(program, run_dir)}\n")
     try:

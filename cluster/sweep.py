@@ -22,7 +22,7 @@ from cluster.environment import with_project
 from cluster.errors import COMPLETE, RequestError, did_you_mean
 from cluster.goodput import duration
 from cluster.grid import combinations, index_list, name_of, parse_grid
-from cluster.here import here, run_here
+from cluster.here import allocation_here, run_here
 from cluster.jobs import Job
 from cluster.keywords import command_words
 from cluster.options import OptionParser, at_least, run, split_program
@@ -132,7 +132,7 @@ def submit_sweep(options: Namespace, rest: list[str], given: list[str]) -> int:
     sweep = others_unchanged(sweep, chosen)
     script = array_script(plan, sweep, chosen, options.limit) if plan and chosen else None
     if chosen and not options.dry_run:
-        ranks = plan.expected_allocation().world_size if plan else here(options).world_size
+        ranks = plan.expected_allocation().world_size if plan else allocation_here(options).world_size
         check_training(options, [split_program(sweep.elements[index].launch)[1] for index in chosen], ranks)
     print(*listing(sweep, known), "", sep="\n")
     print(cost(len(chosen), plan), flush=True)

@@ -28,9 +28,6 @@ class Verdict(NamedTuple):
     detail: str = ""
     step: int | None = None
 
-    def to_json(self) -> dict[str, Any]:
-        return self._asdict()
-
 
 def verdict_lines(
     verdict: Verdict, attempt: Attempt, seconds: float, requeue: bool, in_slurm: bool = False

@@ -32,8 +32,8 @@ from cluster.plan import batch_script, check_sbatch_options
 from cluster.records import Records, read_records
 from cluster.request import parser as submit_parser
 from cluster.request_file import read_request, record_request
+from cluster.run_file import read_json, write_json
 from cluster.rundir import Attempt, check_experiment_name, run_directory
-from cluster.runfile import read_json, write_json
 from cluster.submit import main as submit
 from cluster.terminal import plain, plain_bytes, say
 from conftest import ROOT, Mpi

@@ -9,8 +9,8 @@ import pytest
 
 from cluster.errors import RequestError
 from cluster.lock import only_launcher_of
+from cluster.run_file import close_unfinished_attempts, put_damaged_aside, read_run, record_attempt
 from cluster.rundir import check_experiment_name, create_directories, next_attempt, run_directory
-from cluster.runfile import close_unfinished_attempts, put_damaged_aside, read_run, record_attempt
 from cluster.trainer import name_run_directory
 
 TRAIN = ["/venv/bin/python", "-m", "training.train_llm"]

@@ -90,7 +90,7 @@ def close_unfinished_attempts(run_dir: Path, job_id: str | None) -> None:
         seconds = ended - entry["started"]
         spent = account(entry.get("queued"), entry["started"], ended, None, kept=False)
         accounting = {**spent, "start": 0.0, "lost": seconds}
-        entry |= {"ended": ended, "seconds": seconds, "verdict": verdict.to_json(), "accounting": accounting}
+        entry |= {"ended": ended, "seconds": seconds, "verdict": verdict._asdict(), "accounting": accounting}
     if unfinished:
         write_json(run_dir / RUN_FILE, run)
 
