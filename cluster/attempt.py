@@ -29,7 +29,7 @@ from cluster.signals import Requests
 from cluster.supervise import End, Supervision
 from cluster.terminal import say
 from cluster.verdict import COMPLETED, PREEMPTED, SAVED, Verdict
-from cluster.watchdog import DEFAULT_HANG_TIMEOUT, RankView
+from cluster.watchdog import RankView
 
 
 def run_attempt(
@@ -68,7 +68,7 @@ def run_attempt(
         attempt,
         listener,
         requests,
-        options.hang_timeout or DEFAULT_HANG_TIMEOUT,
+        options.hang_timeout,
     )
     with meet.held:
         end = supervision.run()

@@ -32,7 +32,8 @@ from cluster.options import OptionParser, add_place_options, at_least, run, spli
 from cluster.program import resolve_program
 from cluster.records import read_records
 from cluster.rendezvous import rendezvous
-from cluster.trainer import is_training
+from cluster.run_file import RUN_FILE
+from cluster.trainer import METRICS_FILE, SUMMARY_FILE, is_training
 
 USAGE = "python -m cluster.bench [options] [-- PROGRAM [arguments]]"
 DEFAULT_PROGRAM = (
@@ -168,7 +169,7 @@ def measure(way: Way, folder: Path, trains: bool) -> Start:
 
     Raises `LauncherError` where it fails, with the last lines of its output.
     """
-    rows, log = folder / "run/metrics.jsonl", folder / "output.log"
+    rows, log = folder / "run" / METRICS_FILE, folder / "output.log"
     first_row = None
     with log.open("wb") as output:
         begun = time.time()
@@ -190,7 +191,7 @@ def phases(begun: float, reached: float, run_dir: Path, trains: bool) -> dict[st
     known: dict[str, float] = {}
     began = None
     if trains:
-        known = {name: float(value) for name, value in _read(run_dir / "summary.json")["start_seconds"].items()}
+        known = {name: float(value) for name, value in _read(run_dir / SUMMARY_FILE)["start_seconds"].items()}
         began = reached - sum(known.values())
     else:
         own = [record for record in read_records(run_dir / "attempt-0001") if record["state"] == "started"]
@@ -199,9 +200,9 @@ def phases(begun: float, reached: float, run_dir: Path, trains: bool) -> dict[st
             known = {PROGRAM: reached - began}
     if began is None:
         return {}
-    if not (run_dir / "run.json").exists():
+    if not (run_dir / RUN_FILE).exists():
         return {TO_PROGRAM: began - begun, **known}
-    launched = _read(run_dir / "run.json")["attempts"][0]["started"]
+    launched = _read(run_dir / RUN_FILE)["attempts"][0]["started"]
     return {LAUNCHER: launched - begun, TO_PROGRAM: began - launched, **known}
 
 

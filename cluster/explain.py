@@ -17,6 +17,7 @@ from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from cluster import slurm
@@ -58,20 +59,20 @@ class Explanation(NamedTuple):
     """All that is shown. A part is empty or None where there is none, or where it cannot be known from here."""
 
     allocation: Allocation
-    before: str | None
-    """The batch script of the job that makes the tokens first (`--prepare-first`)."""
-    script: str | None
-    test_only: slurm.TestOnly | None
-    """What sbatch itself says of the script."""
     hostfile: str
     dialect: str
-    command: str
-    environment: dict[str, str]
-    """Of every rank, secrets masked."""
-    first_rank: dict[str, str]
-    """What rank 0 is given of its own."""
     binding: str
-    records: list[dict[str, Any]]
+    before: str | None = None
+    """The batch script of the job that makes the tokens first (`--prepare-first`)."""
+    script: str | None = None
+    test_only: slurm.TestOnly | None = None
+    """What sbatch itself says of the script."""
+    command: str = ""
+    environment: Mapping[str, str] = MappingProxyType({})
+    """Of every rank, secrets masked."""
+    first_rank: Mapping[str, str] = MappingProxyType({})
+    """What rank 0 is given of its own."""
+    records: Sequence[Mapping[str, Any]] = ()
     """What the ranks of a job said themselves as they began."""
 
 
@@ -130,16 +131,15 @@ def explain_request(options: Namespace, rest: list[str]) -> Explanation:
     }
     return Explanation(
         allocation,
+        hostfile_text(allocation, mpirun.dialect),
+        mpirun.dialect.name,
+        options.bind_to,
         before,
         script,
         slurm.test_only(script) if script and shutil.which("sbatch") else None,
-        hostfile_text(allocation, mpirun.dialect),
-        mpirun.dialect.name,
         shlex.join(command),
         {name: masked(name, environ[name], secrets) for name in names if name in environ},
         given_to_first(plan_of_ranks, allocation),
-        options.bind_to,
-        [],
     )
 
 
@@ -188,16 +188,16 @@ def explain_run(options: Namespace) -> Explanation:
     job_id = next((entry.get("job_id") for entry in entries if entry["attempt"] == attempt.number), None)
     return Explanation(
         allocation,
-        None,
-        slurm.batch_script_of(job_id) if job_id else None,
-        None,
         attempt.hostfile.read_text(),
         "mpirun",
-        command,
-        {name: masked(name, os.environ[name], secrets) if name in os.environ else "(not set here)" for name in names},
-        given_to_first(plan, allocation),
         bound_to(words),
-        [record for record in read_records(attempt.path) if record["state"] == "started"],
+        script=slurm.batch_script_of(job_id) if job_id else None,
+        command=command,
+        environment={
+            name: masked(name, os.environ[name], secrets) if name in os.environ else "(not set here)" for name in names
+        },
+        first_rank=given_to_first(plan, allocation),
+        records=[record for record in read_records(attempt.path) if record["state"] == "started"],
     )
 
 
@@ -205,19 +205,8 @@ def explain_job(options: Namespace, detail: str) -> Explanation:
     """A job that has left no run directory yet: what its launcher will find."""
     allocation = allocation_of_job(detail, options.ranks_per_node)
     mpirun = chosen_mpirun(options)
-    return Explanation(
-        allocation,
-        None,
-        slurm.batch_script_of(options.run_or_job),
-        None,
-        hostfile_text(allocation, mpirun.dialect),
-        mpirun.dialect.name,
-        "",
-        {},
-        {},
-        options.bind_to,
-        [],
-    )
+    hostfile, script = hostfile_text(allocation, mpirun.dialect), slurm.batch_script_of(options.run_or_job)
+    return Explanation(allocation, hostfile, mpirun.dialect.name, options.bind_to, script=script)
 
 
 def allocation_of_job(detail: str, ranks_per_node: int | None) -> Allocation:
@@ -336,6 +325,8 @@ def to_json(explanation: Explanation) -> dict[str, Any]:
     return {
         **explanation._asdict(),
         "allocation": allocation.to_json(),
+        "environment": dict(explanation.environment),
+        "first_rank": dict(explanation.first_rank),
         "summary": allocation.summary(),
         "test_only": explanation.test_only and explanation.test_only._asdict(),
         "ranks": [

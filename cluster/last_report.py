@@ -8,16 +8,15 @@ from contextlib import suppress
 from pathlib import Path
 
 from cluster.environment import with_project
-from cluster.trainer import is_training
+from cluster.trainer import REPORT_FILE, is_training
 
-REPORT = "report.html"
 WITHIN = 60.0
 """Seconds that the job waits for it."""
 
 
 def refresh_report(run_dir: Path, program: Sequence[str]) -> None:
     """Write RUN/report.html again, by the trainer's own Python; where there is none, or it fails, nothing happens."""
-    if not (is_training(program) and (run_dir / REPORT).exists()):
+    if not (is_training(program) and (run_dir / REPORT_FILE).exists()):
         return
     command = [program[0], "-m", "training.report", str(run_dir)]
     silent = subprocess.DEVNULL

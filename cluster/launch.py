@@ -26,12 +26,12 @@ from cluster.last_report import refresh_report
 from cluster.lock import only_launcher_of
 from cluster.mpirun import Mpirun, find_mpirun
 from cluster.notice import FAULT, START, Notices, notice, read_webhook
-from cluster.options import OptionParser, add_place_options, run
+from cluster.options import DEFAULT_RESTARTS, OptionParser, add_place_options, run
 from cluster.program import resolve_program
 from cluster.requeue import lost_by, requeue
 from cluster.run_file import close_unfinished_attempts, exclude_host, put_damaged_aside, read_run
 from cluster.rundir import Attempt, next_attempt, run_directory
-from cluster.sequel import DEFAULT_RESTARTS, REQUEUE, RESTART, Sequel, Situation, sequel
+from cluster.sequel import REQUEUE, RESTART, Sequel, Situation, sequel
 from cluster.signals import Requests
 from cluster.stage_env import staged
 from cluster.terminal import say

@@ -16,6 +16,11 @@ from cluster.errors import ClusterError, RequestError, did_you_mean
 from cluster.rundir import DEFAULT_OUTPUT_DIR
 from cluster.terminal import plain
 
+DEFAULT_RESTARTS = 3
+"""For our own trainer, which resumes. Another program may start from nothing, so it is launched once."""
+DEFAULT_HANG_TIMEOUT = 120
+"""Seconds without progress that are never a hang, however fast the steps are."""
+
 
 class OptionParser(argparse.ArgumentParser):
     """Errors are one line, exit status 64. No abbreviations: a new option must not change what an old script means."""
@@ -162,8 +167,8 @@ def add_place_options(parser: argparse.ArgumentParser) -> None:
         "--restarts",
         type=at_least(0),
         metavar="N",
-        help="launch again at most N times without a new checkpoint in between (default: 3 for our trainer, "
-        "0 for other programs)",
+        help="launch again at most N times without a new checkpoint in between "
+        f"(default: {DEFAULT_RESTARTS} for our trainer, 0 for other programs)",
     )
     faults.add_argument(
         "--spare-nodes",
@@ -175,8 +180,10 @@ def add_place_options(parser: argparse.ArgumentParser) -> None:
     faults.add_argument(
         "--hang-timeout",
         type=at_least(1),
+        default=DEFAULT_HANG_TIMEOUT,
         metavar="SECONDS",
-        help="seconds without progress that are no hang yet (default 120; more where steps take longer than a tenth)",
+        help=f"seconds without progress that are no hang yet (default {DEFAULT_HANG_TIMEOUT}; "
+        "more where steps take longer than a tenth)",
     )
     run = parser.add_argument_group("run directory")
     run.add_argument(

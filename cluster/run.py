@@ -27,6 +27,7 @@ from cluster.run_state import RunState, look, look_now
 from cluster.rundir import DEFAULT_OUTPUT_DIR, attempt_of, newest_attempt
 from cluster.runs import all_runs, find_run
 from cluster.stop import stop
+from cluster.trainer import METRICS_FILE
 
 LOOK_EVERY = 0.5
 """Seconds between two looks at a run without a job, while it is waited for."""
@@ -93,7 +94,7 @@ class Run:
 
     def metrics(self) -> list[dict[str, Any]]:
         """The rows of `metrics.jsonl`: one for each logged step, evaluation and event; none before the first."""
-        return all_rows(self.directory / "metrics.jsonl")
+        return all_rows(self.directory / METRICS_FILE)
 
     def wait(self, timeout: float | None = None) -> int:
         """The run's exit status once it is over, through restarts and requeues (0: complete).

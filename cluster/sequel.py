@@ -17,8 +17,6 @@ from cluster.verdict import (
 )
 
 END, RESTART, REQUEUE = "end", "restart", "requeue"
-DEFAULT_RESTARTS = 3
-"""For our own trainer, which resumes. Another program may start from nothing, so it is launched once."""
 
 
 class Situation(NamedTuple):

@@ -1,4 +1,4 @@
-"""Our own trainer, as far as the launcher knows it: its modules, and those of its options that name the run."""
+"""Our own trainer, as far as the launcher knows it: its modules, its files, its options that name the run."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +13,8 @@ NAMING_OPTIONS = {
 }
 """Those that name the run directory."""
 DEFAULT_EXPERIMENT = "gpt2_mpi"
+METRICS_FILE, CONFIG_FILE, SUMMARY_FILE, REPORT_FILE = "metrics.jsonl", "config.json", "summary.json", "report.html"
+"""In the run directory, beside ours."""
 
 
 def is_training(program: Sequence[str]) -> bool:
