@@ -3,6 +3,7 @@
 import os
 import signal
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 PR_SET_PDEATHSIG = 1
@@ -63,11 +64,11 @@ def adopt_orphans() -> None:
 
 def children(pid: int) -> list[int]:
     """The processes that this one has started, as far as the kernel tells."""
-    try:
-        found = [task.read_text().split() for task in Path(f"/proc/{pid}/task").glob("*/children")]
-    except OSError:
-        return []  # it has ended meanwhile
-    return [int(child) for of_task in found for child in of_task]
+    found: list[int] = []
+    with suppress(OSError):  # it has ended meanwhile
+        for of_task in Path(f"/proc/{pid}/task").glob("*/children"):
+            found += map(int, of_task.read_text().split())
+    return found
 
 
 def descendants(pid: int) -> list[int]:
