@@ -4,6 +4,7 @@
 # make bench   how long a start and a checkpoint take, how fast data is read and a step made, whether memory grows
 # make faults  throw faults at real jobs, again and again (hours; FAULTS="--rows SIGKILL --times 3", FAULTS="--soak 30")
 # make fuzz    a coverage-guided fuzzer over every parser, for FUZZ_SECONDS=600
+# make pages   docs/reference.md and docs/imports.svg from the code, after an option, a variable or an import has changed
 # make lock    constraints-hashed.txt and docs/licences.md, after a version in constraints.txt has changed
 # make sbom    a bill of materials, build/sbom.json        make audit   known vulnerabilities of what is pinned
 #
@@ -59,6 +60,11 @@ lint: .venv/.test
 .PHONY: docs
 docs: .venv/.test
 	@if [ -f docs/conf.py ]; then set -x; $(SPHINX) docs docs/_build/html; fi
+
+.PHONY: pages
+pages: .venv/.test
+	.venv/bin/python tests/reference.py
+	.venv/bin/python tests/architecture.py
 
 .PHONY: bench
 bench: .venv/.test

@@ -20,7 +20,7 @@ VERBS = {
     "bench": "how long a start takes, beside bare mpirun, srun and torchrun",
     "completion": "for bash: source <(slurm-mpi-train completion bash)",
 }
-"""Each verb is a module with a `main`; what it does in one line."""
+"""Each verb is a module with a `main` and a `parser`; what it does in one line."""
 RUN_VERBS = ("explain", "status", "logs", "attach", "cancel", "resubmit", "sweep")
 """Those that take a RUN."""
 

@@ -62,13 +62,7 @@ class Start(NamedTuple):
 
 def main(arguments: list[str]) -> int:
     before, program = split_program(arguments)
-    parser = OptionParser("python -m cluster.bench", USAGE, str(__doc__))
-    parser.add_argument("--rounds", type=at_least(1), default=7, metavar="N", help="of each way (default: 7)")
-    parser.add_argument("--ways", default=",".join(WAYS), help="which ones, of launch,mpirun,srun,torchrun")
-    parser.add_argument("--json", metavar="FILE", help="every single figure goes there")
-    parser.add_argument("--front-end", action="store_true", help="measure --help and --dry-run instead of a start")
-    add_place_options(parser)
-    options = parser.parse_options(before)
+    options = parser().parse_options(before)
     if options.front_end:
         figures = in_turns(front_end(), options.rounds)
         base = "python"
@@ -90,6 +84,16 @@ def main(arguments: list[str]) -> int:
     if options.json:
         Path(options.json).write_text(json.dumps(to_json(figures, base), indent=2) + "\n")
     return 0
+
+
+def parser() -> OptionParser:
+    options = OptionParser("python -m cluster.bench", USAGE, str(__doc__))
+    options.add_argument("--rounds", type=at_least(1), default=7, metavar="N", help="of each way (default: 7)")
+    options.add_argument("--ways", default=",".join(WAYS), help="which ones, of launch,mpirun,srun,torchrun")
+    options.add_argument("--json", metavar="FILE", help="every single figure goes there")
+    options.add_argument("--front-end", action="store_true", help="measure --help and --dry-run instead of a start")
+    add_place_options(options)
+    return options
 
 
 def can(way: str, allocation: Allocation) -> bool:

@@ -44,27 +44,27 @@ complete -o default -F _slurm_mpi_train slurm-mpi-train
 
 
 def main(arguments: list[str]) -> int:
-    options = OptionParser("python -m cluster completion", USAGE, str(__doc__), EPILOG)
-    options.add_argument("shell", choices=["bash"], help="for which shell")
-    options.parse_options(arguments)
+    parser().parse_options(arguments)
     print(bash_script(), end="")
     return COMPLETE
 
 
+def parser() -> OptionParser:
+    options = OptionParser("python -m cluster completion", USAGE, str(__doc__), EPILOG)
+    options.add_argument("shell", choices=["bash"], help="for which shell")
+    return options
+
+
 def bash_script() -> str:
     """The script; a run's name with a blank in it cannot be (see `rundir.check_experiment_name`)."""
-    cases = (f'            {verb}) words="{" ".join(names)}" ;;' for verb in VERBS if (names := options_of(verb)))
+    cases = (f'            {verb}) words="{" ".join(options_of(verb))}" ;;' for verb in VERBS)
     return BASH.format(verbs=" ".join(VERBS), options="\n".join(cases), run_verbs=" ".join(RUN_VERBS))
 
 
 def options_of(verb: str) -> list[str]:
-    """The long options of a verb; none where its module has no parser of its own to ask."""
-    module = import_module(f"cluster.{verb}")
-    if not hasattr(module, "parser"):
-        return []
-    return sorted(
-        name for action in module.parser()._actions for name in action.option_strings if name.startswith("--")
-    )
+    """The long options of a verb."""
+    actions = import_module(f"cluster.{verb}").parser()._actions
+    return sorted(name for action in actions for name in action.option_strings if name.startswith("--"))
 
 
 if __name__ == "__main__":

@@ -3,9 +3,16 @@
     outputs/<experiment>/            0700
       run.json                       attempts and their verdicts
       events.jsonl                   what happened, one line each (cluster.events)
+      request.json                   the command that asked for the run (cluster.request_file)
       launcher.lock                  held while an attempt runs
+      <name>-<job id>.log            the job's log, by cluster.submit; the templates write theirs where you submit
+      launcher.log                   the launcher's words, where Python's submit() started it without Slurm
+      submitit/                      what submitit stores, by cluster.submit
       attempt-0001/                  one launch
-        plan.json  hostfile  mpirun.txt  mpirun.log
+        plan.json                    hosts [name, ranks, GPUs, CPUs], MASTER_ADDR and MASTER_PORT, tokens
+        hostfile                     as given to mpirun
+        mpirun.txt                   mpirun's command line
+        mpirun.log                   what mpirun itself printed
         ranks.jsonl                  how each rank began and ended, see cluster.records
         stacks.txt                   of every rank, where the attempt hung
         errors/rank-3.json           TORCHELASTIC_ERROR_FILE

@@ -1,38 +1,55 @@
 """The walls between the rooms: who imports whom, and what a command loads."""
 
-import ast
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from architecture import DRAWING, PACKAGES, drawing, imported_names, module_name, modules, why_not
 from conftest import ROOT
 
-HEAVY = {"torch", "transformers", "datasets"}
 
+@pytest.mark.parametrize("package", PACKAGES)
+def test_every_module_stands_in_one_layer(package: str) -> None:
+    listed = [name for layer in PACKAGES[package] for name in f"{layer.modules} {layer.leaves}".split()]
 
-def imported_packages(path: Path) -> set[str]:
-    """Top-level packages that a module imports anywhere, also inside functions."""
-    names = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            names |= {alias.name.split(".")[0] for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            names.add(node.module.split(".")[0])
-    return names
-
-
-@pytest.mark.parametrize("module", sorted((ROOT / "cluster").glob("*.py")), ids=lambda path: path.name)
-def test_cluster_imports_neither_training_nor_anything_heavy(module: Path) -> None:
-    assert not imported_packages(module) & {"training", *HEAVY}
+    assert sorted(listed) == sorted({module_name(path) for path in modules(package)})
 
 
 @pytest.mark.parametrize(
-    "module", sorted((ROOT / "training").rglob("*.py")), ids=lambda path: str(path.relative_to(ROOT))
+    "path", [*modules("cluster"), *modules("training")], ids=lambda path: str(path.relative_to(ROOT))
 )
-def test_training_knows_no_launcher(module: Path) -> None:
-    assert not imported_packages(module) & {"cluster", "submitit"}
+def test_every_import_goes_down_and_stays_in_its_package(path: Path) -> None:
+    package = path.relative_to(ROOT).parts[0]
+
+    assert [why for name in imported_names(path) if (why := why_not(package, module_name(path), name))] == []
+
+
+@pytest.mark.parametrize(
+    ("package", "importer", "imported", "why"),
+    [
+        ("training", "train_llm", "cluster.launch", "training never imports cluster"),
+        ("cluster", "checks", "torch.cuda", "cluster never imports torch"),
+        ("cluster", "submit", "training.check", "cluster never imports training"),
+        ("cluster", "blame", "cluster.repeated", "blame is a leaf, and imports repeated"),
+        ("cluster", "plan", "cluster.submit", "plan (the request) imports submit (commands), which is not below it"),
+        (
+            "cluster",
+            "supervise",
+            "cluster.watch.Watch",
+            "supervise (the launcher's side) imports watch (the rank's side), which is not below it",
+        ),
+        ("cluster", "submit_all", "cluster.submit", "submit_all stands in no layer of tests/architecture.py"),
+        ("training", "model", "training.loop", "model (model) imports loop (steps), which is not below it"),
+    ],
+)
+def test_a_forbidden_arrow_is_named(package: str, importer: str, imported: str, why: str) -> None:
+    assert why_not(package, importer, imported) == why
+
+
+def test_the_drawing_of_the_imports_is_that_of_the_code() -> None:
+    assert DRAWING.read_text() == drawing(), "write it anew: .venv/bin/python tests/architecture.py"
 
 
 @pytest.mark.parametrize(

@@ -94,7 +94,7 @@ def test_the_console_script_is_this_command() -> None:
         (["logs", "smoke_sweep/"], ["smoke_sweep/lr=1e-3", "smoke_sweep/lr=3e-3"]),
         (["logs", "smoke_sweep/lr=1"], ["1e-3"]),
         (["submit", "smoke"], []),
-        (["bench", "--"], []),
+        (["bench", "--ro"], ["--rounds"]),
     ],
     ids=" ".join,
 )

@@ -1,17 +1,24 @@
 """What the documentation lists is what there is."""
 
-import dataclasses
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
 from cluster import errors
 from cluster.__main__ import VERBS
+from cluster.allocation import from_hosts
+from cluster.environment import rank_environment
+from cluster.sequel import RESTART, Situation, sequel
+from cluster.verdict import Verdict
 from conftest import ROOT
-from training.config import TrainConfig
-from training.evaluate_model import EvaluateOptions
-from training.export import ExportOptions
-from training.generate import GenerateOptions
-from training.report.__main__ import ReportOptions
+from reference import PAGE, page, verdict_kinds
+from training.loop import PHASES, StepResult
+from training.metrics import COLUMNS, step_row
+from training.saver import SaveReport
 
 
 @pytest.mark.parametrize("package", ["cluster", "training", "training.bench", "training.report"])
@@ -33,38 +40,59 @@ def test_every_verb_and_every_exit_status_stands_in_the_tables_of_exit_statuses(
     assert [cell for cell in first if cell.startswith("`") and " " not in cell] == [f"`{verb}`" for verb in VERBS]
 
 
-def shown(default: object) -> str:
-    """A default as the tables of options have it."""
-    value = " ".join(default) if isinstance(default, tuple) else default
-    return "–" if value is None else "off" if value is False else f"`{value}`"
+def test_the_reference_is_what_the_code_says() -> None:
+    assert PAGE.read_text() == page(), "write it anew: make pages"
 
 
-def defaults(table: str) -> dict[str, str]:
-    """Of every option of a table of options, by the option's name."""
-    rows = [line.split("|") for line in table.splitlines() if line.startswith("| `--")]
-    return {row[1].split("`")[1]: row[2].strip() for row in rows}
+def test_every_variable_of_a_rank_is_explained() -> None:
+    contract = (ROOT / "docs/environment.md").read_text().partition("## What each rank finds")[2].partition("\n## ")[0]
+    plan = {"master_addr": "a", "master_port": 1, "store_token": "t", "attempt_dir": "d", "run_dir": "r", "attempt": 1}
+    two = from_hosts("a:2")
+
+    assert [name for name in rank_environment(plan, two, two.place(1)) if f"`{name}`" not in contract] == []
 
 
-@pytest.mark.parametrize("field", dataclasses.fields(TrainConfig), ids=lambda field: field.name)
-def test_every_option_of_the_trainer_is_listed_with_its_default(field: "dataclasses.Field[object]") -> None:
-    page = (ROOT / "docs/training.md").read_text()
-    table = page[page.index("| option | default | meaning |") :].split("\n\n")[0]
+def test_the_rooms_and_tests_of_the_page_for_newcomers_are_there() -> None:
+    named = set(re.findall(r"`([a-z0-9_/]+\.py)", (ROOT / "docs/newcomer.md").read_text()))
 
-    assert defaults(table)[f"--{field.name.replace('_', '-')}"] == shown(field.default)
+    assert [name for name in sorted(named) if not (ROOT / name).exists() and not (ROOT / "tests" / name).exists()] == []
 
 
-@pytest.mark.parametrize(
-    ("section", "options"),
-    [
-        ("Export", ExportOptions),
-        ("Generate", GenerateOptions),
-        ("Evaluate", EvaluateOptions),
-        ("Options", ReportOptions),
-    ],
-)
-def test_every_option_of_the_commands_for_runs_is_listed_with_its_default(section: str, options: type) -> None:
-    page = "\n".join((ROOT / "docs" / name).read_text() for name in ("models.md", "report.md"))
-    table = page[page.index(f"\n## {section}\n") :].split("| option | default | meaning |")[1].split("\n\n")[0]
-    by_name = [each for each in dataclasses.fields(options) if "Positional" not in str(each.type)]
+def test_every_verdict_has_its_advice_and_says_whether_another_attempt_follows() -> None:
+    page = (ROOT / "docs/failed.md").read_text().partition("\n## By verdict\n")[2].partition("\n## ")[0]
+    again = {row[1].strip(" `"): row[4].strip() for line in page.splitlines() if len(row := line.split("|")) == 7}
+    in_a_job = Situation(3, True, 2, 2, False, None, False, False)
+    attempts = [{"attempt": 1, "launch": "7", "steps": {"resumed": 0, "last": 9, "saved": 5}, "verdict": None}]
 
-    assert defaults(table) == {f"--{each.name.replace('_', '-')}": shown(each.default) for each in by_name}
+    restarted = [
+        kind for kind in verdict_kinds() if sequel(Verdict(kind, 1, "it broke"), attempts, in_a_job).kind == RESTART
+    ]
+
+    assert set(verdict_kinds()) < again.keys()
+    assert {kind for kind, said in again.items() if said.startswith("yes")} == set(restarted)
+
+
+def test_the_script_of_the_page_for_scripts_runs(tmp_path: Path) -> None:
+    page = (ROOT / "docs/own_script.md").read_text()
+    script = page.partition("```python\n")[2].partition("```")[0]
+    (tmp_path / "my_script.py").write_text(script.replace("0.1", "0"))
+
+    launch = [sys.executable, "-m", "cluster.launch", "--cluster", "local", "--ranks-per-node", "2", "--"]
+    done = subprocess.run(
+        [*launch, sys.executable, "my_script.py"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "rank 0 of 2: done" in done.stdout
+
+
+def test_every_column_of_metrics_is_explained() -> None:
+    result = StepResult(1, 2.0, 1e-3, 1.0, 0.5, dict.fromkeys(PHASES, 0.1), stop=False, save=False)
+    step = step_row(result, 0.1, 512, 0.4, {"memory_peak_bytes": 1, "memory_allocated_bytes": 1})
+    save = SaveReport(step=1, seconds=1.0, blocking_seconds=0.1, bytes=7, folder=ROOT).row()
+
+    assert {*step, *save, "eval_loss", "perplexity", "event"} == COLUMNS.keys()

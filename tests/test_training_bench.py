@@ -243,14 +243,6 @@ def test_a_wrong_option_is_refused_in_one_line(argv: list[str], message: str) ->
     assert "\n" not in str(met.value)
 
 
-@pytest.mark.parametrize("option", list(vars(options_from_argv([]))))
-def test_every_option_of_the_bench_is_listed(option: str) -> None:
-    page = (ROOT / "docs/training.md").read_text()
-    table = page[page.index("| `--subjects` | all but") :].split("\n\n")[0]
-
-    assert f"| `--{option.replace('_', '-')}`" in table
-
-
 def test_a_new_process_for_the_first_step_is_a_bench_of_that_subject_alone() -> None:
     asked = options_from_argv(["--model", "tiny", "--batch-sizes", "8", "4", "--seq-length", "16", "--dropout", "0.1"])
 

@@ -15,6 +15,7 @@ from training.loader import Loader
 from training.loop import LoopPlan, dropout_seed, settle_buckets, train_steps
 from training.optimizer import make_optimizer
 from training.sampler import RankBatches, SampleOrder
+from training.stop import StopRequest
 from training.tokens import Blocks
 
 CPU = torch.device("cpu")
@@ -116,6 +117,29 @@ def test_the_pass_before_a_resumed_run_is_that_of_a_training_step(monkeypatch):
     monkeypatch.setattr(loop, "DistributedDataParallel", Wrapped)
     settle_buckets(Wrapped().eval(), 2, 10, CPU)
     assert seen == [True]
+
+
+def test_a_model_that_drops_out_does_so_again_after_an_evaluation():
+    def losses(evaluated):
+        inner = Bigram()
+        inner.table = torch.nn.Sequential(inner.table, torch.nn.Dropout(0.5))
+        model = torch.nn.Sequential(inner)
+        batches = RankBatches(SampleOrder(len(BLOCKS), 0), 0, 1, 4, 1, 0, PLAN.total)
+        steps = train_steps(
+            model, make_optimizer(model, 0.0), Loader(BLOCKS, batches, 0, CPU), PLAN,
+            StopRequest(), CPU, Heartbeat(None),
+        )  # fmt: skip
+        made = []
+        for result in steps:
+            made.append(result.loss)
+            if evaluated:
+                evaluate(inner, BLOCKS, [range(4)], CPU)
+        return made
+
+    torch.manual_seed(1)
+    alone = losses(evaluated=False)
+    torch.manual_seed(1)
+    assert losses(evaluated=True) == alone
 
 
 def test_held_out_blocks_are_shared_out_once_each_up_to_the_limit():

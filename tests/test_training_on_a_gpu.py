@@ -92,6 +92,7 @@ def trained(graphs: str, accumulation: int) -> tuple[list[StepResult], Any, torc
         results.append(result)
         with torch.no_grad():
             loss_of.eval()(tokens())  # an evaluation in between changes nothing
+        loss_of.train()
     return results, dropping, torch.cuda.get_rng_state()
 
 

@@ -1,14 +1,32 @@
 """What must be the same for two attempts to compute the same."""
 
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
 import torch
 
 from training.config import TrainConfig
 from training.random_state import conditions, differences
+from training.run_directory import run_identity
 
 CONFIG = TrainConfig()
+BY_ANOTHER_NAME = {"max_steps", "num_epochs", "warmup_steps"}
+"""Options that stand among the conditions as `steps` and `warm-up`."""
+HARMLESS = {
+    *(
+        "experiment_name",
+        "output_dir",
+        "preset",
+        "config",
+        "streaming",
+        "max_train_tokens",
+        "pretrained",
+        "from_scratch",
+    ),
+    *("cuda_graphs", "max_skipped_steps", "num_workers", "log_freq", "eval_freq", "max_eval_samples", "ckpt_freq"),
+    *("keep_checkpoints", "mtbf_hours", "report_to", "report_interval"),
+}
+"""Options by which no step of a run that goes on computes anything else; the tokens are compared by their content."""
 
 
 def changed(config: TrainConfig = CONFIG, hosts: str = "aabb", total: int = 100, warmup: int = 3) -> list[str]:
@@ -37,6 +55,13 @@ def test_the_same_request_has_the_same_conditions():
 )
 def test_an_option_that_changes_the_numbers_is_named(option: str, value: object, said: str):
     assert changed(replace(CONFIG, **{option: value})) == [said]  # type: ignore[arg-type]
+
+
+def test_of_every_option_it_is_known_whether_it_changes_the_numbers():
+    named = {*conditions(CONFIG, "a", 100, 3, "float32", "torch", "cpu"), *run_identity(CONFIG, {}, None)}
+    compared = {name.removeprefix("--").replace("-", "_") for name in named}
+
+    assert {field.name for field in fields(TrainConfig)} - compared == BY_ANOTHER_NAME | HARMLESS
 
 
 def test_another_length_of_the_run_is_named():

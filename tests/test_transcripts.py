@@ -60,7 +60,7 @@ def test_a_first_run_goes_the_same_way_without_accounting(without_accounting: Sl
     type_all("docs/first_run.md", without_accounting, tmp_path)
 
 
-@pytest.mark.parametrize("page", ["docs/cluster.md", "docs/operate.md"])
+@pytest.mark.parametrize("page", ["docs/cluster.md", "docs/operate.md", "docs/sweeps.md"])
 def test_the_commands_of_a_page_print_what_it_shows(page: str, slurm: SlurmLab, tmp_path: Path) -> None:
     type_all(page, slurm, tmp_path)
 

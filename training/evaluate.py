@@ -38,7 +38,7 @@ def evaluate(
     stop: StopRequest | None = None,
 ) -> float | None:
     """Mean loss over all tokens of the held-out blocks that the ranks read together, in nats per token; None
-    where there are none.
+    where there are none. The model is left in the mode in which it was found.
 
     Args:
         loss_of: a batch's loss, without DDP: ranks may have different numbers of batches.
@@ -50,18 +50,21 @@ def evaluate(
     Raises:
         CutShort: some rank was asked to stop.
     """
-    loss_of.eval()
+    training, _ = loss_of.training, loss_of.eval()
     total = torch.zeros(2, dtype=torch.float64)
-    for number, batch in enumerate(batches):
-        agree = stop is not None and number > 0 and number % BATCHES_BETWEEN_AGREEMENTS == 0
-        if stop is not None and agree and any_rank(stop.requested, device):
-            raise CutShort
-        # Every rank makes every pass, with whatever tokens: where FSDP has sharded the model, each needs the others.
-        tokens = torch.stack([torch.from_numpy(blocks[i]) for i in batch or batches[0] or [0]]).to(device)
-        loss = loss_of(tokens)
-        # Blocks have equal lengths: a mean over them, weighted by their number, is the mean over all tokens.
-        if batch:
-            total += torch.tensor([float(loss) * len(batch), len(batch)], dtype=torch.float64)
+    try:
+        for number, batch in enumerate(batches):
+            agree = stop is not None and number > 0 and number % BATCHES_BETWEEN_AGREEMENTS == 0
+            if stop is not None and agree and any_rank(stop.requested, device):
+                raise CutShort
+            # Every rank makes every pass, with whatever tokens: where FSDP has sharded the model, each needs all.
+            tokens = torch.stack([torch.from_numpy(blocks[i]) for i in batch or batches[0] or [0]]).to(device)
+            loss = loss_of(tokens)
+            # Blocks have equal lengths: a mean over them, weighted by their number, is the mean over all tokens.
+            if batch:
+                total += torch.tensor([float(loss) * len(batch), len(batch)], dtype=torch.float64)
+    finally:
+        loss_of.train(training)
     loss_sum, count = sum_over_ranks(total.to(device)).tolist()
     return loss_sum / count if count else None
 

@@ -14,10 +14,15 @@ import triton.language as tl
 GELU_SLOPE = tl.constexpr(1.5957691216057308)  # 2 · √(2/π)
 GELU_CUBE = tl.constexpr(0.044715)
 LOWEST = tl.constexpr(-1e30)  # a lane that has seen nothing: unlike -inf, it can be subtracted from itself
-PROGRAMS = 1056
-"""Programs that share the rows out where they also sum over them: 8 for each of an H100's 132 multiprocessors."""
+# GPUs raise 2 to a power, so the cross entropy counts in bits until its end.
+BITS = tl.constexpr(1.4426950408889634)  # log₂ e
+NATS = tl.constexpr(0.6931471805599453)  # ln 2
+MULTIPROCESSORS = 132
+"""Of an H100. Programs that sum over the rows as well share these out: as many as are made at the same time."""
 ROW_TILE, COLUMN_TILE = 4, 1024
-HEAD_ROWS = 64
+HEAD_ROWS, HEAD_COLUMNS = 16, 1024
+SUM_ROWS, SUM_COLUMNS = 512, 16
+SCALE_TILE, LOGIT_TILE = 1024, 2048
 
 
 def add_norm_forward(
@@ -109,15 +114,17 @@ def add_norm_backward(
     x_grad = torch.empty_like(total)
     drops = has_delta and dropout > 0
     delta_grad = torch.empty_like(total) if drops else x_grad
-    programs = min(PROGRAMS, rows)
-    sums = torch.empty((3, programs, width), dtype=torch.float32, device=total.device)
     block = triton.next_power_of_2(width)
+    # As their registers allow; to draw needs more of them.
+    at_a_time = max(1, (4096 if drops else 6144) // block)
+    programs = min(MULTIPROCESSORS * at_a_time, rows)
+    sums = torch.empty((3, programs, width), dtype=torch.float32, device=total.device)
     _add_norm_backward[(programs,)](
         total, mean, rstd, weight, total_grad, normed_grad, x_grad, delta_grad, sums, seed, rows, width, dropout,
         HAS_TOTAL_GRAD=total_grad is not None, HAS_DELTA=has_delta, DROPOUT=drops, BLOCK=block,
         num_warps=4 if block <= 2048 else 8,
     )  # fmt: skip
-    return x_grad, delta_grad, sums.sum(1)
+    return x_grad, delta_grad, sum_over_programs(sums)
 
 
 @triton.jit
@@ -132,19 +139,23 @@ def _add_norm_backward(
     weight_sum = tl.zeros([BLOCK], tl.float32)
     shift_sum = tl.zeros([BLOCK], tl.float32)
     bias_sum = tl.zeros([BLOCK], tl.float32)
-    start = tl.zeros([BLOCK], tl.int64)
+    at = tl.zeros([BLOCK], tl.int64) + program * width + column
+    coming = _load_row(total, total_grad, normed_grad, mean, rstd, at, inside, program, rows, HAS_TOTAL_GRAD)
     for row in range(program, rows, programs):
-        at = (start + row) * width + column
-        value = tl.load(total + at, inside, 0.0).to(tl.float32)
-        grad = tl.load(normed_grad + at, inside, 0.0).to(tl.float32)
-        reciprocal = tl.load(rstd + row)
-        unit = tl.where(inside, (value - tl.load(mean + row)) * reciprocal, 0.0)
+        value, grad, grad_before, centre, reciprocal = coming
+        # While this row is worked on, the program's next one is on its way.
+        coming = _load_row(
+            total, total_grad, normed_grad, mean, rstd, at + programs * width, inside, row + programs, rows,
+            HAS_TOTAL_GRAD,
+        )  # fmt: skip
+        grad = grad.to(tl.float32)
+        unit = tl.where(inside, (value.to(tl.float32) - centre) * reciprocal, 0.0)
         scaled = scale * grad
         along = tl.sum(unit * scaled, 0) / width
         level = tl.sum(scaled, 0) / width
         result = (scaled - unit * along - level) * reciprocal
         if HAS_TOTAL_GRAD:
-            result += tl.load(total_grad + at, inside, 0.0).to(tl.float32)
+            result += grad_before.to(tl.float32)
         tl.store(x_grad + at, result, inside)
         weight_sum += grad * unit
         shift_sum += grad
@@ -153,10 +164,23 @@ def _add_norm_backward(
                 result = tl.where(_draw(seed, row, BLOCK) >= dropout, result / (1 - dropout), 0.0)
                 tl.store(delta_grad + at, result, inside)
             bias_sum += tl.where(inside, result, 0.0)
+        at += programs * width
     into = sums + program * width + column
     tl.store(into, weight_sum, inside)
     tl.store(into + programs * width, shift_sum, inside)
     tl.store(into + 2 * programs * width, bias_sum, inside)
+
+
+@triton.jit
+def _load_row(total, total_grad, normed_grad, mean, rstd, at, inside, row, rows, HAS_TOTAL_GRAD: tl.constexpr):
+    exists = row < rows
+    wanted = inside & exists
+    value = tl.load(total + at, wanted, 0.0)
+    grad = tl.load(normed_grad + at, wanted, 0.0)
+    grad_before = grad
+    if HAS_TOTAL_GRAD:
+        grad_before = tl.load(total_grad + at, wanted, 0.0)
+    return value, grad, grad_before, tl.load(mean + row, exists, 0.0), tl.load(rstd + row, exists, 0.0)
 
 
 @triton.jit
@@ -193,10 +217,10 @@ def gelu_backward(x: torch.Tensor, bias: torch.Tensor, grad: torch.Tensor) -> tu
     rows, width = x.shape
     x_grad = torch.empty_like(x)
     columns = triton.cdiv(width, COLUMN_TILE)
-    programs = min(4 * PROGRAMS // columns, triton.cdiv(rows, ROW_TILE))
+    programs = min(32 * MULTIPROCESSORS // columns, triton.cdiv(rows, ROW_TILE))
     sums = torch.empty((programs, width), dtype=torch.float32, device=x.device)
     _gelu_backward[(programs, columns)](x, bias, grad, x_grad, sums, rows, width, ROWS=ROW_TILE, COLUMNS=COLUMN_TILE)
-    return x_grad, sums.sum(0)
+    return x_grad, sum_over_programs(sums)
 
 
 @triton.jit
@@ -223,45 +247,79 @@ def pack_heads(grads: tuple[torch.Tensor, torch.Tensor, torch.Tensor]) -> tuple[
     """The gradients of queries, keys and values, each of shape [batch, heads, tokens, head size], side by side in
     rows, shape [batch · tokens, 3 · width]; and in float32 the sum of the rows."""
     batch, heads, tokens, size = grads[0].shape
-    rows, width = batch * tokens, 3 * heads * size
+    rows, width = batch * tokens, heads * size
     # The head size stands last and dense in what attention returns; the other three may lie as they like.
     parts = [grad if grad.stride(3) == 1 else grad.contiguous() for grad in grads]
-    packed = torch.empty((rows, width), dtype=parts[0].dtype, device=parts[0].device)
-    programs = min(4 * PROGRAMS // (3 * heads), triton.cdiv(rows, HEAD_ROWS))
-    sums = torch.empty((programs, width), dtype=torch.float32, device=packed.device)
+    packed = torch.empty((rows, 3 * width), dtype=parts[0].dtype, device=parts[0].device)
+    programs = min(MULTIPROCESSORS, triton.cdiv(rows, HEAD_ROWS))
+    sums = torch.empty((programs, 3 * width), dtype=torch.float32, device=packed.device)
     strides = [part.stride(axis) for part in parts for axis in range(3)]
-    _pack_heads[(programs, 3 * heads)](
-        *parts, packed, sums, *strides, rows, tokens, heads, size,
-        ROWS=HEAD_ROWS, SIZE=triton.next_power_of_2(size),
-    )  # fmt: skip
-    return packed, sums.sum(0)
+    _pack_heads[(programs, triton.cdiv(width, HEAD_COLUMNS), 3)](
+        *parts, packed, sums, *strides, rows, tokens, size, width, ROWS=HEAD_ROWS, COLUMNS=HEAD_COLUMNS
+    )
+    return packed, sum_over_programs(sums)
 
 
 @triton.jit
 def _pack_heads(
     q, k, v, packed, sums,
     q_batch, q_head, q_token, k_batch, k_head, k_token, v_batch, v_head, v_token,
-    rows, tokens, heads, size, ROWS: tl.constexpr, SIZE: tl.constexpr,
+    rows, tokens, size, width, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    program, programs = tl.program_id(0), tl.num_programs(0)
-    part, head = tl.program_id(1) // heads, tl.program_id(1) % heads
+    program, programs, part = tl.program_id(0), tl.num_programs(0), tl.program_id(2)
     source, by_batch, by_head, by_token = q, q_batch, q_head, q_token
     if part == 1:
         source, by_batch, by_head, by_token = k, k_batch, k_head, k_token
     if part == 2:
         source, by_batch, by_head, by_token = v, v_batch, v_head, v_token
-    lane = tl.arange(0, SIZE)
-    column = tl.program_id(1) * size + lane
-    width = 3 * heads * size
-    total = tl.zeros([SIZE], tl.float32)
+    column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    place = column // size * by_head + column % size
+    into = part * width + column
+    total = tl.zeros([COLUMNS], tl.float32)
     for first in range(program * ROWS, rows, programs * ROWS):
         row = (first + tl.arange(0, ROWS)).to(tl.int64)
-        inside = (row[:, None] < rows) & (lane[None, :] < size)
-        at = (row // tokens) * by_batch + head * by_head + (row % tokens) * by_token
-        value = tl.load(source + at[:, None] + lane[None, :], inside, 0.0)
-        tl.store(packed + row[:, None] * width + column[None, :], value, inside)
+        inside = (row[:, None] < rows) & (column[None, :] < width)
+        at = row // tokens * by_batch + row % tokens * by_token
+        value = tl.load(source + at[:, None] + place[None, :], inside, 0.0)
+        tl.store(packed + row[:, None] * (3 * width) + into[None, :], value, inside)
         total += tl.sum(value.to(tl.float32), 0)
-    tl.store(sums + program * width + column, total, lane < size)
+    tl.store(sums + program * (3 * width) + into, total, column < width)
+
+
+def sum_over_programs(parts: torch.Tensor) -> torch.Tensor:
+    """The second stage of a sum: what each program found, float32 of shape [..., programs, width], added up."""
+    *groups, programs, width = parts.shape
+    sums = torch.empty((*groups, width), dtype=torch.float32, device=parts.device)
+    _sum_over_programs[(triton.cdiv(width, SUM_COLUMNS), sums.numel() // width)](
+        parts, sums, programs, width, ROWS=min(SUM_ROWS, triton.next_power_of_2(programs)), COLUMNS=SUM_COLUMNS,
+        num_warps=8,
+    )  # fmt: skip
+    return sums
+
+
+@triton.jit
+def _sum_over_programs(parts, sums, programs, width, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
+    group = tl.program_id(1)
+    total = tl.zeros([ROWS, COLUMNS], tl.float32)
+    for first in range(0, programs, ROWS):
+        program = (first + tl.arange(0, ROWS))[:, None]
+        inside = (program < programs) & (column[None, :] < width)
+        total += tl.load(parts + (group * programs + program) * width + column[None, :], inside, 0.0)
+    tl.store(sums + group * width + column, tl.sum(total, 0), column < width)
+
+
+def scale(x: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
+    """x · factor, for a scalar on the device; torch's own product with one is three times slower in bfloat16."""
+    out = torch.empty_like(x)
+    _scale[(triton.cdiv(x.numel(), SCALE_TILE),)](x, factor, out, x.numel(), BLOCK=SCALE_TILE)
+    return out
+
+
+@triton.jit
+def _scale(x, factor, out, size, BLOCK: tl.constexpr):
+    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    tl.store(out + at, tl.load(x + at, at < size, 0.0).to(tl.float32) * tl.load(factor), at < size)
 
 
 def cross_entropy(
@@ -281,7 +339,7 @@ def cross_entropy(
     losses = torch.empty(rows, dtype=torch.float32, device=logits.device)
     _cross_entropy[(rows,)](
         logits, targets, losses, width, vocabulary, share,
-        GRADIENT=gradient, BLOCK=min(4096, triton.next_power_of_2(width)), num_warps=16,
+        GRADIENT=gradient, BLOCK=min(LOGIT_TILE, triton.next_power_of_2(width)), num_warps=8,
     )  # fmt: skip
     return losses
 
@@ -295,25 +353,34 @@ def _cross_entropy(
     counts = target >= 0
     start = logits + row * width
     lane = tl.arange(0, BLOCK)
+    whole = vocabulary // BLOCK * BLOCK  # as far as no lane need ask whether it is inside
+    rest = whole + lane
     # Each lane has a highest value and a sum of its own, which come together once.
     peaks = tl.full([BLOCK], LOWEST, tl.float32)
     sums = tl.zeros([BLOCK], tl.float32)
-    for first in range(0, vocabulary, BLOCK):
-        at = first + lane
+    for first in range(0, whole, BLOCK):
         # The row is read twice: let it stay in the cache until then.
-        value = tl.load(start + at, at < vocabulary, float("-inf"), eviction_policy="evict_last").to(tl.float32)
-        higher = tl.maximum(peaks, value)
-        sums = sums * tl.exp(peaks - higher) + tl.exp(value - higher)
-        peaks = higher
+        peaks, sums = _add_exponentials(peaks, sums, tl.load(start + first + lane, eviction_policy="evict_last"))
+    peaks, sums = _add_exponentials(peaks, sums, tl.load(start + rest, rest < vocabulary, float("-inf")))
     peak = tl.max(peaks, 0)
-    shift = peak + tl.log(tl.sum(sums * tl.exp(peaks - peak), 0))
-    wanted = tl.load(start + tl.where(counts, target, 0)).to(tl.float32)
-    tl.store(losses + row, tl.where(counts, shift - wanted, 0.0))
+    bits = peak * BITS + tl.log2(tl.sum(sums * tl.exp2((peaks - peak) * BITS), 0))
+    of_target = start + tl.where(counts, target, 0)
+    wanted = tl.load(of_target).to(tl.float32)
+    tl.store(losses + row, tl.where(counts, bits * NATS - wanted, 0.0))
     if GRADIENT:
         tl.debug_barrier()  # `wanted` is read before it is overwritten
-        factor = tl.where(counts, share, 0.0)
-        for first in range(0, width, BLOCK):
-            at = first + lane
-            value = tl.load(start + at, at < vocabulary, float("-inf"), eviction_policy="evict_first").to(tl.float32)
-            gradient = (tl.exp(value - shift) - tl.where(at == target, 1.0, 0.0)) * factor
-            tl.store(start + at, gradient, at < width, eviction_policy="evict_first")
+        bits = tl.where(counts, bits - tl.log2(share), float("inf"))
+        for first in range(0, whole, BLOCK):
+            value = tl.load(start + first + lane, eviction_policy="evict_first").to(tl.float32)
+            tl.store(start + first + lane, tl.exp2(value * BITS - bits), eviction_policy="evict_first")
+        value = tl.load(start + rest, rest < vocabulary, float("-inf")).to(tl.float32)
+        tl.store(start + rest, tl.exp2(value * BITS - bits), rest < width)
+        tl.debug_barrier()
+        tl.store(of_target, tl.exp2(wanted * BITS - bits) - share, counts)
+
+
+@triton.jit
+def _add_exponentials(peaks, sums, values):
+    values = values.to(tl.float32)
+    higher = tl.maximum(peaks, values)
+    return higher, sums * tl.exp2((peaks - higher) * BITS) + tl.exp2((values - higher) * BITS)

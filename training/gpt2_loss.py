@@ -218,5 +218,5 @@ class HeadLoss(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Any) -> Any:
         rows, copy, logits = ctx.saved_tensors
-        table_grad = weight_gradient(logits, rows * grad)[: ctx.vocabulary]
-        return (logits @ copy) * grad, table_grad, None, None, None, None
+        table_grad = weight_gradient(logits, kernels.scale(rows, grad))[: ctx.vocabulary]
+        return kernels.scale(logits @ copy, grad), table_grad, None, None, None, None

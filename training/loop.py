@@ -114,16 +114,18 @@ def train_steps(
     clock: PhaseClock | None = None
     passes = passes or CallByCall(loss_of, optimizer, plan.accumulation)
     busy = 0.0
+    first_part: torch.Tensor | None = None
+    loss_of.train()
     for step in range(plan.done, plan.total):
         clock = PhaseClock(device, heartbeat.at, before=clock)
-        loss_of.train()
         passes.begin()
         loss = torch.zeros((), device=device)
         random_state = _random_state(device)
         parts: list[torch.Tensor] = []
         for _ in range(plan.accumulation):
             with clock.phase("data"):
-                parts.append(next(batches))
+                parts.append(next(batches) if first_part is None else first_part)
+                first_part = None
             with clock.phase("forward"):
                 loss += passes.forward(parts[-1])
             with clock.phase("backward"):
@@ -141,8 +143,12 @@ def train_steps(
             told = sum_over_ranks(torch.cat([loss.reshape(1), own_norm, asked]))
         # After that phase's last mark: once the message is there, every event that the clock reads is over.
         message = Message(torch.cat([told, own_norm]))
+        clock.goes_on_later()
         with clock.phase("update"):
             step_if(torch.isfinite(told[:2]).all(), optimizer)
+        # In the shadow of the update: a GPU that has made it finds the next step's first tokens there.
+        with clock.phase("data"):
+            first_part = next(batches, None)
         heartbeat.at("agree")
         loss_sum, norms, stops, saves, ranks, *times, grad_norm = message.read()
         not_finite = None
@@ -264,15 +270,19 @@ class PhaseClock:
         self._start = time.perf_counter()
         self._seconds = dict.fromkeys(PHASES, 0.0)
         self._events: list[tuple[str, Any, Any]] = []
-        # A GPU still makes the update of a step when the host goes on to the next.
-        self._later: list[tuple[str, Any, Any]] = []
-        if before is not None:
+        self._later: list[tuple[str, Any, Any]] | None = None
+        if before is not None and before._later is not None:
             self._events += before._later
 
     def phase(self, name: str) -> AbstractContextManager[None]:
         """Adds the time of a `with` block to the phase."""
         self._tell(name)
         return _Phase(self, name)
+
+    def goes_on_later(self) -> None:
+        """A GPU still makes what follows in this step when the host goes on to the next, whose clock then reads it."""
+        if self._cuda:
+            self._later = []
 
     def mark(self) -> Any:
         """Now: a moment of the processor's clock, or an event in the GPU's queue."""
@@ -284,12 +294,11 @@ class PhaseClock:
 
     def add(self, name: str, begin: Any, end: Any) -> None:
         """Count what passed between two marks."""
-        events = self._later if self._cuda and name == "update" else self._events
-        events.append((name, begin, end))
+        (self._events if self._later is None else self._later).append((name, begin, end))
 
     def read(self) -> tuple[float, dict[str, float]]:
-        """Seconds since the clock was made, and seconds by phase. On a GPU the update is that of the step before, and
-        the others are over."""
+        """Seconds since the clock was made, and seconds by phase. On a GPU what goes on later is that of the step
+        before, and all else is over."""
         for name, begin, end in self._events:
             self._seconds[name] += begin.elapsed_time(end) / 1000 if self._cuda else end - begin
         return time.perf_counter() - self._start, self._seconds

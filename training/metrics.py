@@ -13,6 +13,32 @@ from training.errors import StorageError
 if TYPE_CHECKING:
     from training.loop import StepResult
 
+COLUMNS = {
+    "step": "Optimizer steps made, this one included.",
+    "epoch": "Passes over the training data, a fraction.",
+    "loss": "Nats per token, mean over all ranks and accumulation steps.",
+    "lr": "Learning rate of this step.",
+    "grad_norm": "Before clipping.",
+    "tokens_per_second": "Over all ranks.",
+    "data_seconds": "Of rank 0, waiting for its batches.",
+    "forward_seconds": "Of rank 0, in the forward passes.",
+    "backward_seconds": "Of rank 0, in the backward passes.",
+    "agree_seconds": "Of rank 0, until all ranks know the step's loss, norm and requests.",
+    "update_seconds": "Of rank 0, in the optimizer.",
+    "step_seconds": "Of rank 0, the whole step.",
+    "memory_peak_bytes": "Of rank 0: torch's on a GPU, the process's on a CPU.",
+    "memory_allocated_bytes": "Of rank 0, now; on GPUs.",
+    "mfu": "Model FLOPs utilisation, 0 to 1; on known GPUs.",
+    "checkpoint_seconds": "Until the checkpoint was on disk.",
+    "checkpoint_blocking_seconds": "Those of them that the steps waited.",
+    "checkpoint_bytes": "Of all its files.",
+    "eval_loss": "Nats per token on the held-out documents.",
+    "perplexity": "e to the power of that.",
+    "event": "Something that happened at this step, whatever --log-freq says.",
+}
+"""What the numbers of a row mean. A row is of a step, a checkpoint, an evaluation or an event, which has fields of its
+own."""
+
 
 def step_row(
     result: "StepResult", epoch: float, tokens: int, mfu: float | None, memory: Mapping[str, int]
