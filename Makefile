@@ -6,6 +6,7 @@
 # make fuzz    a coverage-guided fuzzer over every parser, for FUZZ_SECONDS=600
 # make pages   docs/reference.md and docs/imports.svg from the code, after an option, a variable or an import has changed
 # make lock    constraints-hashed.txt and docs/licences.md, after a version in constraints.txt has changed
+# make release-check   builds what is published from the commit, installs it into an empty environment and uses it there
 # make sbom    a bill of materials, build/sbom.json        make audit   known vulnerabilities of what is pinned
 #
 # PYTHON=python3.12         another interpreter than python3
@@ -102,6 +103,10 @@ audit: build/tools/.made
 	then tail -n 3 build/audit.txt; \
 		echo "not audited: pypi.org, which tells of known vulnerabilities, does not answer here" >&2; exit 1; \
 	else cat build/audit.txt; exit 1; fi
+
+.PHONY: release-check
+release-check:
+	@$(PYTHON) tests/release_check.py $(if $(TORCH_INDEX),--torch-index $(TORCH_INDEX))
 
 # ── environments ──────────────────────────────────────────────────────────────────────────────────
 # A stamp in each says that its installation ended well, so that a second make installs nothing.

@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 
 __all__ = ["ClusterError", "LauncherError", "RequestError", "Run", "submit"]
 
-__version__ = "0.1.0.dev0"
-
 
 def __getattr__(name: str) -> object:
     from importlib import import_module

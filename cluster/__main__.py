@@ -17,6 +17,7 @@ VERBS = {
     "attach": "a shell on a node of a running job; --stacks of every rank",
     "cancel": "stop a run, and say what became of it",
     "resubmit": "the same request again: it goes on from its newest checkpoint",
+    "templates": "copy the sbatch templates to DIR/sbatch, to submit from DIR",
     "bench": "how long a start takes, beside bare mpirun, srun and torchrun",
     "completion": "for bash: source <(slurm-mpi-train completion bash)",
 }
@@ -27,7 +28,6 @@ RUN_VERBS = ("explain", "status", "logs", "attach", "cancel", "resubmit", "sweep
 EXAMPLES = """\
 examples:
   python -m cluster submit --nodes 2 --gpus 8 -- -e a  GPT-2 on alpaca
-  python -m cluster status --watch                     all runs, kept fresh
   python -m cluster logs a --follow                    all ranks merged
   python -m cluster resubmit a                         goes on where it was
 
@@ -38,6 +38,9 @@ Exit status: 0 done, 64 the request is wrong, 70 this place cannot do it."""
 def main(arguments: list[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(help_text())
+        return 0
+    if arguments[0] == "--version":
+        print(version_text())
         return 0
     verb, *rest = arguments
     if verb not in VERBS:
@@ -53,8 +56,18 @@ def main(arguments: list[str]) -> int:
 
 def help_text() -> str:
     lines = [f"  {verb:<11} {what}" for verb, what in VERBS.items()]
-    usage = "usage: python -m cluster VERB [options]    (VERB --help tells its options)"
+    usage = "usage: python -m cluster VERB [options]    (VERB --help: its options; --version)"
     return "\n".join([usage, "", *lines, "", EXAMPLES])
+
+
+def version_text() -> str:
+    """``slurm-mpi-train 0.1.0``, as it was installed."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return f"slurm-mpi-train {version('slurm-mpi-train')}"
+    except PackageNotFoundError:
+        return f"slurm-mpi-train, not installed, from {__file__}"
 
 
 def console() -> None:

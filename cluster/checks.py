@@ -207,7 +207,7 @@ def check_folders(output_dir: Path, environ: Mapping[str, str]) -> list[Finding]
     findings += _folder("Hugging Face cache", Path(home).expanduser(), in_slurm, "HF_HOME in sbatch/env.sh")
     findings += _folder("temporary files", Path(tempfile.gettempdir()), False, "TMPDIR")
     if not Path("sbatch/env.sh").is_file():
-        fix = "submit from the project's folder: it is sourced by every job"
+        fix = "submit from the project's folder, or python -m cluster templates . makes it here: every job sources it"
         findings.append(Finding(WARN, "sbatch/env.sh", f"not in {Path.cwd()}", fix))
     return findings
 

@@ -17,7 +17,7 @@
 
 cd "${SLURM_SUBMIT_DIR:-$PWD}" || exit # Slurm runs a copy of this file from its spool
 if [ ! -r sbatch/env.sh ]; then
-    echo "error: no sbatch/env.sh in $PWD: submit from the project's root" >&2
+    echo "error: no sbatch/env.sh in $PWD: submit from the project's root (python -m cluster templates DIR makes one)" >&2
     exit 64
 fi
 . sbatch/env.sh

@@ -45,7 +45,7 @@ CLUSTER = [
         (0, 1),
         WIDE,
         "__init__ __main__ submit request sbatch here preparation sweep ranking launch doctor explain status logs "
-        "attach cancel resubmit run bench completion submitted element",
+        "attach cancel resubmit run templates bench completion submitted element",
     ),
     Layer(
         "over runs",
@@ -105,7 +105,7 @@ CLUSTER = [
 ]
 TRAINING = [
     Layer("commands", "", (0, 1), (0, 8), "__init__ train_llm check check_hosts export generate evaluate_model"),
-    Layer("beginning and end", "of a run", (1, 2), (0, 8), "start prepare summary trained model_card", "sample"),
+    Layer("beginning and end", "of a run", (1, 2), (0, 8), "start assemble prepare sample summary trained model_card"),
     Layer("report", "reads runs", (0, 2), (8, 10), "report.*"),
     Layer("bench", "times steps", (0, 2), (10, 12), "bench.*"),
     Layer(
@@ -113,8 +113,8 @@ TRAINING = [
         "where steps are told",
         (2, 3),
         WIDE,
-        "run_log metrics trackers",
-        "live_report display",
+        "run_log metrics trackers display",
+        "live_report",
     ),
     Layer("steps", "one after another", (3, 4), WIDE, "loop passes evaluate", "divergence schedule rank_times"),
     Layer(
@@ -130,8 +130,8 @@ TRAINING = [
         "whole or not there",
         (5, 6),
         WIDE,
-        "saver snapshot publish retention checkpoint random_state",
-        "manifest incarnation disk_space",
+        "saver snapshot publish retention checkpoint incarnation random_state",
+        "disk_space",
     ),
     Layer(
         "model",
@@ -146,8 +146,8 @@ TRAINING = [
         "the processes, their place and their group",
         (7, 8),
         WIDE,
-        "process_group store preflight device refuse",
-        "ranks heartbeat stop start_clock imports",
+        "process_group joining store preflight host network device command stop",
+        "ranks heartbeat start_clock imports",
     ),
     Layer(
         "ground",
@@ -155,7 +155,7 @@ TRAINING = [
         (8, 9),
         WIDE,
         "errors config run_directory",
-        "presets interval command prompt revision teardown",
+        "presets interval prompt hub manifest whole_file revision teardown",
     ),
 ]
 PACKAGES = {"cluster": CLUSTER, "training": TRAINING}

@@ -21,6 +21,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from training.optimizer import make_optimizer
 from training.random_state import capture
 from training.saver import Saver
+from training.snapshot import expected_bytes
 
 GOAL = 1.5
 
@@ -66,7 +67,7 @@ def measure(device: torch.device, rounds: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         model, optimizer = trained(device)
         saver = Saver(Path(folder), 1, 1, model, None, optimizer, device, keep=1)
-        size = saver.state_bytes
+        size = expected_bytes(model, optimizer)
         copy = PlainCopy(size, device)
         plain: list[float] = []
         blocking: list[float] = []

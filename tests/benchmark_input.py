@@ -44,6 +44,11 @@ LENGTH, BATCH, BATCHES = 1024, 64, 200
 CLM_GOAL, BARE_GOAL, LOADER_GOAL = 3.0, 0.9, 5.0
 
 
+def corpus_of(name: str) -> Any:
+    """All documents of a dataset, none of them held out."""
+    return load_corpus(TrainConfig(dataset_name=name, validation_split_percentage=0.0))
+
+
 def real_or_demo(folder: Path) -> tuple[Path, Any, str]:
     """A file of documents with a column `text`, and a tokenizer; and what they are."""
     if DATA.is_dir():
@@ -51,7 +56,7 @@ def real_or_demo(folder: Path) -> tuple[Path, Any, str]:
 
         source, tokenizer = str(DATA / "gsm8k_alpaca.json"), AutoTokenizer.from_pretrained(DATA / "gpt2")
         name = "GSM8K, tokenizer of GPT-2"
-        texts = [text for batch in load_corpus(source, None, None, 0.0).batches() for text in batch.texts]
+        texts = [text for batch in corpus_of(source).batches() for text in batch.texts]
     else:
         tokenizer, name = demo_tokenizer(), "the demo's data and tokenizer"
         texts = TextRule(None, has_input=True).texts(demo_rows(20_000))
@@ -74,7 +79,10 @@ def called(tokenizer: Any, texts: list[str]) -> None:
 
 def ours(path: Path, tokenizer: Any, folder: Path) -> None:
     """From the file to a cache on disk."""
-    publish_tokens(stage_tokens(folder, load_corpus(str(path), None, None, 0.0), tokenizer), folder)
+    publish_tokens(
+        stage_tokens(folder, corpus_of(str(path)), tokenizer),
+        folder,
+    )
 
 
 def run_clm(path: Path, tokenizer: Any, cache: Path) -> None:

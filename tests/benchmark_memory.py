@@ -17,7 +17,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from training.heartbeat import SIZE, VARIABLE
+from training.heartbeat import HEARTBEAT_VARIABLE, SIZE
 
 ROOT = Path(__file__).resolve().parents[1]
 GOAL_PERCENT = 1.0
@@ -57,7 +57,7 @@ def watch_training(steps: int) -> list[Sample]:
         command = [sys.executable, "-m", "training.train_llm", "--preset", "smoke", "--device", "cpu"]
         command += ["--max-steps", str(steps), "--eval-freq", "100", "--ckpt-freq", "200", "--output-dir", folder]
         # One thread: the model is too small for two, which would only wait for each other on a busy machine.
-        environ = {**os.environ, VARIABLE: str(heartbeat), "OMP_NUM_THREADS": "1"}
+        environ = {**os.environ, HEARTBEAT_VARIABLE: str(heartbeat), "OMP_NUM_THREADS": "1"}
         trainer = subprocess.Popen(command, cwd=ROOT, env=environ, stdout=subprocess.DEVNULL)
         samples: list[Sample] = []
         while trainer.poll() is None:

@@ -17,8 +17,8 @@ import time
 from collections.abc import Sequence
 
 from cluster.machine import die_with_parent
+from training.joining import STORE_TOKEN_VARIABLE, agreed_device, store_of_all
 from training.preflight import say_host
-from training.process_group import STORE_TOKEN, _agreed_device, _store_of_all
 from training.ranks import RankInfo
 
 PREDICTED = (8192, 80_000)
@@ -28,9 +28,9 @@ ADDRESS = "127.0.0.1"
 def meet(rank: int, ranks: int) -> None:
     """One rank's part."""
     info = RankInfo("benchmark", rank, ranks, rank % 8, 8)
-    store = _store_of_all(info)
+    store = store_of_all(info)
     say_host(info, store)
-    assert _agreed_device(info, lambda: "cpu", store) == "cpu"
+    assert agreed_device(info, lambda: "cpu", store) == "cpu"
     store.set(f"over/{rank}", "")
     if rank == 0:
         store.wait([f"over/{other}" for other in range(ranks)])  # its end would take the store from the others
@@ -41,7 +41,7 @@ def meeting(ranks: int) -> tuple[float, float, float]:
     included; megabytes that a client has of its own."""
     with socket.create_server((ADDRESS, 0)) as probe:
         port = probe.getsockname()[1]
-    os.environ.update({"MASTER_ADDR": ADDRESS, "MASTER_PORT": str(port), STORE_TOKEN: "of the benchmark"})
+    os.environ.update({"MASTER_ADDR": ADDRESS, "MASTER_PORT": str(port), STORE_TOKEN_VARIABLE: "of the benchmark"})
     begun, begin = os.pipe()
     said, say = os.pipe()
     children = []

@@ -30,7 +30,8 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from training import process_group, strategy
 from training.bench.rounds import rotated
 from training.config import TrainConfig
-from training.device import choose_device, device_name, threads_per_rank
+from training.device import device_name, own_device, share_cpus
+from training.joining import Joining
 from training.optimizer import make_optimizer
 from training.ranks import RankInfo
 from training.token_loss import TokenLoss, token_loss
@@ -175,8 +176,8 @@ if __name__ == "__main__":
     logging.disable(logging.WARNING)
     count = int(sys.argv[1]) if len(sys.argv) > 1 else 7
     place = RankInfo.from_env(os.environ)
-    process_group.set_threads(threads_per_rank(len(os.sched_getaffinity(0)), place))
-    joining = process_group.Joining(place, lambda: choose_device("auto", place, torch.cuda.device_count(), os.environ))
+    share_cpus(place)
+    joining = Joining(place, lambda: own_device("auto", place))
     chosen, _ = joining.finish()
     measure(place, chosen, count, int(sys.argv[2]) if len(sys.argv) > 2 else 16, sys.argv[3:])
     process_group.leave()

@@ -218,7 +218,7 @@ def run_files() -> Iterator[str]:
     yield "The launcher's:\n"
     layout = [line for line in str(rundir.__doc__).splitlines() if line.startswith("    ")]
     yield f"```text\n{textwrap.dedent(chr(10).join(layout))}\n```\n"
-    yield "The trainer's, beside them, and `export/` and `report.html` of what reads a run:\n"
+    yield "The trainer's, and those of what reads a run, beside them:\n"
     run = RunDirectory(Path("RUN"))
     paths = {name: value for name, value in vars(RunDirectory).items() if isinstance(value, property)}
     rows = ((f"`{getattr(run, name).relative_to(run.root)}`", str(value.__doc__)) for name, value in paths.items())

@@ -348,7 +348,10 @@ def test_a_template_outside_the_project_says_where_to_submit_from(slurm: SlurmLa
     job = batch(slurm, ["--nodes=1", "--ntasks-per-node=1", "--gpus-per-node=1", template], tmp_path)
 
     assert slurm.wait_job(job).exit_code == 64
-    assert log_of(tmp_path, job) == f"error: no sbatch/env.sh in {tmp_path}: submit from the project's root\n"
+    assert log_of(tmp_path, job) == (
+        f"error: no sbatch/env.sh in {tmp_path}: submit from the project's root "
+        "(python -m cluster templates DIR makes one)\n"
+    )
 
 
 STAGES = """\

@@ -81,7 +81,7 @@ def test_a_resume_with_other_content_of_the_same_file_is_refused(capsys, tmp_pat
     argv = ["--model-name", "demo", "--seq-length", "64", "--dataset-name", str(data), "--output-dir", str(tmp_path)]
     config = config_from_argv([*argv, "-e", "a"], "check")
     (tmp_path / "a" / "checkpoints" / "step-00000002").mkdir(parents=True)
-    fingerprint = load_corpus(str(data), None, None, 5.0).fingerprint
+    fingerprint = load_corpus(config).fingerprint
     write_config(RunDirectory(tmp_path / "a"), config, demo_architecture(), fingerprint, 1)
     assert run(capsys, *argv, "-e", "a") == (0, "")
     data.write_text("a\n\nc")

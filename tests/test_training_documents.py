@@ -6,13 +6,15 @@ import os
 import random
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from training.documents import SPLIT_SEED, TRAIN, is_held_out_file, load_corpus, split_places
+from training.config import TrainConfig
+from training.documents import NOT_HELD_OUT, SPLIT_SEED, is_held_out_file, load_corpus, split_places
 from training.errors import InputError
 from training.prompt import TextRule, alpaca_prompt, text_rule
 
@@ -25,7 +27,7 @@ def split(corpus) -> tuple[list[str], list[str]]:
     train: list[str] = []
     for batch in [*corpus.batches(), *corpus.own_held_out()]:
         for text, place in zip(batch.texts, batch.places.tolist(), strict=True):
-            if place == TRAIN:
+            if place == NOT_HELD_OUT:
                 train.append(text)
             else:
                 assert place not in placed
@@ -38,7 +40,7 @@ def texts(corpus) -> list[str]:
 
 
 def corpus(path: Path, percentage: float = 10.0, column: str | None = None):
-    return load_corpus(str(path), None, column, percentage)
+    return load_corpus(TrainConfig(dataset_name=str(path), text_column=column, validation_split_percentage=percentage))
 
 
 def write(folder: Path, suffix: str) -> Path:
@@ -164,7 +166,7 @@ def test_the_same_documents_are_held_out_every_time(tmp_path: Path):
 @given(st.integers(1, 200), st.floats(0.01, 99.9))
 def test_the_share_that_is_asked_is_held_out_but_never_nothing_and_never_all(rows: int, percentage: float):
     places = split_places(rows, percentage)
-    held_out = sorted(place for place in places.tolist() if place != TRAIN)
+    held_out = sorted(place for place in places.tolist() if place != NOT_HELD_OUT)
     assert held_out == list(range(min(rows - 1, max(1, round(rows * percentage / 100)))))
 
 
@@ -187,7 +189,8 @@ def test_a_file_that_grows_between_its_two_readings_is_refused(tmp_path: Path):
 
 
 def streamed(path: Path, percentage: float = 10.0, most: int = 10**6):
-    return load_corpus(str(path), None, None, percentage, streaming=True, most_tokens=most)
+    request = TrainConfig(dataset_name=str(path), validation_split_percentage=percentage)
+    return load_corpus(replace(request, streaming=True, max_train_tokens=most))
 
 
 def test_a_stream_holds_out_its_share_of_every_thousand_documents_the_same_ones_each_time(tmp_path: Path):
@@ -224,7 +227,7 @@ def test_a_stream_uses_a_validation_file_as_held_out_documents(tmp_path: Path):
 
 def test_another_number_of_tokens_is_another_corpus(tmp_path: Path):
     path = str(write(tmp_path, ".json"))
-    found = {load_corpus(path, None, None, 5.0, most_tokens=most).fingerprint for most in (None, 10, 20)}
+    found = {load_corpus(TrainConfig(dataset_name=path, max_train_tokens=most)).fingerprint for most in (None, 10, 20)}
     assert len(found) == 3
 
 
@@ -232,7 +235,7 @@ def test_a_stream_without_a_network_says_where_to_prepare_it(monkeypatch: pytest
     pytest.importorskip("datasets")
     monkeypatch.setattr("training.documents.hub_revision", lambda name: None)
     with pytest.raises(InputError, match=r"hub cannot be reached, and --streaming reads from there; run `python -m"):
-        load_corpus("org/large", None, None, 5.0, streaming=True, most_tokens=10)
+        load_corpus(TrainConfig(dataset_name="org/large", streaming=True, max_train_tokens=10))
 
 
 def test_the_fingerprint_follows_content_and_split(tmp_path: Path):
@@ -285,9 +288,10 @@ def test_a_hub_name_without_a_network_is_one_prompt_error(tmp_path: Path):
     )
     program = (
         "import time, datasets\n"
+        "from training.config import TrainConfig\n"
         "from training.documents import load_corpus\n"
         "began = time.monotonic()\n"
-        "try: load_corpus('tatsu-lab/alpaca', None, None, 5.0)\n"
+        "try: load_corpus(TrainConfig(dataset_name='tatsu-lab/alpaca'))\n"
         "finally: print(time.monotonic() - began)\n"
     )
     done = subprocess.run(

@@ -8,8 +8,11 @@ import pytest
 import torch
 
 from forked_ranks import ForkedRanks
+from training import host as host_module
 from training import preflight as module
-from training.preflight import judge_hosts, judge_network, look_at_host, multiply, summary
+from training.host import judge_hosts, look_at_host, multiply
+from training.network import judge_network
+from training.preflight import summary
 from training.ranks import RankInfo
 
 GB = 10**9
@@ -69,7 +72,6 @@ def test_a_device_that_fails_is_called_by_its_name():
 
 def test_the_seconds_for_an_answer_count_from_when_all_have_imported(tmp_path: Path, monkeypatch):
     done: list[str] = []
-    multiply = module.multiply
 
     class Watched(module._Round):
         def exchange(self, own: dict[str, Any]) -> list[dict[str, Any]]:
@@ -81,7 +83,7 @@ def test_the_seconds_for_an_answer_count_from_when_all_have_imported(tmp_path: P
         return multiply(device)
 
     monkeypatch.setattr(module, "_Round", Watched)
-    monkeypatch.setattr(module, "multiply", told)
+    monkeypatch.setattr(host_module, "multiply", told)
     monkeypatch.setattr(module, "measure_network", lambda *arguments: {"host": "n1"})
     module.preflight(RankInfo("single"), torch.device("cpu"), torch.distributed.HashStore(), tmp_path)
     assert done == ["preflight/ready 60", "multiply", "preflight/host 10", "preflight/network 10"]
@@ -143,8 +145,9 @@ def train(ranks: ForkedRanks, folder: Path, world: int, inject: dict[int, str]) 
 
 
 HOSTS = "import socket; socket.gethostname = lambda: 'n{}'"
-WRONG = "import training.preflight as p; p.multiply = lambda d: {'right': False, 'seconds': 0.1, 'flops': 1}"
-HANGS = "import training.preflight as p, time; p.ANSWER_WITHIN = 3.0; p.gpu_health = lambda d: time.sleep(8)"
+WRONG = "import training.host as h; h.multiply = lambda d: {'right': False, 'seconds': 0.1, 'flops': 1}"
+HANGS = "import training.host as h, training.preflight as p, time; p.ANSWER_WITHIN = 3.0\n"
+HANGS += "h.gpu_health = lambda d: time.sleep(8)"
 SHORT = "import training.preflight as p; p.ANSWER_WITHIN = 3.0"
 
 

@@ -147,13 +147,13 @@ def test_a_stop_in_the_last_step_completes_the_run(ranks: ForkedRanks, output: P
 
 SIGNALLED_BEFORE_THE_GROUP = """
 import os, signal
-from training import process_group
-finish = process_group.Joining.finish
+from training.joining import Joining
+finish = Joining.finish
 def signalled(joining):
     for _ in range(3):
         os.kill(os.getpid(), signal.SIGUSR1)
     return finish(joining)
-process_group.Joining.finish = signalled
+Joining.finish = signalled
 """
 SIGNALLED_IN_SAVE = """
 import os, signal

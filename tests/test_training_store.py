@@ -16,7 +16,7 @@ import pytest
 import torch.distributed as dist
 
 from conftest import ROOT, Mpi
-from training.process_group import store_for_nccl
+from training.joining import store_for_nccl
 from training.ranks import RankInfo
 from training.store import LONGEST_PROOF, STRANGERS, Server, Store, connect, listen, proof
 from waiting import wait_until
@@ -192,7 +192,8 @@ import os, sys, time
 sys.path.insert(0, {str(ROOT)!r})
 import torch, torch.distributed as dist
 from pathlib import Path
-from training.process_group import Joining, leave
+from training.joining import Joining
+from training.process_group import leave
 from training.ranks import RankInfo
 
 ranks = RankInfo.from_env(os.environ)

@@ -13,8 +13,9 @@ import pytest
 from conftest import ROOT
 from tiny_training import flip_a_bit
 from training import proof, tokenise
+from training.config import TrainConfig
 from training.demo import demo_tokenizer
-from training.documents import TRAIN, Batch, Corpus, load_corpus
+from training.documents import NOT_HELD_OUT, Batch, Corpus, load_corpus
 from training.errors import InputError
 from training.prompt import TextRule
 from training.tables import Columns
@@ -80,7 +81,8 @@ def test_the_fast_way_through_the_tokenizers_library_gives_what_a_call_gives(sha
     # Settings that a tokenizer's file may carry, and that do not hold for a call.
     tokenizer.backend_tokenizer.enable_truncation(5)
     tokenizer.backend_tokenizer.enable_padding()
-    data = load_corpus(str(shared_data / "gsm8k_alpaca.json"), None, None, 0.0)
+    path = str(shared_data / "gsm8k_alpaca.json")
+    data = load_corpus(TrainConfig(dataset_name=path, validation_split_percentage=0.0))
     texts = next(data.batches()).texts[:300]
     tokens = tokenise_into(tmp_path / "t", corpus(*texts, "held out"), tokenizer)
     expected = [[*ids, tokenizer.eos_token_id] for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
@@ -112,7 +114,7 @@ def test_data_is_read_only_a_few_batches_ahead_of_what_is_written(tokenizer):
     def batches():
         for number in range(50):
             taken.append(number)
-            yield Batch(["ab"], np.array([TRAIN]))
+            yield Batch(["ab"], np.array([NOT_HELD_OUT]))
 
     written = tokenised(batches(), tokenizer)
     next(written)

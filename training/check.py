@@ -12,28 +12,26 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from training.command import run_command
 from training.config import TrainConfig, config_from_argv, read_toml
-from training.errors import COMPLETE, INPUT_ERROR, InputError
+from training.errors import InputError
 from training.live_report import interval_seconds
 from training.run_directory import check_same_run, check_writable, run_directory
 from training.trackers import check_installed
 
-PROG = "python -m training.train_llm"
-
 
 def main(argv: Sequence[str]) -> int:
     """Check the requests; prints one line and returns 64 at the first that cannot be carried out."""
-    try:
+
+    def work() -> None:
         ranks, rest = take_ranks(argv)
         if rest[:1] == ["--config"] and rest[1:]:
             read_toml(Path(rest[1]))  # before the rest, which may repeat its keys: they are refused by its name
         enough: set[tuple[object, ...]] = set()
-        for config in [config_from_argv(request, PROG) for request in split_requests(rest)]:
+        for config in [config_from_argv(request) for request in split_requests(rest)]:
             check(config, ranks, enough)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return INPUT_ERROR
-    return COMPLETE
+
+    return run_command(work)
 
 
 def take_ranks(argv: Sequence[str]) -> tuple[int | None, list[str]]:
@@ -89,14 +87,7 @@ def check(config: TrainConfig, ranks: int | None, enough: set[tuple[object, ...]
     if is_hub_name(config.dataset_name) and hub_revision(config.dataset_name) is not None:
         # It is there; to know more would be to download it, which is the job's work.
         return
-    corpus = load_corpus(
-        config.dataset_name,
-        config.dataset_subset,
-        config.text_column,
-        config.validation_split_percentage,
-        config.streaming,
-        config.max_train_tokens,
-    )
+    corpus = load_corpus(config)
     check_same_run(run, config, source.architecture, corpus.fingerprint)
     if ranks is not None and config.batch_size != "auto":
         from training.tokenise import count_tokens

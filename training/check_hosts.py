@@ -6,16 +6,16 @@
 the last line names it.
 """
 
-import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from training.errors import COMPLETE, InputError, NodeError
-from training.ranks import RankInfo, check_rendezvous
-from training.refuse import refuse
+from training.command import run_on_ranks
+from training.display import columns
+from training.errors import COMPLETE, NodeError
+from training.ranks import RankInfo
 from training.teardown import exit_with
 
 SLOW = 0.5
@@ -23,18 +23,26 @@ SLOW = 0.5
 
 
 def main() -> int:
-    """Measure together with all ranks; the process's exit status."""
-    import torch
+    """Measure; the process's exit status. There are no options but `--help`."""
+    if "--help" in sys.argv[1:]:
+        print(__doc__, end="")
+        return COMPLETE
+    return run_on_ranks(measure)
 
+
+def measure(ranks: RankInfo) -> None:
+    """Measure together with all ranks, and print the table.
+
+    Raises:
+        NodeError: a host is not fit, or much slower than the others.
+    """
     from training import process_group
-    from training.device import choose_device, device_name, threads_per_rank
+    from training.device import device_name, own_device, share_cpus
+    from training.joining import Joining
     from training.preflight import examine
 
-    ranks = RankInfo.from_env(os.environ)
-    check_rendezvous(ranks, os.environ)
-    process_group.set_threads(threads_per_rank(len(os.sched_getaffinity(0)), ranks))
-    joining = process_group.Joining(ranks, lambda: choose_device("auto", ranks, torch.cuda.device_count(), os.environ))
-    device, store = joining.finish()
+    share_cpus(ranks)
+    device, store = Joining(ranks, lambda: own_device("auto", ranks)).finish()
     found = examine(ranks, device, store, Path.cwd())
     faults: list[str] = []
     if ranks.rank == 0:
@@ -46,7 +54,6 @@ def main() -> int:
     process_group.leave()
     if faults:
         raise NodeError("; ".join(faults), speaker=0)
-    return COMPLETE
 
 
 def by_host(reports: Sequence[dict[str, Any]], network: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -73,13 +80,12 @@ def table(hosts: dict[str, dict[str, Any]], device: str) -> list[str]:
     def words(speed: float | None) -> str:
         return "–" if speed is None else rate(speed)
 
-    rows = [("host", "ranks", "matrix product", "from the host before", "all-reduce")]
+    rows = []
     for name, host in hosts.items():
         flops = f"{host['flops'] / 1e9:,.0f} GFLOP/s"
         rows.append((name, str(host["ranks"]), flops, words(host["ring"]), words(host["all_reduce"])))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    return [f"{len(hosts)} host{'s' if len(hosts) > 1 else ''} on {device}", *lines]
+    head = ("host", "ranks", "matrix product", "from the host before", "all-reduce")
+    return [f"{len(hosts)} host{'s' if len(hosts) > 1 else ''} on {device}", *columns(head, rows)]
 
 
 def slow_hosts(hosts: dict[str, dict[str, Any]]) -> list[str]:
@@ -97,16 +103,5 @@ def slow_hosts(hosts: dict[str, dict[str, Any]]) -> list[str]:
     return faults
 
 
-def measure_or_refuse() -> int:
-    """`main`, where a host that is not fit is one line. There are no options but `--help`."""
-    if "--help" in sys.argv[1:]:
-        print(__doc__, end="")
-        return COMPLETE
-    try:
-        return main()
-    except (InputError, NodeError) as error:
-        return refuse(error, RankInfo.from_env(os.environ))
-
-
 if __name__ == "__main__":
-    exit_with(measure_or_refuse)
+    exit_with(main)

@@ -15,8 +15,17 @@ import torch
 from training import random_state
 from training.errors import InputError, StorageError
 from training.incarnation import overtaken_by, read_claims
-from training.manifest import DamagedError, Manifest, check_files, read_manifest
-from training.publish import step_folders, step_of
+from training.manifest import (
+    MANIFEST,
+    OPTIMIZER,
+    RNG,
+    DamagedError,
+    Manifest,
+    check_files,
+    read_manifest,
+    step_folders,
+    step_of,
+)
 from training.ranks import RankInfo
 from training.strategy import sliced_like
 
@@ -101,7 +110,7 @@ def _newest(checkpoints: Path, say: Callable[[str], None], own: int) -> Newest:
                 )
                 continue
             if manifest.step != step_of(folder):
-                raise DamagedError(f"manifest.json is that of step {manifest.step}")
+                raise DamagedError(f"{MANIFEST} is that of step {manifest.step}")
             check_files(folder, manifest)
         except DamagedError as fault:
             faults.append(f"{folder.name} is not whole ({fault})")
@@ -125,7 +134,7 @@ def load_optimizer(folder: Path, optimizer: torch.optim.Optimizer) -> None:
 
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     state: dict[int, dict[str, torch.Tensor]] = {}
-    with safe_open(folder / "optimizer.safetensors", framework="pt") as file:
+    with safe_open(folder / OPTIMIZER, framework="pt") as file:
         metadata = file.metadata()
         for key in file.keys():  # noqa: SIM118 – not a mapping
             index, name = key.split(".", 1)
@@ -143,8 +152,13 @@ def restore_rng(folder: Path, ranks: RankInfo, device: torch.device) -> dict[str
 
     Returns the conditions under which the checkpoint was made; empty where it does not tell.
     """
-    states = torch.load(folder / "rng.pt", map_location="cpu", weights_only=True)
-    if len(states) != ranks.world_size:
-        return states[0].get("conditions", {})
-    random_state.restore(states[ranks.rank], device)
-    return states[ranks.rank].get("conditions", {})
+    states = read_states(folder)
+    mine = states[ranks.rank] if len(states) == ranks.world_size else None
+    if mine is not None:
+        random_state.restore(mine, device)
+    return (mine or states[0]).get("conditions", {})
+
+
+def read_states(folder: Path) -> list[dict[str, Any]]:
+    """The random state of every rank that made a checkpoint, each with its `conditions`."""
+    return torch.load(folder / RNG, map_location="cpu", weights_only=True)

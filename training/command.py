@@ -1,22 +1,51 @@
-"""How a command of one process ends: its exit status, and one line where the request is wrong or it was interrupted."""
+"""How a command ends: its exit status, and one line where the request is wrong, a host unfit, or it was interrupted."""
 
+import os
 import sys
+import time
 from collections.abc import Callable
 
-from training.errors import COMPLETE, INPUT_ERROR, InputError
-
-INTERRUPTED = 130
+from training.errors import COMPLETE, INPUT_ERROR, INTERRUPTED, NODE_UNFIT, InputError, NodeError
+from training.ranks import RankInfo, check_rendezvous
 
 
 def run_command(work: Callable[[], None], left: str | None = None) -> int:
-    """Do the work; the process's exit status. `left` says what an interruption leaves behind, where that matters."""
+    """Do the work of one process alone; its exit status. `left` says what an interruption leaves behind, where that
+    matters."""
     try:
         work()
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
+        say(f"error: {error}")
         return INPUT_ERROR
     except KeyboardInterrupt:
         if left is not None:
-            print(f"interrupted: {left}", file=sys.stderr)
+            say(f"interrupted: {left}")
         return INTERRUPTED
     return COMPLETE
+
+
+def run_on_ranks(work: Callable[[RankInfo], None]) -> int:
+    """Do the work as one of the ranks that a launcher started, or alone; the process's exit status."""
+    ranks = RankInfo()
+    try:
+        ranks = RankInfo.from_env(os.environ)
+        check_rendezvous(ranks, os.environ)
+        work(ranks)
+    except (InputError, NodeError) as error:
+        return refuse(error, ranks)
+    return COMPLETE
+
+
+def refuse(error: InputError | NodeError, ranks: RankInfo) -> int:
+    """Say once, by the rank that knows, what is wrong with the request or with a host; the exit status."""
+    if ranks.rank == (error.speaker if isinstance(error, NodeError) else 0):
+        say(f"error: {error}")
+    else:
+        # mpirun ends all ranks when the first one fails, and the one that speaks must have spoken by then.
+        time.sleep(2.0)
+    return NODE_UNFIT if isinstance(error, NodeError) else INPUT_ERROR
+
+
+def say(text: str) -> None:
+    """A line beside the result."""
+    print(text, file=sys.stderr, flush=True)

@@ -22,6 +22,8 @@ from training.errors import InputError
 from training.interval import parse_interval
 from training.presets import PRESETS
 
+TRAINER = "python -m training.train_llm"
+
 PresetName = Literal["demo", "smoke"]
 TrackerName = Literal["none", "tensorboard", "wandb", "trackio", "mlflow"]
 assert set(get_args(PresetName)) == set(PRESETS)
@@ -221,7 +223,7 @@ def _as_json(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-def config_from_argv(argv: Sequence[str], prog: str, about: str | None = None) -> TrainConfig:
+def config_from_argv(argv: Sequence[str], prog: str = TRAINER, about: str | None = None) -> TrainConfig:
     """The resolved configuration of a command line.
 
     `--help` prints the options below what the program is `about`, and raises SystemExit(0), as everywhere.
@@ -303,7 +305,12 @@ def _spellings(name: str, kind: type[Any] = TrainConfig) -> list[str]:
     """Every way to write an option on the command line, the field's own name first."""
     hints = kind.__annotations__[name]
     aliases = [alias for extra in getattr(hints, "__metadata__", ()) for alias in getattr(extra, "aliases", None) or ()]
-    return ["--" + name.replace("_", "-"), *aliases]
+    return [option_name(name), *aliases]
+
+
+def option_name(field: str) -> str:
+    """An option as the command line has it, of the field that keeps it."""
+    return "--" + field.replace("_", "-")
 
 
 def _one_line(box: str) -> str:
@@ -364,7 +371,7 @@ def _known_key(key: str, path: Path) -> str:
     if name in known:
         return name
     for field in known:
-        if "--" + name.replace("_", "-") in _spellings(field):
+        if option_name(name) in _spellings(field):
             return field
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     hint = f"did you mean {close[0]}?" if close else f"the keys are {', '.join(known)}"
@@ -381,13 +388,13 @@ def _typed(key: str, value: Any, path: Path) -> Any:
         return value
     several = isinstance(getattr(TrainConfig(), name), tuple)
     if several and isinstance(value, list) and value and all(isinstance(each, str) for each in value):
-        words = [f"--{name.replace('_', '-')}", *value]
+        words = [option_name(name), *value]
     elif TrainConfig.__annotations__[name] is bool or not isinstance(value, str | int | float):
         wanted = "true or false" if TrainConfig.__annotations__[name] is bool else "one value"
         wanted = "a name, or a list of names," if several else wanted
         raise InputError(f"--config {path}: `{key}` = {value!r}: {wanted} is wanted")
     else:
-        words = [f"--{name.replace('_', '-')}={value}"]
+        words = [f"{option_name(name)}={value}"]
     try:
         return getattr(parse_options(words, "train_llm", TrainConfig, TrainConfig()), name)
     except InputError as error:
@@ -402,6 +409,18 @@ MINIMUM: Mapping[str, float] = {
 }  # fmt: skip
 
 
+def check_at_least(options: Any, least: Mapping[str, float]) -> None:
+    """Refuse numbers below these, which stand by field name; what is not given, or no number, may be anything.
+
+    Raises:
+        InputError: names the option, its value and what is allowed.
+    """
+    for name, minimum in least.items():
+        value = getattr(options, name)
+        if isinstance(value, int | float) and value < minimum:
+            raise InputError(f"{option_name(name)} {value}: at least {minimum} is wanted")
+
+
 def check_values(config: TrainConfig) -> None:
     """Refuse values that no run can use.
 
@@ -409,20 +428,18 @@ def check_values(config: TrainConfig) -> None:
         InputError: names the option, its value and what is allowed.
     """
     for name, value in asdict(config).items():
-        option = _spellings(name)[0]
         if isinstance(value, float) and not math.isfinite(value):
-            raise InputError(f"{option} {value}: a finite number is wanted")
-        if name in MINIMUM and isinstance(value, int | float) and value < MINIMUM[name]:
-            raise InputError(f"{option} {value}: at least {MINIMUM[name]} is wanted")
+            raise InputError(f"{option_name(name)} {value}: a finite number is wanted")
         if isinstance(value, str | Path) and not str(value).strip():
-            raise InputError(f"{option} is empty: a value is wanted, or leave the option out")
+            raise InputError(f"{option_name(name)} is empty: a value is wanted, or leave the option out")
+    check_at_least(config, MINIMUM)
     if config.batch_size == "auto" and (config.strategy == "fsdp" or config.device == "cpu"):
         # FSDP's ranks compute together: the first one's memory cannot be tried alone.
         what = "--strategy fsdp" if config.strategy == "fsdp" else "--device cpu"
         raise InputError(f"--batch-size auto: not with {what}; give a number")
     for name in ("lr", "num_epochs"):
         if getattr(config, name) <= 0:
-            raise InputError(f"{_spellings(name)[0]} {getattr(config, name)}: a number above 0 is wanted")
+            raise InputError(f"{option_name(name)} {getattr(config, name)}: a number above 0 is wanted")
     if config.mtbf_hours is not None and config.mtbf_hours <= 0:
         raise InputError(f"--mtbf-hours {config.mtbf_hours}: a number above 0 is wanted")
     parse_interval(config.ckpt_freq)

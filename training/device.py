@@ -53,6 +53,18 @@ def choose_device(
     )
 
 
+def own_device(wanted: Literal["auto", "cuda", "cpu"], ranks: RankInfo) -> str:
+    """The same, by what torch sees here and by this process's environment."""
+    import torch
+
+    return choose_device(wanted, ranks, torch.cuda.device_count(), os.environ)
+
+
+def in_bfloat16(dtype: Literal["auto", "float32", "bfloat16"], device: "torch.device") -> bool:
+    """Whether forward and backward pass are in bfloat16 rather than float32, by the option --dtype."""
+    return dtype == "bfloat16" or (dtype == "auto" and device.type == "cuda")
+
+
 def granted_gpus(environ: Mapping[str, str]) -> str | None:
     """The variable by which GPUs were granted to this process, as `NAME=value`; None where there is none."""
     devices = environ.get("CUDA_VISIBLE_DEVICES")
@@ -139,7 +151,15 @@ def joined_by_nvlink(uuids: Sequence[str]) -> bool:
     return False
 
 
+def share_cpus(ranks: RankInfo) -> None:
+    """Use this rank's share of the host's CPUs, unless OMP_NUM_THREADS already says how many threads: torch alone would
+    take every CPU for every rank."""
+    if "OMP_NUM_THREADS" not in os.environ:
+        import torch
+
+        torch.set_num_threads(threads_per_rank(len(os.sched_getaffinity(0)), ranks))
+
+
 def threads_per_rank(cpus: int, ranks: RankInfo) -> int:
-    """CPU threads for one rank where nobody set OMP_NUM_THREADS: torch alone would take every CPU for every
-    rank."""
+    """CPU threads for one rank, of so many that its host has for all."""
     return max(1, cpus // ranks.local_world_size)

@@ -2,8 +2,10 @@
 
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+from training.ranks import SINGLE
 
 # A log that is read later wants a line now and then, whatever a step takes.
 SECONDS_BETWEEN_LINES = 5.0
@@ -12,7 +14,7 @@ SECONDS_BETWEEN_LINES = 5.0
 def on_a_terminal(launcher: str) -> bool:
     """Whether a person's terminal shows this process's output."""
     # Open MPI and srun may give a rank a pseudo-terminal of its own while their output goes to a file.
-    return launcher == "single" and sys.stdout.isatty()
+    return launcher == SINGLE and sys.stdout.isatty()
 
 
 class Display:
@@ -79,6 +81,15 @@ class Display:
 def _figures(row: Mapping[str, Any]) -> str:
     figures = f"loss {row['loss']:.4f} · lr {row['lr']:.2e} · {row['tokens_per_second']:,.0f} tokens/s"
     return figures + (f" · MFU {row['mfu']:.1%}" if "mfu" in row else "")
+
+
+def columns(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """A table as lines; a row of fewer cells ends in a sentence, which may run on."""
+    whole = [head, *(row for row in rows if len(row) == len(head))]
+    widths = [max(map(len, column)) for column in zip(*whole, strict=True)]
+    return [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=False)).rstrip() for row in [head, *rows]
+    ]
 
 
 def clock(seconds: float) -> str:

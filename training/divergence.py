@@ -12,6 +12,10 @@ from training.errors import PeerError
 # So many norms must have been seen before one can be out of the ordinary, and so many are remembered.
 FEWEST, REMEMBERED = 20, 100
 OUTLIER_FACTOR = 10.0
+SKIPPED, OUTLIER = "skipped", "grad_norm_outlier"
+"""Events of `metrics.jsonl`."""
+NAMED = 8
+"""Ranks and sequences, at most."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +42,7 @@ class NotFinite:
         """The step as an event of `metrics.jsonl`."""
         return {
             "step": self.step,
-            "event": "skipped",
+            "event": SKIPPED,
             "what": self.what,
             "ranks": sorted(self.guilty),
             "sequences": {str(rank): list(read) for rank, read in self.guilty.items()},
@@ -55,16 +59,16 @@ class NotFinite:
         )
 
 
-def _places(guilty: Mapping[int, Sequence[int]], most: int = 8) -> str:
+def _places(guilty: Mapping[int, Sequence[int]]) -> str:
     """`rank 2 (sequences 17, 4)`; of many ranks and sequences the first."""
     ranks = sorted(guilty)
-    places = [f"rank {rank} (sequences {_some(guilty[rank], most)})" for rank in ranks[:most]]
-    return ", ".join(places) + (f" and {len(ranks) - most} ranks more" if len(ranks) > most else "")
+    places = [f"rank {rank} (sequences {_some(guilty[rank])})" for rank in ranks[:NAMED]]
+    return ", ".join(places) + (f" and {len(ranks) - NAMED} ranks more" if len(ranks) > NAMED else "")
 
 
-def _some(numbers: Sequence[int], most: int) -> str:
-    more = f" and {len(numbers) - most} more" if len(numbers) > most else ""
-    return ", ".join(map(str, numbers[:most])) + more
+def _some(numbers: Sequence[int]) -> str:
+    more = f" and {len(numbers) - NAMED} more" if len(numbers) > NAMED else ""
+    return ", ".join(map(str, numbers[:NAMED])) + more
 
 
 def usual_norm(norm: float, before: Sequence[float]) -> float | None:
@@ -92,4 +96,9 @@ class NormWatch:
         self._norms.append(norm)
         if usual is None:
             return None
-        return {"step": step, "event": "grad_norm_outlier", "grad_norm": norm, "usual": usual}
+        return {"step": step, "event": OUTLIER, "grad_norm": norm, "usual": usual}
+
+
+def outlier_text(event: Mapping[str, Any]) -> str:
+    """The line of a gradient norm that is out of the ordinary."""
+    return f"warning: gradient norm {event['grad_norm']:.3g} at step {event['step']}, usual is {event['usual']:.3g}"

@@ -12,22 +12,24 @@ import re
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from training.config import TrainConfig
 from training.demo import DEMO, demo_rows
-from training.errors import InputError
+from training.errors import InputError, first_line
+from training.hub import ask_hub
 from training.manifest import file_sha256
 from training.prompt import TextRule, text_rule
 from training.tables import BATCH, OTHERWISE, SUFFIXES, ArrowTable, Chain, Columns, Rows, Table, file_table
 
 HELD_OUT_SPLITS = ("validation", "valid", "val", "dev", "eval", "test")
 SPLIT_SEED = 0  # Not the run's seed: evaluations of runs with different seeds stay comparable.
-TRAIN = -1
+NOT_HELD_OUT = -1
 """The place of a document that is not held out."""
 
 
@@ -38,7 +40,7 @@ class Batch:
     texts: Sequence[str]
     """Blank ones too."""
     places: np.ndarray
-    """Shape [texts], int64: the place among the held-out documents, or `TRAIN`."""
+    """Shape [texts], int64: the place among the held-out documents, or `NOT_HELD_OUT`."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +108,7 @@ class StreamedCorpus:
         seen = held = 0
         for number, rows in enumerate(self._read(self.train)):
             texts = self.rule.texts(rows)
-            places = np.full(len(texts), TRAIN)
+            places = np.full(len(texts), NOT_HELD_OUT)
             count = held_out_count(seen + len(texts), share) - held
             chosen = np.random.default_rng((SPLIT_SEED, number)).choice(len(texts), count, replace=False)
             places[np.sort(chosen)] = held + np.arange(count)
@@ -131,7 +133,7 @@ def split_places(rows: int, percentage: float) -> np.ndarray:
     order = array("q", range(rows))  # Eight bytes a row, where a list takes 36.
     if count := held_out_count(rows, percentage):
         random.Random(SPLIT_SEED).shuffle(order)
-    places = np.full(rows, TRAIN)
+    places = np.full(rows, NOT_HELD_OUT)
     places[np.frombuffer(order, np.int64)[:count]] = np.arange(count)
     return places
 
@@ -141,35 +143,23 @@ def held_out_count(rows: int, percentage: float) -> int:
     return min(rows - 1, max(1, round(rows * percentage / 100))) if percentage else 0
 
 
-def load_corpus(
-    name: str,
-    subset: str | None,
-    text_column: str | None,
-    held_out_percentage: float,
-    streaming: bool = False,
-    most_tokens: int | None = None,
-) -> Corpus | StreamedCorpus:
-    """The documents of a dataset.
+def load_corpus(config: TrainConfig) -> Corpus | StreamedCorpus:
+    """The documents of the dataset that a request names; a change of its share or its most tokens is another corpus.
 
     Held out is the dataset's own validation or test split; where it has none, a seeded share of the
     documents, and at least one document where any share is asked.
 
-    Args:
-        name: of the dataset, or its path.
-        subset: the configuration of a hub dataset.
-        text_column: None finds it.
-        held_out_percentage: the share.
-        streaming: take what is needed of it, and download nothing.
-        most_tokens: training tokens at most; becomes a part of the fingerprint. A stream needs it.
-
     Raises:
         InputError: no such dataset, it cannot be read, or it has no column of text.
     """
-    train, held_out, source = _stream(name, subset) if streaming else _load(name, subset)
+    name, streaming, most_tokens = config.dataset_name, config.streaming, config.max_train_tokens
+    held_out_percentage = config.validation_split_percentage
+    load = _stream if streaming else _load
+    train, held_out, source = load(name, config.dataset_subset)
     if not streaming and len(train) == 0:
         raise InputError(f"--dataset-name {name}: there are no rows in it; {OTHERWISE}")
     columns = _column_names(train, name) if streaming else train.column_names
-    rule = text_rule(columns, text_column)
+    rule = text_rule(columns, config.text_column)
     key = [source, rule.column, rule.has_input, held_out_percentage, SPLIT_SEED]
     key += [most_tokens] if most_tokens is not None else []
     fingerprint = hashlib.sha256(json.dumps(key).encode()).hexdigest()
@@ -178,6 +168,43 @@ def load_corpus(
         return StreamedCorpus(name, train, held_out, rule, fingerprint, held_out_percentage, most_tokens)
     own = held_out is not None and len(held_out) > 0 and set(train.column_names) <= set(held_out.column_names)
     return Corpus(train, held_out if own else None, rule, fingerprint, held_out_percentage, most_tokens)
+
+
+def load_split(config: TrainConfig, split: str) -> Corpus:
+    """The documents of one split of the dataset, all of them as training documents.
+
+    Raises:
+        InputError: there is no split of that name.
+    """
+    name = config.dataset_name
+    table: Table
+    if is_hub_name(name) or is_saved_dataset(Path(name)):
+        datasets = import_datasets(name)
+        with _refused(f"--split {split}: --dataset-name {name} has none of that name", "give another"):
+            if is_hub_name(name):
+                loaded = datasets.load_dataset(name, config.dataset_subset, split=split)
+            else:
+                saved = datasets.load_from_disk(name)
+                there = list(saved) if isinstance(saved, Mapping) else []
+                if split not in there:
+                    raise ValueError(f"there are {', '.join(there) or 'no splits'}")
+                loaded = saved[split]
+        table, source = ArrowTable(loaded), str(loaded._fingerprint)
+    else:
+        files = [] if is_demo(name) else [file for file in data_files(name) if split.lower() in _words(file.stem)]
+        if not files:
+            raise InputError(
+                f"--split {split}: no file of --dataset-name {name} has that word in its name; give held_out or train, "
+                f"or the file itself as --dataset-name"
+            )
+        table, source = Chain([file_table(file) for file in files]), " ".join(map(_named_digest, files))
+    rule = text_rule(table.column_names, config.text_column)
+    key = ["split", source, rule.column, rule.has_input]
+    return Corpus(table, None, rule, hashlib.sha256(json.dumps(key).encode()).hexdigest())
+
+
+def _words(stem: str) -> list[str]:
+    return re.findall(r"[^\W_]+", stem.lower())
 
 
 def _load(name: str, subset: str | None) -> tuple[Table, Table | None, str]:
@@ -263,12 +290,8 @@ def is_held_out_file(stem: str) -> bool:
 
 def _saved_dataset(path: Path) -> tuple[Table, Table | None, str]:
     datasets = import_datasets(str(path))
-    try:
+    with _refused(f"--dataset-name {path}: not a saved dataset"):
         return _tables(datasets.load_from_disk(str(path)), str(path))
-    except (OSError, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"--dataset-name {path}: not a saved dataset ({_first_line(error)}); {OTHERWISE}") from error
 
 
 def _hub_dataset(name: str, subset: str | None) -> tuple[Table, Table | None, str]:
@@ -280,13 +303,9 @@ def _hub_dataset(name: str, subset: str | None) -> tuple[Table, Table | None, st
 
         huggingface_hub.constants.HF_HUB_OFFLINE = True
     datasets = import_datasets(name)
-    try:
+    problem = "cannot be loaded" if reachable else "the hub cannot be reached, and it is not in the local cache"
+    with _refused(f"--dataset-name {name}: {problem}"):
         return _tables(datasets.load_dataset(name, subset), name)
-    except (OSError, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
-        problem = "cannot be loaded" if reachable else "the hub cannot be reached, and it is not in the local cache"
-        raise InputError(f"--dataset-name {name}: {problem} ({_first_line(error)}); {OTHERWISE}") from error
 
 
 def _stream(name: str, subset: str | None) -> tuple[Any, Any | None, str]:
@@ -294,7 +313,7 @@ def _stream(name: str, subset: str | None) -> tuple[Any, Any | None, str]:
     if is_demo(name) or (not is_hub_name(name) and is_saved_dataset(Path(name))):
         raise InputError(f"--dataset-name {name} is on this machine as it is: leave out --streaming")
     datasets = import_datasets(name)
-    try:
+    with _refused(f"--dataset-name {name}: cannot be streamed"):
         if is_hub_name(name):
             revision = hub_revision(name)
             if revision is None:
@@ -313,23 +332,24 @@ def _stream(name: str, subset: str | None) -> tuple[Any, Any | None, str]:
             loaded = datasets.load_dataset(builder, data_files=paths, streaming=True)
             with ThreadPoolExecutor() as pool:
                 source = "stream " + " ".join(pool.map(_named_digest, files))
-    except (OSError, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"--dataset-name {name}: cannot be streamed ({_first_line(error)}); {OTHERWISE}") from error
     train, held_out = _splits(loaded, name)
     return train, held_out, source
 
 
 @contextmanager
-def _streaming(name: str) -> Iterator[None]:
+def _refused(what: str, way_out: str = OTHERWISE) -> Iterator[None]:
+    """What the library `datasets` finds wrong becomes one line that begins so."""
     try:
         yield
+    except InputError:
+        raise
     except (OSError, ValueError) as error:
-        raise InputError(
-            f"the stream of --dataset-name {name} broke off ({_first_line(error)}); run the same command again, or "
-            f"give another dataset"
-        ) from error
+        raise InputError(f"{what} ({first_line(error)}); {way_out}") from error
+
+
+def _streaming(name: str) -> AbstractContextManager[None]:
+    way_out = "run the same command again, or give another dataset"
+    return _refused(f"the stream of --dataset-name {name} broke off", way_out)
 
 
 def _column_names(dataset: Any, name: str) -> list[str]:
@@ -350,21 +370,8 @@ def hub_revision(name: str) -> str | None:
     Raises:
         InputError: the hub answers, and has no such dataset or keeps it from this user.
     """
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
-
-    try:
-        return HfApi().dataset_info(name, timeout=10).sha or "main"
-    except HFValidationError as error:
-        raise InputError(f"--dataset-name {name}: no such file, and no name of a hub dataset; {OTHERWISE}") from error
-    except RepositoryNotFoundError as error:
-        raise InputError(
-            f"--dataset-name {name}: the hub has no such dataset, or it is private and no token is set (HF_TOKEN); "
-            f"{OTHERWISE}"
-        ) from error
-    except Exception:
-        # Offline mode, no route, a proxy's refusal, a time-out: as many classes as there are HTTP libraries.
-        return None
+    info = ask_hub("dataset", name, OTHERWISE)
+    return None if info is None else info.sha or "main"
 
 
 def _tables(loaded: Any, name: str) -> tuple[Table, Table | None, str]:
@@ -397,7 +404,3 @@ def import_datasets(name: str) -> Any:
         ) from error
     datasets.disable_progress_bars()
     return datasets
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]

@@ -4,6 +4,7 @@ COMPLETE = 0
 INPUT_ERROR = 64  # EX_USAGE of sysexits.h: running the same request again cannot help.
 NODE_UNFIT = 71  # EX_OSERR of sysexits.h: the same request may well succeed on other hosts.
 SAVED_FOR_REQUEUE = 75  # EX_TEMPFAIL of sysexits.h: a checkpoint is on disk, run the same request again.
+INTERRUPTED = 130  # 128 + SIGINT, as shells count.
 
 
 class InputError(ValueError):
@@ -44,3 +45,13 @@ class StorageError(OSError):
 
 class TakenOverError(StorageError):
     """A newer attempt of the same run writes its checkpoints; this one must not."""
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, on one line of at most 200 characters; its class where it says nothing."""
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]
+
+
+def class_and_line(error: BaseException) -> str:
+    """The same with its class in front, as a traceback ends: for errors that nobody foresaw."""
+    return f"{type(error).__name__}: {first_line(error)}" if str(error) else type(error).__name__

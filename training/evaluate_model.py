@@ -8,28 +8,24 @@ Through the same tokens, sequences and loss as the training: for the data of its
 was printed for that step. Exit status: 0, or 64 where the request is wrong.
 """
 
-import hashlib
 import json
-import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
-from training.command import run_command
+from training.command import run_command, say
 from training.config import TrainConfig, check_values, parse_options
 from training.errors import InputError
 
 if TYPE_CHECKING:
-    from training.documents import Corpus
     from training.tokens import Blocks
     from training.trained import Trained
 
 PROG = "python -m training.evaluate_model"
-TRAIN, HELD_OUT = "train", "held_out"
 AS_TRAINED = (
     *("dataset_name", "dataset_subset", "text_column", "streaming", "max_train_tokens", "validation_split_percentage"),
     *("seq_length", "packing", "batch_size", "max_eval_samples", "dtype", "kernels"),
@@ -90,7 +86,7 @@ class EvaluateOptions:
     device: Literal["auto", "cuda", "cpu"] = "auto"
     """As for the trainer."""
 
-    output_dir: Annotated[Path, arg(metavar="DIR")] = Path("outputs")
+    output_dir: Annotated[Path, arg(metavar="DIR")] = TrainConfig.output_dir
     """Where the directories of experiments and the cache of tokens lie."""
 
     json: bool = False
@@ -172,7 +168,7 @@ def evaluate_model(options: EvaluateOptions) -> dict[str, Any]:
 
     import torch
 
-    from training.device import choose_device, device_name
+    from training.device import device_name, in_bfloat16, own_device
     from training.evaluate import evaluate, evaluation_batches, perplexity
     from training.model import ModelSource, check_seq_length, quiet_libraries
     from training.packing import check_keeps_apart
@@ -181,7 +177,7 @@ def evaluate_model(options: EvaluateOptions) -> dict[str, Any]:
     from training.tokenise import end_of_text
 
     quiet_libraries()
-    device = torch.device(choose_device(options.device, RankInfo("single"), torch.cuda.device_count(), os.environ))
+    device = torch.device(own_device(options.device, RankInfo()))
     model, tokenizer = load_for_use(trained.folder, device)
     check_seq_length(config.seq_length, ModelSource(str(trained.folder), model.config.to_dict(), trained.folder, True))
     end = end_of_text(tokenizer) if config.packing == "varlen" else None
@@ -196,7 +192,7 @@ def evaluate_model(options: EvaluateOptions) -> dict[str, Any]:
             f"--dataset-name {config.dataset_name}: its split {split} has {len(blocks.tokens)} tokens, and a sequence "
             f"takes {config.seq_length}; lower --seq-length, or give another --split"
         )
-    bfloat16 = config.dtype == "bfloat16" or (config.dtype == "auto" and device.type == "cuda")
+    bfloat16 = in_bfloat16(config.dtype, device)
     kernels = "auto" if config.kernels == "fused" else config.kernels
     loss = evaluate(token_loss(model, kernels, bfloat16, False, False, device, end), blocks, batches, device)
     assert loss is not None
@@ -232,67 +228,23 @@ def read_blocks(config: TrainConfig, split: str | None, tokenizer: Any) -> tuple
     Raises:
         InputError: there is no such data, or it cannot be read.
     """
-    from training.prepare import data_tokens, say_to_error
-    from training.tokens import open_blocks, publish_tokens, read_tokens, stage_tokens, token_folder
+    from training.documents import load_split
+    from training.prepare import data_tokens
+    from training.tokens import HELD_OUT, TRAIN, open_blocks, publish_tokens, read_tokens, stage_tokens, token_folder
 
     if split not in (None, TRAIN, HELD_OUT):
-        corpus = named_split(config, split)
+        corpus = load_split(config, split)
         folder = token_folder(corpus.fingerprint, tokenizer, config.output_dir)
-        if read_tokens(folder, say_to_error) is None:
+        if read_tokens(folder, say) is None:
             publish_tokens(stage_tokens(folder, corpus, tokenizer), folder)
         return open_blocks(folder, TRAIN, config.seq_length), split
-    with data_tokens(config, tokenizer, say_to_error) as found:
+    with data_tokens(config, tokenizer, say) as found:
         found.publish()
         if split is None:
             # Without a share that is held out, what there is of it is the dataset's own.
             nothing = config.validation_split_percentage == 0 and len(found.corpus.held_out) == 0
             split = TRAIN if nothing else HELD_OUT
         return open_blocks(found.folder, split, config.seq_length), split
-
-
-def named_split(config: TrainConfig, split: str) -> "Corpus":
-    """The documents of one split of a dataset, all of them as training documents.
-
-    Raises:
-        InputError: there is no split of that name.
-    """
-    from training.documents import Corpus, data_files, import_datasets, is_demo, is_hub_name, is_saved_dataset
-    from training.manifest import file_sha256
-    from training.prompt import text_rule
-    from training.tables import ArrowTable, Chain, Table, file_table
-
-    name, path = config.dataset_name, Path(config.dataset_name)
-    table: Table
-    if is_hub_name(name) or (path.is_dir() and is_saved_dataset(path)):
-        datasets = import_datasets(name)
-        try:
-            if is_hub_name(name):
-                loaded = datasets.load_dataset(name, config.dataset_subset, split=split)
-            else:
-                saved = datasets.load_from_disk(name)
-                there = list(saved) if isinstance(saved, Mapping) else []
-                if split not in there:
-                    raise ValueError(f"there are {', '.join(there) or 'no splits'}")
-                loaded = saved[split]
-        except (OSError, ValueError) as error:
-            first = (str(error).splitlines() or [type(error).__name__])[0][:200]
-            raise InputError(f"--split {split}: --dataset-name {name} has none of that name ({first})") from error
-        table, source = ArrowTable(loaded), str(loaded._fingerprint)
-    else:
-        files = [] if is_demo(name) else [file for file in data_files(name) if _names_split(file.stem, split)]
-        if not files:
-            raise InputError(
-                f"--split {split}: no file of --dataset-name {name} has that word in its name; give held_out or train, "
-                f"or the file itself as --dataset-name"
-            )
-        table, source = Chain([file_table(file) for file in files]), " ".join(file_sha256(file) for file in files)
-    rule = text_rule(table.column_names, config.text_column)
-    key = ["split", source, rule.column, rule.has_input]
-    return Corpus(table, None, rule, hashlib.sha256(json.dumps(key).encode()).hexdigest())
-
-
-def _names_split(stem: str, split: str) -> bool:
-    return split.lower() in "".join(letter if letter.isalnum() else " " for letter in stem.lower()).split()
 
 
 if __name__ == "__main__":

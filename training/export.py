@@ -20,17 +20,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 from tyro.conf import Positional, arg
 
 from training.command import run_command
-from training.config import parse_options
+from training.config import TrainConfig, parse_options
 from training.disk_space import size
-from training.errors import InputError
+from training.errors import InputError, class_and_line, first_line
+from training.run_directory import RunDirectory
 
 if TYPE_CHECKING:
     from training.manifest import Manifest
     from training.trained import Trained
 
 PROG = "python -m training.export"
-NOT_THE_MODEL = ("optimizer.safetensors", "rng.pt")
-"""Of a checkpoint's files."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +61,7 @@ class ExportOptions:
     language: Annotated[str | None, arg(metavar="CODE")] = None
     """For the model card: the language of the data (en)."""
 
-    output_dir: Annotated[Path, arg(metavar="DIR")] = Path("outputs")
+    output_dir: Annotated[Path, arg(metavar="DIR")] = TrainConfig.output_dir
     """Where the directories of experiments lie."""
 
     push: Annotated[str | None, arg(metavar="OWNER/NAME")] = None
@@ -110,7 +109,7 @@ def export(options: ExportOptions) -> dict[str, Any]:
     if options.output is not None:
         folder = options.output
     elif trained.run is not None:
-        folder = trained.run.root / "export"
+        folder = trained.run.export
     else:
         raise InputError(f"{trained.folder} lies in no run's directory: give --output DIR")
     _check_replaceable(folder, options.overwrite)
@@ -147,16 +146,18 @@ def _check_replaceable(folder: Path, overwrite: bool) -> None:
 
 
 def _is_export(folder: Path) -> bool:
-    return all((folder / name).is_file() for name in ("config.json", "model.safetensors", "README.md"))
+    from training.manifest import WEIGHTS
+
+    return all((folder / name).is_file() for name in ("config.json", WEIGHTS, "README.md"))
 
 
 def _fill(aside: Path, trained: "Trained", options: ExportOptions) -> None:
-    from training.incarnation import force_to_disk
-    from training.manifest import DamagedError, check_files
+    from training.manifest import OPTIMIZER, RNG, DamagedError, check_files
+    from training.whole_file import force_to_disk
 
     manifest = trained.manifest
     assert manifest is not None
-    files = {name: proof for name, proof in manifest.files.items() if name not in NOT_THE_MODEL}
+    files = {name: proof for name, proof in manifest.files.items() if name not in (OPTIMIZER, RNG)}
     for name in files:
         shutil.copyfile(trained.folder / name, aside / name)
         force_to_disk(aside / name)
@@ -185,15 +186,14 @@ def _put_in_place(aside: Path, folder: Path) -> None:
 
 
 def _card(folder: Path, trained: "Trained", manifest: "Manifest", options: ExportOptions) -> str:
-    import torch
-
+    from training.checkpoint import read_states
     from training.documents import is_hub_name
+    from training.manifest import WEIGHTS
     from training.metrics import read_rows
     from training.model_card import CardFacts, render_card
-    from training.trained import described
 
-    description = described(trained.run)
-    states = torch.load(trained.folder / "rng.pt", map_location="cpu", weights_only=True)
+    description = trained.description()
+    states = read_states(trained.folder)
     dataset = description.get("identity", {}).get("--dataset-name")
     rows = read_rows(trained.run.metrics) if trained.run is not None else []
     return render_card(
@@ -201,7 +201,7 @@ def _card(folder: Path, trained: "Trained", manifest: "Manifest", options: Expor
             name=trained.run.root.absolute().name if trained.run is not None else folder.absolute().name,
             manifest=manifest,
             model_type=json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"],
-            parameters=_parameters(folder / "model.safetensors"),
+            parameters=_parameters(folder / WEIGHTS),
             description=description,
             rows=[row for row in rows if row["step"] <= manifest.step],
             conditions=states[0].get("conditions", {}) if states else {},
@@ -242,7 +242,7 @@ def push(options: ExportOptions) -> dict[str, Any]:
     try:
         validate_repo_id(options.push)
     except HFValidationError as error:
-        raise InputError(f"--push {options.push}: {_first_line(error)}; a name such as me/model is wanted") from error
+        raise InputError(f"--push {options.push}: {first_line(error)}; a name such as me/model is wanted") from error
     if get_token() is None:
         raise InputError(
             f"--push {options.push}: there is no token for the hub: `hf auth login`, or set HF_TOKEN to one that may "
@@ -253,11 +253,11 @@ def push(options: ExportOptions) -> dict[str, Any]:
         url = api.create_repo(options.push, private=not options.public, exist_ok=True)
         api.upload_folder(repo_id=url.repo_id, folder_path=folder, commit_message="Upload by slurm-mpi-train")
     except HfHubHTTPError as error:
-        raise InputError(f"--push {options.push}: the hub refused: {_first_line(error)}") from error
+        raise InputError(f"--push {options.push}: the hub refused: {first_line(error)}") from error
     except Exception as error:
         # Offline mode, no route, a proxy's refusal, a time-out: as many classes as there are HTTP libraries.
         raise InputError(
-            f"--push {options.push}: the hub cannot be reached ({type(error).__name__}: {_first_line(error)}); push "
+            f"--push {options.push}: the hub cannot be reached ({class_and_line(error)}); push "
             f"from a machine that reaches it: {folder.absolute()}"
         ) from error
     return {"folder": str(folder), "url": str(url)}
@@ -267,11 +267,8 @@ def _pushable(options: ExportOptions) -> list[Path]:
     """Where the export of this request may lie, in the order of what is meant first."""
     if options.output is not None:
         return [options.output]
-    return [Path(options.run), Path(options.run) / "export", options.output_dir / options.run / "export"]
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]
+    places = (Path(options.run), options.output_dir / options.run)
+    return [places[0], *(RunDirectory(place).export for place in places)]
 
 
 if __name__ == "__main__":

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
-from training.command import run_command
-from training.config import parse_options
+from training.command import run_command, say
+from training.config import TrainConfig, check_at_least, parse_options
 from training.errors import InputError
 from training.prompt import RESPONSE, alpaca_prompt
 
@@ -87,7 +87,7 @@ class GenerateOptions:
     device: Literal["auto", "cuda", "cpu"] = "auto"
     """As for the trainer."""
 
-    output_dir: Annotated[Path, arg(metavar="DIR")] = Path("outputs")
+    output_dir: Annotated[Path, arg(metavar="DIR")] = TrainConfig.output_dir
     """Where the directories of experiments lie."""
 
     @property
@@ -115,7 +115,7 @@ def main(argv: Sequence[str]) -> int:
 
     def work() -> None:
         options = parse_options(argv, PROG, GenerateOptions)
-        check_values(options)
+        check_options(options)
         try:
             generate(options)
         except BrokenPipeError:
@@ -125,16 +125,13 @@ def main(argv: Sequence[str]) -> int:
     return run_command(work)
 
 
-def check_values(options: GenerateOptions) -> None:
+def check_options(options: GenerateOptions) -> None:
     """Refuse what cannot be carried out.
 
     Raises:
         InputError: names the option, its value and what is allowed.
     """
-    for name, least in {"max_new_tokens": 1, "top_k": 1, "num_return_sequences": 1, "seed": 0}.items():
-        value = getattr(options, name)
-        if value is not None and value < least:
-            raise InputError(f"--{name.replace('_', '-')} {value}: at least {least} is wanted")
+    check_at_least(options, {"max_new_tokens": 1, "top_k": 1, "num_return_sequences": 1, "seed": 0})
     if options.seed >= 2**63:
         raise InputError(f"--seed {options.seed}: below 2**63 is wanted")
     if options.temperature is not None and not 0 < options.temperature < float("inf"):
@@ -160,19 +157,19 @@ def generate(options: GenerateOptions) -> None:
     trained = find_trained(options.model, options.output_dir, options.checkpoint)
     prompts = read_prompts(options)
     if not options.instruction and _was_instructed(trained):
-        _say("this run was trained on instructions: --instruction puts a prompt into their form")
+        say("this run was trained on instructions: --instruction puts a prompt into their form")
 
     import torch
 
-    from training.device import choose_device
+    from training.device import own_device
     from training.model import quiet_libraries
     from training.ranks import RankInfo
 
     quiet_libraries()
-    device = torch.device(choose_device(options.device, RankInfo("single"), torch.cuda.device_count(), os.environ))
+    device = torch.device(own_device(options.device, RankInfo()))
     model, tokenizer = load_for_use(trained.folder, device)
     where = f"step {trained.manifest.step} of " if trained.manifest is not None else ""
-    _say(f"{where}{trained.folder} on {device}, {'sampling' if options.samples else 'the likeliest tokens'}")
+    say(f"{where}{trained.folder} on {device}, {'sampling' if options.samples else 'the likeliest tokens'}")
     for prompt in prompts:
         shown = alpaca_prompt(prompt, options.input or "") if options.instruction else prompt
         for answer in answers(model, tokenizer, shown, options):
@@ -195,7 +192,7 @@ def read_prompts(options: GenerateOptions) -> Iterator[str]:
             raise InputError(f"--prompts-file {options.prompts_file}: {why}; give a text file") from error
         return iter([line for line in lines if line.strip()])
     if sys.stdin.isatty():
-        _say("type a prompt, one on a line; Ctrl-D ends")
+        say("type a prompt, one on a line; Ctrl-D ends")
     return (line.rstrip("\n") for line in sys.stdin if line.strip())
 
 
@@ -213,7 +210,7 @@ def answers(model: Any, tokenizer: Any, prompt: str, options: GenerateOptions) -
     if positions is not None and whole + new_tokens > positions:
         new_tokens = min(new_tokens, max(positions - whole, positions // 2))
         most = positions - new_tokens
-        _say(
+        say(
             f"the model takes {positions} tokens: of {whole} in the prompt the last {min(whole, most)} are "
             f"shown, and an answer has at most {new_tokens}"
         )
@@ -254,10 +251,6 @@ def _was_instructed(trained: "Trained") -> bool:
     summary = read_summary(trained.run) if trained.run is not None else None
     samples = (summary or {}).get("samples") or []
     return any(RESPONSE in sample["prompt"] for sample in samples)
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -11,13 +11,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
-VARIABLE = "CLUSTER_HEARTBEAT"
+HEARTBEAT_VARIABLE = "CLUSTER_HEARTBEAT"
 SIZE = 1024
 
 Phase = Literal["start", "prepare", "compile", "train", "evaluate", "save"]
-PHASES: tuple[Phase, ...] = ("start", "prepare", "compile", "train", "evaluate", "save")
+PHASES: tuple[Phase, ...] = get_args(Phase)
 
 
 class Heartbeat:
@@ -55,7 +55,7 @@ class Heartbeat:
     @classmethod
     def from_env(cls, environ: Mapping[str, str]) -> "Heartbeat":
         """The heartbeat that this process's launcher asked for."""
-        return cls(environ.get(VARIABLE), process_age())
+        return cls(environ.get(HEARTBEAT_VARIABLE), process_age())
 
     @property
     def phase(self) -> Phase:

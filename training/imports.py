@@ -1,7 +1,7 @@
 """Importing what every training needs: once, and in one go.
 
 On two ranks of two cores this is most of the time from the start to the first step, so it does nothing besides:
-the garbage collector rests, and the process group is joined in the meantime (`training.process_group.Joining`).
+the garbage collector rests, and the process group is joined in the meantime (`training.joining`).
 """
 
 import gc

@@ -15,6 +15,10 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from training.errors import InputError, TakenOverError
+from training.manifest import DamagedError, read_manifest
+from training.whole_file import force_to_disk
+
 FOLDER = "incarnations"
 CLAIM_FILE = re.compile(r"(\d{6,})\.json")
 NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
@@ -123,10 +127,34 @@ def overtaken_by(claims: list[Claim], incarnation: int, step: int) -> Claim | No
     return next((claim for claim in claims if claim.incarnation > incarnation and claim.resumed_step < step), None)
 
 
-def force_to_disk(path: Path) -> None:
-    """fsync a file or folder."""
-    descriptor = os.open(path, os.O_RDONLY)
+def check_not_taken_over(checkpoints: Path, incarnation: int) -> None:
+    """Refuse to write where a later start of the same run has begun.
+
+    Raises:
+        TakenOverError: it names that start.
+    """
+    newest = newest_incarnation(checkpoints)
+    if newest > incarnation:
+        raise TakenOverError(
+            f"a newer attempt (incarnation {newest}) has taken over {checkpoints}; this one, incarnation "
+            f"{incarnation}, must not save: leave it ended, the newer one goes on"
+        )
+
+
+def refuse_newer(folder: Path, incarnation: int) -> None:
+    """Refuse to touch a checkpoint that a later start has made.
+
+    Raises:
+        TakenOverError: it names that start, or the foreign format.
+    """
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        maker = read_manifest(folder).incarnation
+    except DamagedError:
+        return
+    except InputError as error:
+        raise TakenOverError(str(error)) from error
+    if maker > incarnation:
+        raise TakenOverError(
+            f"a newer attempt (incarnation {maker}) has taken over and made {folder}; this one, incarnation "
+            f"{incarnation}, must not replace it: leave it ended, the newer one goes on"
+        )

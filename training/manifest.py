@@ -1,10 +1,12 @@
-"""`manifest.json`: what a checkpoint is and the proof of every byte of it, its own included.
+"""What a checkpoint is: a folder `step-00000008`, its files, and `manifest.json`, the proof of every byte of it, its
+own included.
 
 The hashes are needed because nothing else looks: `torch.load` and `safetensors` accept a flipped bit without a
 word."""
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,9 +16,33 @@ from training.errors import InputError
 
 FORMAT = 2
 MANIFEST = "manifest.json"
+WEIGHTS, OPTIMIZER, RNG = "model.safetensors", "optimizer.safetensors", "rng.pt"
+"""The other files of a checkpoint, but for what `from_pretrained` wants besides."""
+STEP_FOLDER = re.compile(r"step-(\d{8,})")
 OWN_HASH = "manifest_sha256"
 # What the system says of a file that is missing. Its other errors may pass, and say nothing about the file.
 NOT_THERE = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
+
+
+def step_folder(checkpoints: Path, step: int) -> Path:
+    """Where the checkpoint of an optimizer step lies."""
+    return checkpoints / f"step-{step:08d}"
+
+
+def step_of(folder: Path) -> int:
+    """The optimizer step in a checkpoint folder's name."""
+    match = STEP_FOLDER.fullmatch(folder.name)
+    assert match is not None, folder
+    return int(match.group(1))
+
+
+def step_folders(checkpoints: Path) -> list[Path]:
+    """All checkpoints, whole or not, by their steps."""
+    try:
+        paths = list(checkpoints.iterdir())
+    except NOT_THERE:
+        return []
+    return sorted((path for path in paths if STEP_FOLDER.fullmatch(path.name)), key=step_of)
 
 
 class DamagedError(ValueError):

@@ -3,12 +3,13 @@ interrupted."""
 
 import json
 import math
-import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+from training.divergence import SKIPPED
 from training.errors import StorageError
+from training.whole_file import write_whole
 
 if TYPE_CHECKING:
     from training.loop import StepResult
@@ -38,6 +39,10 @@ COLUMNS = {
 }
 """What the numbers of a row mean. A row is of a step, a checkpoint, an evaluation or an event, which has fields of its
 own."""
+
+
+RESUMED = "resumed"
+"""The event with which an attempt goes on."""
 
 
 def step_row(
@@ -78,7 +83,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 def skipped_steps(rows: Iterable[Mapping[str, Any]], until: int) -> int:
     """How many steps up to `until` left the weights as they were."""
-    return sum(row.get("event") == "skipped" and row["step"] <= until for row in rows)
+    return sum(row.get("event") == SKIPPED and row["step"] <= until for row in rows)
 
 
 def has_evaluation(rows: Iterable[Mapping[str, Any]], step: int) -> bool:
@@ -93,9 +98,17 @@ def before(path: Path, step: int) -> tuple[int, bool]:
     return skipped_steps(rows, step), has_evaluation(rows, step)
 
 
+def resumed_event(step: int, changes: Sequence[str]) -> tuple[dict[str, Any], str]:
+    """The row and the line that tell whether an attempt computes what the one before would have."""
+    row: dict[str, Any] = {"step": step, "event": RESUMED, "bit_exact": not changes}
+    if not changes:
+        return row, f"resumed at step {step}, bit-exact"
+    return row | {"changes": list(changes)}, f"resumed at step {step}, not bit-exact: {', '.join(changes)}"
+
+
 def bit_exact(rows: Iterable[Mapping[str, Any]]) -> bool:
     """Whether every attempt went on under the same conditions as the one before."""
-    return all(row.get("bit_exact") for row in rows if row.get("event") == "resumed")
+    return all(row.get("bit_exact") for row in rows if row.get("event") == RESUMED)
 
 
 class MetricsFile:
@@ -148,9 +161,7 @@ def _keep_until(path: Path, last_step: int) -> None:
     kept = [
         line for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if _step(line) <= last_step
     ]
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    aside.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
-    os.replace(aside, path)
+    write_whole(path, "".join(line + "\n" for line in kept))
 
 
 def _step(line: str) -> float:

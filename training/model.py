@@ -9,7 +9,8 @@ from typing import Any
 
 from training.config import TrainConfig
 from training.demo import DEMO, demo_architecture, demo_tokenizer
-from training.errors import InputError
+from training.errors import InputError, first_line
+from training.hub import ask_hub
 
 WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 DESCRIPTION = ("*.json", "*.txt", "*.model", "*.jinja")
@@ -27,6 +28,11 @@ class ModelSource:
     """Where configuration, tokenizer and weights lie on the host of rank 0; None for the demo."""
     pretrained: bool
     """Whether training starts from weights in `folder`."""
+
+    @property
+    def of_text(self) -> dict[str, Any]:
+        """The part of the configuration that is about text; of a model of text alone, all of it."""
+        return self.architecture.get("text_config") or self.architecture
 
 
 def find_model(config: TrainConfig, weights: bool = True) -> ModelSource:
@@ -68,8 +74,8 @@ def check_seq_length(seq_length: int, source: ModelSource) -> None:
     Raises:
         InputError: names both lengths.
     """
-    text = source.architecture.get("text_config") or source.architecture
-    limit = next((text[key] for key in ("n_positions", "max_position_embeddings") if text.get(key)), None)
+    keys = ("n_positions", "max_position_embeddings")
+    limit = next((source.of_text[key] for key in keys if source.of_text.get(key)), None)
     if limit is not None and seq_length > limit:
         raise InputError(
             f"--seq-length {seq_length}: --model-name {source.name} takes at most {limit} tokens; give that"
@@ -81,26 +87,15 @@ def _hub_folder(config: TrainConfig, weights: bool) -> Path:
     name = config.model_name
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise InputError(f"--model-name {name}: no such folder; {OTHERWISE}")
-    from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import GatedRepoError
 
     weights = weights and not config.from_scratch
-    reachable = True
-    files: list[str] = []
-    try:
-        files = [file.rfilename for file in HfApi().model_info(name, timeout=10).siblings or []]
-    except HFValidationError as error:
-        raise InputError(f"--model-name {name}: no such folder, and no name of a hub model; {OTHERWISE}") from error
-    except RepositoryNotFoundError as error:
-        raise InputError(
-            f"--model-name {name}: the hub has no such model, or it is private and no token is set (HF_TOKEN); "
-            f"{OTHERWISE}"
-        ) from error
-    except Exception:
-        # Offline mode, no route, a proxy's refusal, a time-out: as many classes as there are HTTP libraries.
-        reachable = False
+    info = ask_hub("model", name, OTHERWISE)
+    reachable = info is not None
     patterns = [*DESCRIPTION]
     if weights:
+        files = [file.rfilename for file in info.siblings or []] if info is not None else []
         patterns.append(WEIGHTS[0] if any(file.endswith(".safetensors") for file in files) else WEIGHTS[1])
     try:
         folder = Path(snapshot_download(name, allow_patterns=patterns, local_files_only=not reachable))
@@ -131,8 +126,9 @@ def _architecture(folder: Path, name: str) -> dict[str, Any]:
     try:
         architecture: dict[str, Any] = AutoConfig.from_pretrained(folder, trust_remote_code=False).to_dict()
     except (OSError, ValueError, KeyError) as error:
-        first = (str(error).splitlines() or [""])[0]
-        raise InputError(f"--model-name {name}: {folder}/config.json cannot be used ({first}); {OTHERWISE}") from error
+        raise InputError(
+            f"--model-name {name}: {folder}/config.json cannot be used ({first_line(error)}); {OTHERWISE}"
+        ) from error
     if architecture.get("model_type") not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         raise InputError(
             f"--model-name {name}: {architecture.get('model_type')} is no causal language model that "
@@ -154,19 +150,17 @@ def load_tokenizer(source: ModelSource) -> Any:
     try:
         tokenizer = AutoTokenizer.from_pretrained(source.folder, trust_remote_code=False)
     except (OSError, ValueError, KeyError, ImportError) as error:
-        first = (str(error).splitlines() or [""])[0]
         raise InputError(
-            f"--model-name {source.name}: no tokenizer in {source.folder} ({first}); {OTHERWISE}"
+            f"--model-name {source.name}: no tokenizer in {source.folder} ({first_line(error)}); {OTHERWISE}"
         ) from error
     if len(tokenizer) <= len(set(tokenizer.all_special_ids)):
         # What transformers makes of a folder that has no vocabulary, without a word.
         raise InputError(f"--model-name {source.name}: no tokenizer in {source.folder}; {OTHERWISE}")
-    text = source.architecture.get("text_config") or source.architecture
     tokens = largest_token(tokenizer) + 1
-    if tokens > text["vocab_size"]:
+    if tokens > source.of_text["vocab_size"]:
         raise InputError(
             f"--model-name {source.name}: its tokenizer has {tokens} tokens and its configuration a "
-            f"vocab_size of {text['vocab_size']}; raise that in {source.folder}/config.json"
+            f"vocab_size of {source.of_text['vocab_size']}; raise that in {source.folder}/config.json"
         )
     return tokenizer
 
@@ -198,9 +192,8 @@ def build_model(architecture: dict[str, Any], weights: Path | None) -> Any:
                 weights, config=config, dtype=torch.float32, output_loading_info=True, trust_remote_code=False
             )
         except (OSError, ValueError, RuntimeError, SafetensorError, UnpicklingError) as error:
-            first = (str(error).splitlines() or [""])[0]
             raise InputError(
-                f"the weights in {weights} cannot be loaded ({first}); give --from-scratch, or repair them"
+                f"the weights in {weights} cannot be loaded ({first_line(error)}); give --from-scratch, or repair them"
             ) from error
         model, report = loaded
         if report["missing_keys"]:

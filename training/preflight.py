@@ -7,61 +7,35 @@ host, and how fast the hosts exchange data.
 """
 
 import json
-import math
-import platform
-import shutil
 import socket
-import subprocess
-import tempfile
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from datetime import timedelta
-from functools import partial
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
 from training.errors import NodeError
+from training.host import Report, Verdict, judge_hosts, look_at_host
+from training.network import judge_network, measure_network
 from training.ranks import RankInfo
 
 READY_WITHIN = 60.0
 ANSWER_WITHIN = 10.0
-# An exchange must fail in time for its report.
-MESSAGE_WITHIN = 6.0
-MESSAGE_BYTES = {"cpu": 4 * 2**20, "cuda": 64 * 2**20}
-SLOW_FACTOR, SLOW_SECONDS = 3.0, 1.0
-CLOCK_SECONDS = 2.0
-FREE_DISK_BYTES = 10**9
-FREE_MEMORY_SHARE = 0.5
-PACKAGES = ("torch", "transformers", "slurm-mpi-train")
-
-Report = dict[str, Any]
 
 
-@dataclass
-class Verdict:
-    """What rank 0 makes of the reports."""
-
-    faults: list[tuple[int, str]] = field(default_factory=list)
-    """Ranks, each with what is wrong on its host; the first is told."""
-    warnings: list[str] = field(default_factory=list)
-
-
-@dataclass
+@dataclass(frozen=True)
 class Findings:
     """What rank 0 has of all ranks, which are fit; nothing on the other ranks."""
 
-    hosts: list[Report] = field(default_factory=list)
+    hosts: list[Report]
     """Of `look_at_host`, by rank."""
-    network: list[Report] = field(default_factory=list)
+    network: list[Report]
     """Of `measure_network`, by rank; none for a single rank."""
-    warnings: list[str] = field(default_factory=list)
+    warnings: list[str]
 
 
 def preflight(ranks: RankInfo, device: torch.device, store: dist.Store | None, run_directory: Path) -> list[str]:
@@ -102,223 +76,6 @@ def examine(ranks: RankInfo, device: torch.device, store: dist.Store | None, fol
         round_two.agree(lambda: judge_network(measured, names))
         round_one.warnings += round_two.warnings
     return Findings(reports, measured, round_one.warnings)
-
-
-# ── one host ──────────────────────────────────────────────────────────────────────────────────────
-
-
-def load_libraries(device: torch.device) -> None:
-    """Multiply for the first time, which starts the device and loads its libraries; beside the imports.
-
-    What it takes is not measured: the imports would count as the device's slowness.
-    """
-    # What is broken is for `look_at_host` to say.
-    with suppress(Exception):
-        multiply(device)
-
-
-def look_at_host(device: torch.device, run_directory: Path) -> Report:
-    """What this rank sees of its own host."""
-    report: Report = {"host": socket.gethostname(), "device": device.type, "versions": versions()}
-    try:
-        report |= multiply(device)
-        report |= gpu_health(device)
-    except Exception as error:
-        # A host whose GPU cannot even multiply is what this looks for: it must say so rather than die.
-        report["error"] = f"{type(error).__name__}: {error}".splitlines()[0]
-    existing = run_directory.absolute()
-    while not existing.exists() and existing != existing.parent:
-        existing = existing.parent
-    report["disk"] = {}
-    for folder in (str(existing), tempfile.gettempdir()):
-        with suppress(OSError):
-            report["disk"][folder] = shutil.disk_usage(folder).free
-    return report
-
-
-def versions() -> dict[str, str]:
-    """What must be the same everywhere."""
-    found = {"python": platform.python_version()}
-    for package in PACKAGES:
-        with suppress(PackageNotFoundError):
-            found[package] = version(package)
-    return found
-
-
-def multiply(device: torch.device) -> Report:
-    """One matrix product whose result is known, and its time.
-
-    Small whole numbers: however they are added up, every sum is exact, also in bfloat16 (at most 256 apart from zero,
-    eight standard deviations).
-    """
-    cuda = device.type == "cuda"
-    size, kind = (4096, torch.bfloat16) if cuda else (512, torch.float32)
-    # Generators of their own: what training draws must not depend on what was checked before.
-    numbers = torch.Generator(device).manual_seed(size)
-
-    def matrix() -> torch.Tensor:
-        """-1, 0, 0 or 1 in each place."""
-        signs, ones = (torch.randint(0, 2, (size, size), generator=numbers, device=device) for _ in range(2))
-        return ((2 * signs - 1) * ones).to(kind)
-
-    left, right = matrix(), matrix()
-    product = left @ right  # the first one takes longer
-    if cuda:
-        torch.cuda.synchronize()
-    seconds = math.inf
-    for _ in range(3):  # the best of them: a moment in which something else ran is no broken processor
-        began = time.perf_counter()
-        product = left @ right
-        if cuda:
-            torch.cuda.synchronize()
-        seconds = min(seconds, time.perf_counter() - began)
-    probe = torch.arange(size, dtype=torch.float64, device=device) % 7
-    right_result = bool(torch.equal(product.double() @ probe, left.double() @ (right.double() @ probe)))
-    return {"right": right_result, "seconds": seconds, "flops": 2 * size**3 / seconds}
-
-
-def gpu_health(device: torch.device) -> Report:
-    """Free memory of this rank's GPU, and its uncorrected memory errors where nvidia-smi tells."""
-    if device.type != "cuda":
-        return {}
-    free, total = torch.cuda.mem_get_info(device)
-    report: Report = {"memory": [free, total]}
-    with suppress(OSError, ValueError, subprocess.SubprocessError, AttributeError):
-        query = "--query-gpu=ecc.errors.uncorrected.volatile.total"
-        gpu = f"GPU-{torch.cuda.get_device_properties(device).uuid}"
-        command = ["nvidia-smi", f"--id={gpu}", query, "--format=csv,noheader,nounits"]
-        told = subprocess.run(command, capture_output=True, text=True, timeout=5.0, check=True).stdout
-        report["ecc"] = int(told.strip())
-    return report
-
-
-def judge_hosts(reports: Sequence[Report], clock: Mapping[str, float]) -> Verdict:
-    """What is wrong with any host.
-
-    Args:
-        reports: of `look_at_host`, by rank.
-        clock: seconds by which a host's clock differs from rank 0's.
-    """
-    verdict = Verdict()
-    usual = median(report.get("seconds", 0.0) for report in reports)
-    for rank, report in enumerate(reports):
-        for fault in _faults(report, reports[0], usual):
-            verdict.faults.append((rank, fault))
-    seen: set[str] = set()
-    for report in reports:
-        host = report["host"]
-        if host in seen:
-            continue
-        seen.add(host)
-        for folder, free in report["disk"].items():
-            if free < FREE_DISK_BYTES:
-                verdict.warnings.append(f"{host} has {free / 1e9:.2f} GB free in {folder}")
-        if abs(clock.get(host, 0.0)) > CLOCK_SECONDS:
-            verdict.warnings.append(f"the clock of {host} differs by {clock[host]:+.1f} s from that of rank 0's host")
-    return verdict
-
-
-def _faults(report: Report, first: Report, usual: float) -> list[str]:
-    if "error" in report:
-        return [f"its {'GPU' if report['device'] == 'cuda' else 'processor'} failed: {report['error']}"]
-    faults = [
-        f"{name} {report['versions'].get(name, 'missing')}, while rank 0 on {first['host']} has "
-        f"{first['versions'].get(name, 'none')}: make them the same"
-        for name in {**first["versions"], **report["versions"]}
-        if report["versions"].get(name) != first["versions"].get(name)
-    ]
-    if not report["right"]:
-        faults.append("a matrix product came out wrong: its processor or memory is broken")
-    if report["seconds"] > max(SLOW_SECONDS, SLOW_FACTOR * usual):
-        faults.append(f"a matrix product took {report['seconds']:.1f} s, on the other ranks {usual:.3f} s")
-    if report.get("ecc"):
-        faults.append(f"its GPU has {report['ecc']} uncorrected memory errors")
-    if "memory" in report:
-        free, total = report["memory"]
-        if free < FREE_MEMORY_SHARE * total:
-            faults.append(f"{free / 1e9:.1f} of {total / 1e9:.1f} GB of its GPU are free: another process uses it")
-    return faults
-
-
-# ── the network ───────────────────────────────────────────────────────────────────────────────────
-
-
-def measure_network(ranks: RankInfo, device: torch.device, hosts: Sequence[str]) -> Report:
-    """Bytes per second of an all-reduce over all ranks, and of one message from each host to the next.
-
-    Args:
-        hosts: by rank.
-    """
-    report: Report = {"host": hosts[ranks.rank]}
-    leaders = [rank for rank, host in enumerate(hosts) if host not in hosts[:rank]]
-    size = MESSAGE_BYTES[device.type]
-    message = torch.full((size // 4,), float(ranks.rank + 1), device=device)
-    try:
-        if len(leaders) > 1 and ranks.rank in leaders:
-            place = leaders.index(ranks.rank)
-            report["from"] = leaders[place - 1]
-            received = torch.empty_like(message)
-            following = leaders[(place + 1) % len(leaders)]
-            operations = [
-                dist.P2POp(dist.isend, message, following),
-                dist.P2POp(dist.irecv, received, report["from"]),
-            ]
-            for _ in range(2):  # the first one makes the connection
-                report["ring"] = size / _seconds(lambda: dist.batch_isend_irecv(operations), device)
-            report["right"] = bool((received == report["from"] + 1).all())
-        for numbers in (torch.zeros_like(message), message):  # the first one makes the connections
-            report["all_reduce"] = size / _seconds(partial(_add_up, numbers), device)
-        report["sum_right"] = bool((message == ranks.world_size * (ranks.world_size + 1) / 2).all())
-    except RuntimeError as error:
-        report["error"] = str(error).splitlines()[0][:200]
-    return report
-
-
-def _add_up(numbers: torch.Tensor) -> list[Any]:
-    """The sum over all ranks, begun."""
-    return [dist.all_reduce(numbers, async_op=True)]
-
-
-def _seconds(exchange: Callable[[], Iterable[Any]], device: torch.device) -> float:
-    """How long an exchange takes; it is waited for, but not for ever."""
-    if device.type != "cuda":
-        began = time.perf_counter()
-        for work in exchange():
-            work.wait(timedelta(seconds=MESSAGE_WITHIN))
-        return time.perf_counter() - began
-    first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    first.record()
-    for work in exchange():
-        work.wait()  # the GPU's queue waits, not the host
-    last.record()
-    deadline = time.monotonic() + MESSAGE_WITHIN
-    while not last.query():
-        if time.monotonic() > deadline:
-            raise RuntimeError(f"no answer in {MESSAGE_WITHIN:g} s")
-        time.sleep(0.0002)
-    return float(first.elapsed_time(last)) / 1000
-
-
-def judge_network(reports: Sequence[Report], hosts: Sequence[str]) -> Verdict:
-    """Which host's messages do not arrive, or arrive changed."""
-    verdict = Verdict()
-    for rank, report in enumerate(reports):
-        if "right" in report and not report["right"]:
-            verdict.faults.append((rank, f"a message from {hosts[report['from']]} arrived changed"))
-    broken = [(rank, report) for rank, report in enumerate(reports) if "error" in report]
-    # A rank that could exchange nothing with the host before it says more than those that wait for an all-reduce.
-    for rank, report in sorted(broken, key=lambda each: "ring" in each[1] or "from" not in each[1]):
-        if "from" in report and "ring" not in report:
-            verdict.faults.append((rank, f"nothing arrives from {hosts[report['from']]}: {report['error']}"))
-        else:
-            verdict.faults.append((rank, f"the all-reduce does not end: {report['error']}"))
-    wrong = [rank for rank, report in enumerate(reports) if report.get("sum_right") is False]
-    if wrong:
-        verdict.faults.append((wrong[0], f"a sum over all ranks came out wrong on {len(wrong)} of {len(reports)}"))
-    return verdict
-
-
-# ── together ──────────────────────────────────────────────────────────────────────────────────────
 
 
 class _Round:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from training.command import run_command
+from training.command import run_command, say
 from training.config import TrainConfig, config_from_argv
 from training.errors import InputError
 
@@ -87,14 +87,7 @@ def data_tokens(
         yield DataTokens(looked, fingerprint, found, False, lambda: None)
         return
 
-    corpus = load_corpus(
-        config.dataset_name,
-        config.dataset_subset,
-        config.text_column,
-        config.validation_split_percentage,
-        config.streaming,
-        config.max_train_tokens,
-    )
+    corpus = load_corpus(config)
     check_content(corpus.fingerprint)
     folder = token_folder(corpus.fingerprint, tokenizer, config.output_dir)
     found = read_tokens(folder, say, whole) if folder != looked else None
@@ -137,7 +130,7 @@ def prepare(config: TrainConfig) -> str:
     quiet_libraries()
     tokenizer = load_tokenizer(find_model(config))
     begun = time.perf_counter()
-    with data_tokens(config, tokenizer, say_to_error, whole=True) as found:
+    with data_tokens(config, tokenizer, say, whole=True) as found:
         found.publish()
         tokens = found.corpus
         what = "made" if found.is_new else "found, every byte of it proved"
@@ -148,11 +141,6 @@ def prepare(config: TrainConfig) -> str:
             f"{size:,.1f} MB\n"
             f"  {what}, in {time.perf_counter() - begun:.2f} s"
         )
-
-
-def say_to_error(text: str) -> None:
-    """A line beside the result."""
-    print(text, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -80,6 +80,12 @@ def alpaca_prompt(instruction: str, context: str) -> str:
     return ALPACA_WITHOUT_INPUT.format(instruction=instruction)
 
 
+def question_alone(prompt: str) -> str:
+    """What an alpaca prompt asks, without what is the same in all of them; another text as it is."""
+    question = prompt.split("### Instruction:\n")[-1].removesuffix(f"\n\n{RESPONSE}")
+    return question.replace("\n\n### Input:\n", " ")
+
+
 def _text(value: Any) -> str:
     return "" if value is None else str(value)
 

@@ -12,12 +12,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from training.errors import InputError, TakenOverError
-from training.incarnation import force_to_disk, newest_incarnation
-from training.manifest import MANIFEST, NOT_THERE, DamagedError, Manifest, Proof, read_manifest, render_manifest
-from training.snapshot import pieces
+from training.incarnation import check_not_taken_over, refuse_newer
+from training.manifest import MANIFEST, Manifest, Proof, render_manifest, step_folder
+from training.whole_file import force_to_disk, pieces, write_all
 
-STEP_FOLDER = re.compile(r"step-(\d{8,})")
 ASIDE_FOLDER = re.compile(r"\.step-\d{8,}(?:\.old)?\.i(\d+)")
 
 
@@ -27,27 +25,6 @@ class FileContent:
 
     name: str
     parts: Sequence[bytes | memoryview]
-
-
-def step_folder(checkpoints: Path, step: int) -> Path:
-    """Where the checkpoint of an optimizer step lies."""
-    return checkpoints / f"step-{step:08d}"
-
-
-def step_of(folder: Path) -> int:
-    """The optimizer step in a checkpoint folder's name."""
-    match = STEP_FOLDER.fullmatch(folder.name)
-    assert match is not None, folder
-    return int(match.group(1))
-
-
-def step_folders(checkpoints: Path) -> list[Path]:
-    """All checkpoints, whole or not, by their steps."""
-    try:
-        paths = list(checkpoints.iterdir())
-    except NOT_THERE:
-        return []
-    return sorted((path for path in paths if STEP_FOLDER.fullmatch(path.name)), key=step_of)
 
 
 def publish(
@@ -108,20 +85,6 @@ def publish(
     return manifest
 
 
-def check_not_taken_over(checkpoints: Path, incarnation: int) -> None:
-    """Refuse to write where a later start of the same run has begun.
-
-    Raises:
-        TakenOverError: it names that start.
-    """
-    newest = newest_incarnation(checkpoints)
-    if newest > incarnation:
-        raise TakenOverError(
-            f"a newer attempt (incarnation {newest}) has taken over {checkpoints}; this one, incarnation "
-            f"{incarnation}, must not save: leave it ended, the newer one goes on"
-        )
-
-
 def _put_in_place(aside: Path, folder: Path, incarnation: int) -> None:
     if not folder.exists():
         try:
@@ -148,25 +111,6 @@ def _put_in_place(aside: Path, folder: Path, incarnation: int) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def refuse_newer(folder: Path, incarnation: int) -> None:
-    """Refuse to touch a checkpoint that a later start has made.
-
-    Raises:
-        TakenOverError: it names that start, or the foreign format.
-    """
-    try:
-        maker = read_manifest(folder).incarnation
-    except DamagedError:
-        return
-    except InputError as error:
-        raise TakenOverError(str(error)) from error
-    if maker > incarnation:
-        raise TakenOverError(
-            f"a newer attempt (incarnation {maker}) has taken over and made {folder}; this one, incarnation "
-            f"{incarnation}, must not replace it: leave it ended, the newer one goes on"
-        )
-
-
 def _write(path: Path, parts: Sequence[bytes | memoryview]) -> Proof:
     """Write and hash in one pass, and force to disk."""
     digest, size = hashlib.sha256(), 0
@@ -185,12 +129,6 @@ def _write(path: Path, parts: Sequence[bytes | memoryview]) -> Proof:
     finally:
         os.close(descriptor)
     return Proof(size, digest.hexdigest())
-
-
-def write_all(descriptor: int, piece: memoryview) -> None:
-    """Write the whole piece: the system may take a part of it."""
-    while piece:
-        piece = piece[os.write(descriptor, piece) :]
 
 
 def drop_unfinished(checkpoints: Path, incarnation: int) -> None:

@@ -32,8 +32,10 @@ class Launcher:
     """A variable that must name an ordinary job step for this launcher to have started the process."""
 
 
+SINGLE, TORCHRUN = "single", "torchrun's variables"
+
 LAUNCHERS = (
-    Launcher("torchrun's variables", "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"),
+    Launcher(TORCHRUN, "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"),
     Launcher(
         "Open MPI",
         "OMPI_COMM_WORLD_RANK",
@@ -62,8 +64,8 @@ FIRST_SPECIAL_STEP = 0xFFFFFFF0
 class RankInfo:
     """This process's place among all that train together."""
 
-    launcher: str
-    """The launcher's name, or `single` where none is found."""
+    launcher: str = SINGLE
+    """The launcher's name, where one is found."""
     rank: int = 0
     world_size: int = 1
     local_rank: int = 0
@@ -79,7 +81,7 @@ class RankInfo:
         for launcher in LAUNCHERS:
             if _started_by(launcher, environ):
                 return _read(launcher, environ)
-        return cls(launcher="single")
+        return cls()
 
 
 def _started_by(launcher: Launcher, environ: Mapping[str, str]) -> bool:

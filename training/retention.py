@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from training.errors import InputError
-from training.incarnation import overtaken_by, read_claims
-from training.manifest import DamagedError, read_manifest
-from training.publish import check_not_taken_over, refuse_newer, step_folders
+from training.incarnation import check_not_taken_over, overtaken_by, read_claims, refuse_newer
+from training.manifest import DamagedError, read_manifest, step_folders
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,11 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from training.config import TrainConfig
+from training.config import TrainConfig, option_name
 from training.errors import InputError
+from training.manifest import step_folders
 from training.revision import git_revision
+from training.whole_file import write_json
 
 RUN_DIRECTORY_VARIABLE = "CLUSTER_RUN_DIR"
 DEFAULT_EXPERIMENT = "default"
@@ -68,6 +70,16 @@ class RunDirectory:
         """What the trackers of --report-to write, where any were asked for."""
         return self.root / "trackers"
 
+    @property
+    def export(self) -> Path:
+        """The model as a Hugging Face folder, where it was exported."""
+        return self.root / "export"
+
+    @property
+    def report(self) -> Path:
+        """What the run did, as a page."""
+        return self.root / "report.html"
+
 
 def folder_of(name: str, output_dir: Path, wanted: str) -> Path:
     """The folder that is meant: given itself, or by the name of an experiment below `output_dir`.
@@ -109,16 +121,22 @@ def check_experiment_name(name: str) -> None:
         )
 
 
+def nearest_existing(path: Path) -> Path:
+    """The path, or what there is of the folders above it."""
+    existing = path.absolute()
+    # Not Path.exists, which raises where a parent may not be looked into.
+    while not os.path.exists(existing) and existing != existing.parent:
+        existing = existing.parent
+    return existing
+
+
 def check_writable(run: RunDirectory) -> None:
     """Refuse a run directory that cannot be made or written, without making it.
 
     Raises:
         InputError: names the directory that stands in the way.
     """
-    existing = run.root.absolute()
-    # Not Path.exists, which raises where a parent may not be looked into.
-    while not os.path.exists(existing) and existing != existing.parent:
-        existing = existing.parent
+    existing = nearest_existing(run.root)
     if not existing.is_dir():
         raise InputError(f"the run directory {run.root} cannot be made: {existing} is not a directory; {_WAY_OUT}")
     if not os.access(existing, os.W_OK | os.X_OK):
@@ -164,13 +182,6 @@ def make_run_directory(run: RunDirectory) -> None:
             directory.chmod(0o700)
     except OSError as error:
         raise InputError(f"the run directory {run.root} cannot be made: {error.strerror}; {_WAY_OUT}") from error
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write aside and rename, so that a reader never finds half a file."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    aside.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(aside, path)
 
 
 def write_config(
@@ -220,7 +231,7 @@ def check_same_run(
     Raises:
         InputError: names the first value that differs.
     """
-    if not run.config.exists() or not any(run.checkpoints.glob("step-*")):
+    if not run.config.exists() or not step_folders(run.checkpoints):
         return
     try:
         before = json.loads(run.config.read_text(encoding="utf-8"))["identity"]
@@ -237,34 +248,33 @@ def check_same_run(
             )
 
 
-def _latest_options(run: RunDirectory) -> dict[str, Any] | None:
-    """What the latest attempt was given, and its `world_size`; None where there is none that can be read."""
+def read_config(run: RunDirectory) -> dict[str, Any]:
+    """What `write_config` recorded of the latest attempt; empty where there is nothing that can be read."""
     try:
-        latest = json.loads(run.config.read_text(encoding="utf-8"))
-        return {**latest["config"], "world_size": latest["world_size"]}
+        content = json.loads(run.config.read_text(encoding="utf-8"))
+        return content if isinstance(content["config"], dict) else {}
     except (OSError, ValueError, KeyError, TypeError):
-        return None
+        return {}
 
 
 def batch_size_before(run: RunDirectory) -> int | None:
     """The latest attempt's --batch-size, where there is a checkpoint to go on from; else None: the model or the
     sequence may be another now."""
-    if not any(run.checkpoints.glob("step-*")):
+    if not step_folders(run.checkpoints):
         return None
-    found = (_latest_options(run) or {}).get("batch_size")
+    found = read_config(run).get("config", {}).get("batch_size")
     return found if isinstance(found, int) else None
 
 
 def changed_options(run: RunDirectory, config: TrainConfig, world_size: int) -> str | None:
     """What the latest attempt was given otherwise, as `--lr 0.001 → 0.01`; None where nothing or no attempt."""
-    before = _latest_options(run)
-    if before is None:
-        return None
+    latest = read_config(run)
+    before = {**latest, **latest.get("config", {})}
     now = {**config.to_json(), "world_size": world_size}
     names = [field.name for field in fields(TrainConfig) if field.name not in SAID_ELSEWHERE]
     changes = [
         f"{label} {before[name]} → {now[name]}"
-        for name, label in [*((name, "--" + name.replace("_", "-")) for name in names), ("world_size", "ranks")]
+        for name, label in [*((name, option_name(name)) for name in names), ("world_size", "ranks")]
         if name in before and before[name] != now[name]
     ]
     return ", ".join(changes) or None

@@ -54,10 +54,9 @@ class RunLog:
         """A step's row of metrics."""
         if self._outlets is None:
             return
-        display = self._outlets.display
         if row["step"] % self._log_freq == 0 or row["step"] == self._total:
             self._write(row)
-        display.step(row)
+        self._outlets.display.step(row)
         self._lines(self._report.rewrite() if self._report is not None else [])
 
     def rank_times(self, times: RankTimes | None) -> None:
@@ -67,30 +66,24 @@ class RunLog:
 
     def evaluation(self, step: int, loss: float | None) -> None:
         """A loss on the held-out documents, in nats per token; None where nothing is held out."""
-        if self._outlets is None or loss is None:
-            return
-        display = self._outlets.display
-        self._write({"step": step, "eval_loss": loss, "perplexity": perplexity(loss)})
-        display.line(f"step {step}/{self._total} · held-out loss {loss:.4f} · perplexity {perplexity(loss):.2f}")
+        if loss is not None:
+            self._write({"step": step, "eval_loss": loss, "perplexity": perplexity(loss)})
+            self.line(f"step {step}/{self._total} · held-out loss {loss:.4f} · perplexity {perplexity(loss):.2f}")
 
     def event(self, row: Mapping[str, Any], text: str) -> None:
         """Something that happened at a step: a row of metrics with the key `event`, whatever --log-freq says, and a
         line."""
-        if self._outlets is None:
-            return
         self._write(row)
         self.line(text)
 
-    def checkpoint(self, report: SaveReport) -> None:
-        """A checkpoint that has come onto the disk."""
-        if self._outlets is None:
-            return
-        display = self._outlets.display
-        self._write(report.row())
-        display.line(
-            f"step {report.step}/{self._total} · checkpoint of {size(report.bytes)} saved in {report.seconds:.2f} s, "
-            f"{report.blocking_seconds:.3f} s of them waited for"
-        )
+    def checkpoints(self, reports: Iterable[SaveReport]) -> None:
+        """Those that have come onto the disk."""
+        for report in reports:
+            self._write(report.row())
+            self.line(
+                f"step {report.step}/{self._total} · checkpoint of {size(report.bytes)} saved in {report.seconds:.2f} "
+                f"s, {report.blocking_seconds:.3f} s of them waited for"
+            )
 
     def line(self, text: str) -> None:
         """Something that happened."""

@@ -1,10 +1,11 @@
 """What the trained model answers to a few held-out questions."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+
+from training.process_group import rank_zero_first
 
 NEW_TOKENS = 48
 
@@ -18,35 +19,26 @@ class Sample:
     expected: str
 
 
-def alone(step: Callable[[], Any]) -> Any:
-    """For one rank that needs no other: the result of `step`."""
-    return step()
-
-
 @torch.no_grad()
 def sample_answer(
-    model: Any,
-    tokenizer: Any,
-    question: tuple[str, str],
-    positions: int,
-    device: torch.device,
-    together: Callable[[Callable[[], Any]], Any] = alone,
+    model: Any, tokenizer: Any, question: tuple[str, str], positions: int, device: torch.device
 ) -> Sample:
-    """The likeliest continuation, token by token, until end-of-text or 48 tokens.
+    """The likeliest continuation, token by token, until end-of-text or 48 tokens. All ranks call it, since where FSDP
+    has sharded the model each has a part of it; rank 0 decides, and all return the same.
 
     Args:
         model: the model itself, without DDP.
-        tokenizer: its tokenizer.
+        tokenizer: its tokenizer; needed on rank 0 alone.
         question: prompt and expected answer.
         positions: the longest sequence to show the model; of a longer prompt the end is kept.
         device: where the model is.
-        together: runs a step that needs the tokenizer, or that decides. Where FSDP has sharded the model all ranks call
-            this function, and `together` runs the step on the one that has the tokenizer and tells them what came out.
     """
     prompt, expected = question
     model.eval()
     new_tokens = min(NEW_TOKENS, positions // 2)
-    given = torch.tensor([together(lambda: prompt_ids(tokenizer, prompt, positions - new_tokens))], device=device)
+    given = torch.tensor(
+        [rank_zero_first(lambda: prompt_ids(tokenizer, prompt, positions - new_tokens))], device=device
+    )
     answer: list[int] = []
     cache = None
     # Not compiled: every new length would be compiled anew.
@@ -55,12 +47,12 @@ def sample_answer(
             output = model(input_ids=given, past_key_values=cache, use_cache=True)
             cache = output.past_key_values
             likeliest = output.logits[0, -1].argmax()
-            token, ends = together(lambda: _read(likeliest, tokenizer))  # noqa: B023 – called at once
+            token, ends = rank_zero_first(lambda: _read(likeliest, tokenizer))  # noqa: B023 – called at once
             if ends:
                 break
             answer.append(token)
             given = torch.tensor([[token]], device=device)
-    return together(lambda: Sample(prompt, tokenizer.decode(answer), expected))
+    return rank_zero_first(lambda: Sample(prompt, tokenizer.decode(answer), expected))
 
 
 def prompt_ids(tokenizer: Any, prompt: str, most: int) -> list[int]:

@@ -16,11 +16,12 @@ import torch
 
 from training.disk_space import SMALL_FILES_BYTES, check_room, room_at
 from training.errors import StorageError, TakenOverError
+from training.incarnation import check_not_taken_over
 from training.interval import Interval, SaveCost, is_due
-from training.manifest import Manifest
-from training.publish import FileContent, check_not_taken_over, publish, step_folder, step_folders
+from training.manifest import RNG, Manifest, step_folder, step_folders
+from training.publish import FileContent, publish
 from training.retention import drop_superfluous
-from training.snapshot import HostBuffer, HostFile, expected_bytes, state_files, tensors_sha256
+from training.snapshot import HostBuffer, HostFile, expected_bytes, state_files, take_part, tensors_sha256
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,6 @@ class _InFlight:
     begun: float
     """Once the save before was on disk."""
     blocking: float
-    captured: float
     train_seconds: float
     thread: threading.Thread | None = None
     manifest: Manifest | None = None
@@ -70,7 +70,7 @@ class Saver:
     """Makes the checkpoints of one start of training.
 
     `saved_step` is the step of the newest checkpoint that is in place, resumed from or made; None where there is
-    none. `saved_time` is when that state was copied (`time.time`).
+    none.
     """
 
     def __init__(
@@ -97,8 +97,7 @@ class Saver:
             checkpoints: the folder of checkpoints.
             incarnation: what this start claimed.
             world_size: ranks.
-            model: the model itself, without DDP. Where FSDP has sharded it, `save` is called with `take_part` on all
-                other ranks.
+            model: the model itself, without DDP. Where FSDP has sharded it, the other ranks' `NoSaver` takes part.
             tokenizer: its tokenizer; does not change any more.
             optimizer: its state is saved.
             device: where both lie.
@@ -127,12 +126,6 @@ class Saver:
         self._duration = 0.0
         self._last_save = time.monotonic()
         self.saved_step = resumed_step
-        self.saved_time: float | None = None
-
-    @property
-    def state_bytes(self) -> int:
-        """Of the copy of weights and optimizer state."""
-        return self._size
 
     def check_room(self, evaluated: bool) -> None:
         """Look whether the disk can take what is to come; says so where it is scarce.
@@ -221,7 +214,6 @@ class Saver:
         flying = _InFlight(
             *(step, samples, held_out_loss, files, list(rngs), called, begun),
             blocking=captured - called,
-            captured=time.time(),
             train_seconds=train_seconds,
         )
         # Not what it waited for the save before: that one cost it.
@@ -249,7 +241,7 @@ class Saver:
         assert flying is not None
         self._flying = None
         if flying.manifest is not None:
-            self.saved_step, self.saved_time = flying.step, flying.captured
+            self.saved_step = flying.step
             self._duration, self._cost_known = flying.seconds - (flying.begun - flying.called), True
             folder, size = step_folder(self._checkpoints, flying.step), flying.manifest.bytes
             self._reports.append(SaveReport(flying.step, flying.seconds, flying.blocking, size, folder))
@@ -290,7 +282,7 @@ class Saver:
         return [
             *self._small_files,
             *(FileContent(file.name, [file.header, file.data]) for file in flying.files),
-            FileContent("rng.pt", [rng.getvalue()]),
+            FileContent(RNG, [rng.getvalue()]),
         ]
 
     def _storage_error(self, step: int, error: OSError) -> StorageError:
@@ -308,6 +300,33 @@ class Saver:
             f"or repair that file system, then run the same command again",
             error.errno,
         )
+
+
+class NoSaver:
+    """A `Saver` that writes nothing, for the other ranks: where FSDP has sharded the model, each gives its slices."""
+
+    def __init__(self, model: Any, optimizer: torch.optim.Optimizer, sharded: bool) -> None:
+        self._model, self._optimizer, self._sharded = model, optimizer, sharded
+
+    def save(self, *given: Any) -> None:
+        """Take part in what `Saver.save` captures."""
+        if self._sharded:
+            take_part(state_files(self._model, self._optimizer))
+
+    def due(self, step: int) -> bool:
+        return False
+
+    def step_made(self, seconds: float) -> list[SaveReport]:
+        return []
+
+    def reports(self) -> list[SaveReport]:
+        return []
+
+    def check_room(self, evaluated: bool) -> None:
+        pass
+
+    def finish(self) -> None:
+        pass
 
 
 def small_files(model: Any, tokenizer: Any) -> list[FileContent]:

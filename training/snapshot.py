@@ -8,7 +8,7 @@ no buffer."""
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
@@ -17,8 +17,10 @@ import torch
 from torch.distributed.tensor import DTensor
 from transformers.core_model_loading import revert_weight_conversion
 
+from training.manifest import OPTIMIZER, WEIGHTS
 from training.process_group import my_rank
 from training.strategy import whole
+from training.whole_file import pieces
 
 # Tensors below this many bytes are gathered on the device and copied together: GPT-2 has some hundred biases and
 # AdamW a step count for every parameter.
@@ -88,12 +90,12 @@ class HostBuffer:
             self._copy(file.tensors, layout, begin)
         if self._device.type == "cuda":
             torch.cuda.current_stream(self._device).synchronize()
-        whole = self._bytes.numpy().data
+        memory = self._bytes.numpy().data
         return [
             HostFile(
                 file.name,
                 _header(layout, file.metadata),
-                whole[begin : begin + (layout[-1].end if layout else 0)],
+                memory[begin : begin + (layout[-1].end if layout else 0)],
                 layout,
             )
             for file, layout, begin in zip(files, layouts, ends, strict=False)
@@ -167,12 +169,6 @@ def tensors_sha256(file: HostFile) -> str:
     return digest.hexdigest()
 
 
-def pieces(data: memoryview, size: int = 1 << 23) -> Iterator[memoryview]:
-    """The data in slices: hashing and writing let other threads run, and a large slice does so for long."""
-    for begin in range(0, len(data), size):
-        yield data[begin : begin + size]
-
-
 def model_file(model: Any) -> TensorFile:
     """The weights under the names by which `from_pretrained` looks for them, shared ones once."""
     tensors = _weights(model)
@@ -180,7 +176,7 @@ def model_file(model: Any) -> TensorFile:
         tensors = _together_on_host(tensors)
     # Some families (mixtures of experts) lie in memory otherwise than in their files.
     tensors = revert_weight_conversion(model, tensors) if tensors else {}
-    return TensorFile("model.safetensors", tensors, {"format": "pt"})
+    return TensorFile(WEIGHTS, tensors, {"format": "pt"})
 
 
 def _only_renamed(model: Any, tensors: Mapping[str, torch.Tensor]) -> bool:
@@ -234,7 +230,7 @@ def optimizer_file(optimizer: torch.optim.Optimizer) -> TensorFile:
     state = optimizer.state_dict()
     tensors = {f"{index}.{name}": value for index, values in state["state"].items() for name, value in values.items()}
     metadata = {"optimizer": type(optimizer).__name__, "param_groups": json.dumps(state["param_groups"])}
-    return TensorFile("optimizer.safetensors", tensors, metadata)
+    return TensorFile(OPTIMIZER, tensors, metadata)
 
 
 def expected_bytes(model: Any, optimizer: torch.optim.Optimizer) -> int:

@@ -7,7 +7,6 @@ size and times, that of a hub dataset its commit.
 
 import hashlib
 import json
-import os
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -18,6 +17,7 @@ from training.demo import demo_rows
 from training.documents import data_files, hub_revision, is_demo, is_hub_name, is_saved_dataset
 from training.errors import InputError
 from training.proof import identity
+from training.whole_file import write_whole
 
 FORMAT = 1
 FOLDER = "sources"
@@ -67,12 +67,10 @@ def remember_fingerprint(cache: Path, config: TrainConfig, state: list[Any] | No
     if state is None or is_fresh(state, time.time()):
         return
     entry = _entry(cache, config)
-    aside = entry.with_name(f".{entry.name}.{os.getpid()}")
     # In a cache of somebody else it cannot be written, and the next start reads the data again.
     with suppress(OSError):
         entry.parent.mkdir(parents=True, exist_ok=True)
-        aside.write_text(json.dumps({"state": state, "fingerprint": fingerprint}), encoding="utf-8")
-        os.replace(aside, entry)
+        write_whole(entry, json.dumps({"state": state, "fingerprint": fingerprint}))
 
 
 def is_fresh(state: list[Any], now: float) -> bool:

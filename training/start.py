@@ -33,7 +33,7 @@ from training.tokens import check_enough
 
 
 @dataclass(frozen=True)
-class Prepared:
+class Start:
     """What all ranks need to know to start; small enough to be sent to each."""
 
     source: ModelSource
@@ -64,13 +64,13 @@ class Prepared:
         return self.resume_from or (self.source.folder if self.source.pretrained else None)
 
 
-def prepare(
+def find_start(
     config: TrainConfig,
     run: RunDirectory,
     world_size: int,
     say: Callable[[str], None],
     find_batch_size: Callable[[dict[str, Any]], int],
-) -> Prepared:
+) -> Start:
     """Find or make everything a run needs. Called by rank 0 alone.
 
     Args:
@@ -99,10 +99,10 @@ def prepare(
             sequences = len(tokens.corpus.train) // config.seq_length
             batch_size = max(1, min(batch_size, sequences // (world_size * config.gradient_accumulation_steps)))
             config = replace(config, batch_size=batch_size)
-        return _prepared(config, run, world_size, say, source, tokens, end_of_text(tokenizer))
+        return _found(config, run, world_size, say, source, tokens, end_of_text(tokenizer))
 
 
-def _prepared(
+def _found(
     config: TrainConfig,
     run: RunDirectory,
     world_size: int,
@@ -110,7 +110,7 @@ def _prepared(
     source: ModelSource,
     tokens: DataTokens,
     end_of_text: int,
-) -> Prepared:
+) -> Start:
     corpus, batch_size = tokens.corpus, config.batch_size
     assert batch_size != "auto"
     sequences = len(corpus.train) // config.seq_length
@@ -133,7 +133,7 @@ def _prepared(
     if finished is None:
         newest, incarnation = claim_newest(run.checkpoints, newest, say)
         total, warmup = plan_steps(config, sequences, per_step, newest.done)
-    return Prepared(
+    return Start(
         source=source,
         token_folder=tokens.folder,
         batch_size=batch_size,
@@ -213,7 +213,7 @@ def check_not_fewer(config: TrainConfig, sequences: int, done: Progress) -> None
 
 
 def start_text(
-    config: TrainConfig, run: RunDirectory, found: Prepared, ranks: str, parameters: int, sequences: int, held_out: int
+    config: TrainConfig, run: RunDirectory, found: Start, ranks: str, parameters: int, sequences: int, held_out: int
 ) -> str:
     """The lines that say what is about to be trained, from where, on what.
 

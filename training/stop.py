@@ -5,6 +5,8 @@ import os
 import signal
 from types import FrameType
 
+from training.ranks import SINGLE, TORCHRUN
+
 
 class StopRequest:
     """True once SIGUSR1 has come to this process, once or often. The other ranks may not have got it: agree before
@@ -44,4 +46,4 @@ class StopRequest:
 def takes_interrupts(launcher: str, under_a_launcher_of_its_own: bool) -> bool:
     """Whether Ctrl-C at a terminal reaches this process as a person's wish: alone or under torchrun. mpirun and srun
     answer it themselves."""
-    return launcher == "single" or (launcher == "torchrun's variables" and not under_a_launcher_of_its_own)
+    return launcher == SINGLE or (launcher == TORCHRUN and not under_a_launcher_of_its_own)

@@ -8,9 +8,9 @@ from statistics import median
 from typing import Any
 
 from training.display import clock
-from training.manifest import read_manifest
+from training.manifest import read_manifest, step_of
 from training.metrics import bit_exact, read_rows, skipped_steps
-from training.publish import step_of
+from training.prompt import question_alone
 from training.run_directory import RunDirectory
 from training.sample import Sample
 
@@ -112,6 +112,5 @@ def summary_text(summary: Mapping[str, Any]) -> str:
 
 def _short(text: str, limit: int = 160) -> str:
     """On one line: of a long prompt the end, where the question stands, of others the beginning."""
-    question = text.split("### Instruction:\n")[-1].removesuffix("\n\n### Response:\n").replace("\n\n### Input:\n", " ")
-    line = " ".join(question.split())
+    line = " ".join(question_alone(text).split())
     return line if len(line) <= limit else line[: limit - 1] + "…"

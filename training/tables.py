@@ -137,11 +137,11 @@ def _reading(path: Path) -> Iterator[None]:
     """Whatever is wrong with a file becomes one line that names it."""
     try:
         yield
+    except InputError:
+        raise
     except OSError as error:
         raise InputError(f"--dataset-name {path}: {error.strerror}; {OTHERWISE}") from error
     except (ValueError, csv.Error) as error:
-        if isinstance(error, InputError):
-            raise
         raise InputError(
             f"--dataset-name {path}: cannot be read as {path.suffix or 'text'} ({error}); {OTHERWISE}"
         ) from error

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-INTERRUPTED = 130  # 128 + SIGINT, as shells count.
+from training.errors import INTERRUPTED
 
 _KEPT: list[Any] = []
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from training.attention import use_packed_causal_attention
-from training.errors import InputError
+from training.errors import InputError, class_and_line
 from training.packing import within_documents
 
 
@@ -102,5 +102,5 @@ def triton_fault() -> str | None:
     try:
         driver.active.get_current_device()
     except Exception as error:
-        return f"triton does not work here ({type(error).__name__}: {(str(error).splitlines() or [''])[0]})"
+        return f"triton does not work here ({class_and_line(error)})"
     return None

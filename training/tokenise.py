@@ -14,13 +14,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from training.documents import TRAIN, Batch, Corpus, StreamedCorpus
+from training.documents import NOT_HELD_OUT, Batch, Corpus, StreamedCorpus
 from training.errors import InputError
-from training.incarnation import force_to_disk
 from training.model import largest_token
 from training.prompt import question_of
 from training.proof import CHUNK, chunk_hash
 from training.tables import BATCH
+from training.whole_file import force_to_disk
 
 QUESTIONS = 64
 # A token takes about a hundred bytes while the tokenizer holds it. Batches are cut here, for documents of any length.
@@ -143,8 +143,8 @@ def write_tokens(corpus: Corpus | StreamedCorpus, tokenizer: Any, train: Path, h
     train_file, held_out_file = TokenFile(train, kind), HeldOutFile(held_out, kind)
     documents = 0
     for batch in tokenised(corpus.batches(), tokenizer):
-        held_out_file.write([document for document in batch if document.place != TRAIN])
-        trained = [document for document in batch if document.place == TRAIN]
+        held_out_file.write([document for document in batch if document.place != NOT_HELD_OUT])
+        trained = [document for document in batch if document.place == NOT_HELD_OUT]
         if corpus.most_tokens is not None:
             trained = _up_to(trained, corpus.most_tokens - train_file.count)
         train_file.write(packed(trained))
@@ -175,7 +175,7 @@ def count_tokens(corpus: Corpus | StreamedCorpus, tokenizer: Any, enough: int) -
     """Training tokens and documents, counted until there are `enough` of them."""
     tokens = documents = 0
     for batch in tokenised(corpus.batches(), tokenizer):
-        trained = [document for document in batch if document.place == TRAIN]
+        trained = [document for document in batch if document.place == NOT_HELD_OUT]
         tokens, documents = tokens + sum(len(document.ids) for document in trained), documents + len(trained)
         if tokens >= enough:
             break

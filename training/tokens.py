@@ -11,7 +11,7 @@ import re
 import shutil
 import socket
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,13 +21,13 @@ import numpy as np
 
 from training.documents import Corpus, StreamedCorpus
 from training.errors import InputError
-from training.incarnation import force_to_disk
 from training.proof import identity, wrong_file
 from training.tokenise import read_array, write_tokens
+from training.whole_file import force_to_disk, write_whole
 
 CACHE = ".cache"
 FORMAT = 4
-PARTS = ("train", "held_out")
+TRAIN, HELD_OUT = PARTS = ("train", "held_out")
 META = "meta.json"
 PROVED = "proved.json"
 # A network file system may show a new folder late to the hosts that did not make it.
@@ -122,7 +122,7 @@ def find_fault(folder: Path, whole: bool = True) -> str | None:
         if not known and now == {name: identity(folder / name) for name in files}:
             # In a cache of somebody else it cannot be written, and the next start compares every byte again.
             with suppress(OSError):
-                _write_proved(folder, now)
+                write_whole(folder / PROVED, json.dumps(now))
     except OSError as error:
         return f"{Path(error.filename or folder).name}: {error.strerror}"
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -136,12 +136,6 @@ def _proved(folder: Path) -> dict[str, list[int]] | None:
         return json.loads((folder / PROVED).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-
-
-def _write_proved(folder: Path, files: Mapping[str, list[int]]) -> None:
-    aside = folder / f"{PROVED}.{socket.gethostname()}.{os.getpid()}"
-    aside.write_text(json.dumps(files), encoding="utf-8")
-    os.replace(aside, folder / PROVED)
 
 
 def _meta_sha256(meta: dict[str, Any]) -> str:
@@ -184,7 +178,7 @@ def stage_tokens(folder: Path, corpus: Corpus | StreamedCorpus, tokenizer: Any) 
         meta["sha256"] = _meta_sha256(meta)
         (aside / META).write_text(json.dumps(meta), encoding="utf-8")
         force_to_disk(aside / META)
-        _write_proved(aside, {name: identity(aside / name) for name in written.hashes})
+        write_whole(aside / PROVED, json.dumps({name: identity(aside / name) for name in written.hashes}))
     except OSError as error:
         discard_tokens(aside)
         raise InputError(f"{folder} cannot be written: {error.strerror}; choose another --output-dir") from error

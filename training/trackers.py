@@ -23,8 +23,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from training.errors import InputError
-from training.run_directory import write_json
+from training.errors import InputError, class_and_line
+from training.whole_file import write_json
 
 PROJECT = "slurm-mpi-train"
 WAITING_ROWS = 10_000
@@ -159,8 +159,7 @@ class _Feed:
                     opened.close()
                     return
         except (Exception, SystemExit) as error:
-            first = (str(error).splitlines() or [""])[0][:200]
-            self._give_up(f"{type(error).__name__}: {first}" if first else type(error).__name__)
+            self._give_up(class_and_line(error))
 
     def _waiting(self) -> list[tuple[int, Mapping[str, float]]]:
         rows = []

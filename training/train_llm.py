@@ -11,24 +11,23 @@ and to be run again; anything else is a fault with a traceback.
 import os
 import socket
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
+from training.command import refuse
 from training.config import TrainConfig, config_from_argv
 from training.errors import COMPLETE, SAVED_FOR_REQUEUE, InputError, NodeError
 from training.heartbeat import Heartbeat, process_age
 from training.imports import collector_at_rest, import_model_code
 from training.live_report import LiveReport, interval_seconds
 from training.ranks import RankInfo, check_rendezvous
-from training.refuse import refuse
-from training.run_directory import RUN_DIRECTORY_VARIABLE, RunDirectory, run_directory, write_json
+from training.run_directory import RUN_DIRECTORY_VARIABLE, RunDirectory, run_directory
 from training.start_clock import StartClock
 from training.stop import StopRequest, takes_interrupts
-from training.teardown import exit_with, keep_until_the_end
+from training.teardown import exit_with
 from training.trackers import Tracked, Trackers, check_installed
+from training.whole_file import write_json
 
-PROG = "python -m training.train_llm"
 SAMPLES = 3
 
 
@@ -37,10 +36,10 @@ def main(argv: Sequence[str]) -> int:
     status."""
     stop = StopRequest()
     heartbeat = Heartbeat.from_env(os.environ)
-    ranks = RankInfo("single")
+    ranks = RankInfo()
     try:
         ranks = RankInfo.from_env(os.environ)
-        config = config_from_argv(argv, PROG)
+        config = config_from_argv(argv)
         run = run_directory(config, os.environ)
         check_rendezvous(ranks, os.environ)
         check_installed(config.report_to)
@@ -72,49 +71,43 @@ def train(
     report_seconds: float | None,
 ) -> int:
     """Join the other ranks, prepare, train, evaluate, save."""
-    start = StartClock(process_age())
+    clock = StartClock(process_age())
     with collector_at_rest():
-        import torch
-        from torch import nn
-
         from training import process_group
         from training.device import (
-            choose_device,
             device_name,
+            in_bfloat16,
             keep_memory_whole,
             make_deterministic,
             memory_bytes,
-            threads_per_rank,
+            own_device,
+            share_cpus,
         )
+        from training.joining import Joining
 
         # The ranks, each on its device: they meet while the rest is imported.
         keep_memory_whole()
         if config.deterministic:
             make_deterministic()
-        process_group.set_threads(threads_per_rank(len(os.sched_getaffinity(0)), ranks))
-        joining = process_group.Joining(
-            ranks, lambda: choose_device(config.device, ranks, torch.cuda.device_count(), os.environ)
-        )
+        share_cpus(ranks)
+        joining = Joining(ranks, lambda: own_device(config.device, ranks))
 
-        from training import checkpoint, evaluate, flops, loop, metrics, random_state, snapshot, strategy
+        from training import checkpoint, evaluate, flops, loop, metrics, random_state
+        from training.assemble import assemble
         from training.batch_size import find_batch_size
-        from training.divergence import NormWatch
+        from training.divergence import NormWatch, outlier_text
         from training.interval import mtbf_seconds, parse_interval
         from training.loader import Loader
-        from training.model import build_model, check_predicts_next, load_tokenizer, quiet_libraries
-        from training.optimizer import make_optimizer
-        from training.packing import check_keeps_apart
-        from training.passes import make_passes
+        from training.manifest import step_folder
+        from training.model import load_tokenizer, quiet_libraries
         from training.preflight import preflight
-        from training.publish import step_folder
         from training.run_log import RunLog
-        from training.sample import Sample, alone, sample_answer
+        from training.sample import sample_answer
         from training.sampler import RankBatches, SampleOrder
-        from training.saver import Saver, SaveReport
-        from training.start import prepare, start_text
+        from training.saver import NoSaver, Saver
+        from training.start import find_start, start_text
         from training.summary import summarise, summary_text
-        from training.token_loss import TokenLoss, token_loss
-        from training.tokens import open_blocks, read_questions
+        from training.tokens import PARTS, open_blocks, read_questions
 
         import_model_code()
 
@@ -122,20 +115,20 @@ def train(
         if ranks.rank == 0:
             print(text, flush=True)
 
-    start.ended("imports")
+    clock.ended("imports")
     device, store = joining.finish()
-    start.ended("group")
-    bfloat16 = config.dtype == "bfloat16" or (config.dtype == "auto" and device.type == "cuda")
+    clock.ended("group")
+    bfloat16 = in_bfloat16(config.dtype, device)
     quiet_libraries()
 
     for line in preflight(ranks, device, store, run.root):
         say(line)
-    start.ended("preflight")
+    clock.ended("preflight")
     heartbeat.enter("prepare")
 
     # Rank 0 alone looks for model, data and checkpoint, and tells the others where they are.
     found = process_group.rank_zero_first(
-        lambda: prepare(
+        lambda: find_start(
             config,
             run,
             ranks.world_size,
@@ -144,7 +137,7 @@ def train(
         )
     )
     config = replace(config, batch_size=found.batch_size)
-    start.ended("prepare")
+    clock.ended("prepare")
     done, total = found.done, found.total
     heartbeat.resumed(done.step, saved=found.resume_from is not None)
     if found.finished is not None:
@@ -153,68 +146,23 @@ def train(
         process_group.leave()
         return COMPLETE
     blocks, held_out = process_group.on_every_rank(
-        lambda: [open_blocks(found.token_folder, part, config.seq_length) for part in ("train", "held_out")]
+        lambda: [open_blocks(found.token_folder, part, config.seq_length) for part in PARTS]
     )
 
     # The model: every rank gets the weights of rank 0, or its slices of them, and drops out in its own way.
-    torch.manual_seed(config.seed)
-    architecture = found.source.architecture
-    sharded = config.strategy == "fsdp" and ranks.world_size > 1
-    reduce_bfloat16 = config.reduce_dtype == "bfloat16"
-    weights = found.weights if ranks.rank == 0 else None
-    end_of_text = found.end_of_text if config.packing == "varlen" else None
-
-    def build() -> Any:
-        if sharded and ranks.rank > 0:
-            return None
-        built = build_model(architecture, weights)
-        if ranks.rank == 0:
-            check_predicts_next(built)
-            if end_of_text is not None:
-                check_keeps_apart(built)
-        return built
-
-    model: Any = process_group.on_every_rank(build)
+    mine = assemble(config, found, ranks, device, bfloat16)
     if config.compile:
         heartbeat.enter("compile")
-    if sharded:
-        model = strategy.shard(
-            model, architecture, device, bfloat16=bfloat16, reduce_bfloat16=reduce_bfloat16, compiled=config.compile
-        )
-    else:
-        model = model.to(device)
-    loss_of = token_loss(model, config.kernels, bfloat16, config.compile, sharded, device, end_of_text)
-    trained: nn.Module = loss_of
-    if ranks.world_size > 1 and not sharded:
-        overlap = strategy.overlap_pays(config.ddp_overlap, device)
-        config = replace(config, ddp_overlap="on" if overlap else "off")
-        trained = strategy.replicate(loss_of, device, config.ddp_bucket_cap_mb, reduce_bfloat16, overlap)
-    keep_until_the_end(trained)
-    optimizer = make_optimizer(model, config.weight_decay)
-    passes = make_passes(
-        config.cuda_graphs,
-        trained,
-        optimizer,
-        config.gradient_accumulation_steps,
-        (found.batch_size, config.seq_length),
-        device,
-    )
+    if mine.overlap is not None:
+        config = replace(config, ddp_overlap="on" if mine.overlap else "off")
     hardware = device_name(device)
     precision = "bfloat16" if bfloat16 else "float32"
-    kernels = "torch" if isinstance(loss_of, TokenLoss) else "fused"
-    hosts, kernels_of = zip(*process_group.gather((socket.gethostname(), kernels)), strict=True)
-    if "fused" in kernels_of and "torch" in kernels_of:
-        without = kernels_of.index("torch")
-        raise NodeError(
-            f"triton does not work on {hosts[without]} (its warning says why), but on other hosts: mend it there, or "
-            f"give --kernels torch",
-            speaker=without,
-        )
-    conditions = random_state.conditions(config, hosts, total, found.warmup, precision, kernels, hardware)
+    hosts = process_group.gather(socket.gethostname())
+    conditions = random_state.conditions(config, hosts, total, found.warmup, precision, mine.kernels, hardware)
     changes: list[str] = []
     if found.resume_from is not None:
-        loop.settle_buckets(trained, found.batch_size, config.seq_length, device)
-        checkpoint.load_optimizer(found.resume_from, optimizer)
+        loop.settle_buckets(mine.trained, found.batch_size, config.seq_length, device)
+        checkpoint.load_optimizer(found.resume_from, mine.optimizer)
     random_state.seed_all(loop.dropout_seed(config.seed, ranks.rank, done.step))
     if found.resume_from is not None:
         before = checkpoint.restore_rng(found.resume_from, ranks, device)
@@ -240,15 +188,15 @@ def train(
     tokenizer = load_tokenizer(found.source) if ranks.rank == 0 else None
 
     # Rank 0 writes the checkpoints, beside the training; the others wait for it only at the end.
-    saver: Saver | None = None
+    saver: Saver | NoSaver = NoSaver(mine.model, mine.optimizer, mine.sharded)
     if ranks.rank == 0:
         saver = Saver(
             run.checkpoints,
             found.incarnation,
             ranks.world_size,
-            model,
+            mine.model,
             tokenizer,
-            optimizer,
+            mine.optimizer,
             device,
             keep=config.keep_checkpoints,
             interval=parse_interval(config.ckpt_freq),
@@ -258,12 +206,13 @@ def train(
             say=say,
             on_saved=heartbeat.saved,
         )
+    process_group.rank_zero_first(lambda: saver.check_room(len(held_out) > 0))
 
     def evaluate_held_out(step: int, until: StopRequest | None) -> tuple[bool, float | None]:
         """Whether it came to its end, rather than being cut short by a request to stop; and the loss."""
         try:
             with heartbeat.during("evaluate"):
-                loss = evaluate.evaluate(loss_of, held_out, my_held_out, device, until)
+                loss = evaluate.evaluate(mine.loss_of, held_out, my_held_out, device, until)
         except evaluate.CutShort:
             return False, None
         log.evaluation(step, loss)
@@ -272,35 +221,18 @@ def train(
     def is_evaluated(step: int) -> bool:
         return step == total or (config.eval_freq > 0 and step % config.eval_freq == 0)
 
-    def check_room() -> None:
-        if saver is not None:
-            saver.check_room(len(held_out) > 0)
-
-    def finish_saving() -> None:
-        if saver is not None:
-            saver.finish()
-
-    def tell_saved(reports: Iterable[SaveReport]) -> None:
-        for report in reports:
-            log.checkpoint(report)
-
-    process_group.rank_zero_first(check_room)
-
     def save(progress: checkpoint.Progress, held_out_loss: float | None, wait: bool) -> None:
         trained_until_now = heartbeat.seconds()["train"]
         with heartbeat.during("save"):
             states = process_group.gather({**random_state.capture(device), "conditions": conditions})
-            if saver is not None:
-                saver.save(progress.step, progress.samples, states, held_out_loss, trained_until_now)
-            elif sharded:
-                snapshot.take_part(snapshot.state_files(model, optimizer))
+            saver.save(progress.step, progress.samples, states, held_out_loss, trained_until_now)
             if wait:
-                process_group.rank_zero_first(finish_saving)
+                process_group.rank_zero_first(saver.finish)
 
     # The steps.
     how = f" by {config.strategy}" if ranks.world_size > 1 else ""
     where = f"ranks: {ranks.world_size} on {hardware}{how}, launcher: {ranks.launcher}"
-    say(start_text(config, run, found, where, model.num_parameters(), len(blocks), len(held_out)))
+    say(start_text(config, run, found, where, mine.model.num_parameters(), len(blocks), len(held_out)))
     skipped, evaluated_before = process_group.rank_zero_first(
         lambda: metrics.before(run.metrics, done.step) if found.resume_from else (0, False)
     )
@@ -318,8 +250,7 @@ def train(
     )
     norms = NormWatch(found.warmup)
     step_tokens = per_step * config.seq_length
-    token_flops = flops.model_flops_per_token(model, config.seq_length)
-    save_is_due = saver.due if saver is not None else lambda step: False
+    token_flops = flops.model_flops_per_token(mine.model, config.seq_length)
     trackers: Trackers | None = None
     report: LiveReport | None = None
     if ranks.rank == 0:
@@ -329,7 +260,7 @@ def train(
         trackers = Trackers(config.report_to, tracked)
     with RunLog(run, done.step, total, config.log_freq, ranks, trackers, report) as log:
         if found.resume_from is not None:
-            log.event(*resumed_event(done.step, changes))
+            log.event(*metrics.resumed_event(done.step, changes))
         if process_group.any_rank(stop.requested, device):
             log.line(f"stopped at step {done.step}/{total} on {stop.by}, before a new step; run the same command again")
             process_group.leave()
@@ -337,10 +268,13 @@ def train(
         if done.step and is_evaluated(done.step) and not evaluated_before:
             # The attempt before was asked to stop in the middle of it.
             evaluate_held_out(done.step, None)
-        start.ended("model")
+        clock.ended("model")
         heartbeat.enter("compile" if config.compile else "train")
-        for result in loop.train_steps(trained, optimizer, loader, plan, stop, device, heartbeat, save_is_due, passes):
-            start.ended("first step")
+        steps = loop.train_steps(
+            mine.trained, mine.optimizer, loader, plan, stop, device, heartbeat, saver.due, mine.passes
+        )
+        for result in steps:
+            clock.ended("first step")
             heartbeat.enter("train")
             now = checkpoint.Progress(result.step, done.samples + (result.step - done.step) * per_step)
             mfu = flops.utilisation(step_tokens / result.seconds, token_flops, hardware, ranks.world_size)
@@ -349,7 +283,7 @@ def train(
             if result.skipped is not None:
                 log.event(result.skipped.row(), f"warning: {result.skipped}; the weights were not updated, going on")
             # Before a save begins: this step was made without it.
-            tell_saved(saver.step_made(result.seconds) if saver is not None else [])
+            log.checkpoints(saver.step_made(result.seconds))
             if (outlier := norms.outlier(result.step, result.grad_norm)) is not None:
                 log.event(outlier, outlier_text(outlier))
             last = result.step == total
@@ -360,7 +294,7 @@ def train(
             stopping = result.stop or not evaluated
             if last or stopping or result.save:
                 save(now, held_out_loss, wait=last or stopping)
-                tell_saved(saver.reports() if saver is not None else [])
+                log.checkpoints(saver.reports())
             if stopping and not last:
                 log.line(f"saved step {result.step}/{total} on {stop.by}; the same command trains on from there")
                 process_group.leave()
@@ -369,39 +303,24 @@ def train(
                 evaluate_held_out(result.step, None)
 
     # What came out.
-    def answers(together: Callable[[Callable[[], Any]], Any]) -> list[Sample]:
-        questions = read_questions(found.token_folder)[:SAMPLES]
-        return [sample_answer(model, tokenizer, each, config.seq_length, device, together) for each in questions]
+    heartbeat.enter("evaluate")
+    questions = read_questions(found.token_folder)[:SAMPLES]
+    samples = [sample_answer(mine.model, tokenizer, each, config.seq_length, device) for each in questions]
 
-    def finish(samples: Sequence[Sample]) -> None:
+    def finish() -> None:
         epochs = (done.samples + (total - done.step) * per_step) / len(blocks)
         saved = step_folder(run.checkpoints, total)
         spent = heartbeat.seconds()
         age = sum(spent.values())
-        summary = summarise(run, saved, epochs, ranks.world_size, hardware, spent["train"], age, start.seconds, samples)
+        summary = summarise(run, saved, epochs, ranks.world_size, hardware, spent["train"], age, clock.seconds, samples)
         write_json(run.summary, summary)
         print(summary_text(summary), flush=True)
 
-    heartbeat.enter("evaluate")
-    samples = answers(process_group.rank_zero_first) if sharded else []
-    process_group.rank_zero_first(lambda: finish(samples if sharded else answers(alone)))
+    process_group.rank_zero_first(finish)
     process_group.leave()
     for line in report.finish() if report is not None else []:
         say(line)
     return COMPLETE
-
-
-def resumed_event(step: int, changes: Sequence[str]) -> tuple[dict[str, Any], str]:
-    """The row and the line that tell whether an attempt computes what the one before would have."""
-    row: dict[str, Any] = {"step": step, "event": "resumed", "bit_exact": not changes}
-    if not changes:
-        return row, f"resumed at step {step}, bit-exact"
-    return row | {"changes": list(changes)}, f"resumed at step {step}, not bit-exact: {', '.join(changes)}"
-
-
-def outlier_text(event: Mapping[str, Any]) -> str:
-    """The line of a gradient norm that is out of the ordinary."""
-    return f"warning: gradient norm {event['grad_norm']:.3g} at step {event['step']}, usual is {event['usual']:.3g}"
 
 
 if __name__ == "__main__":

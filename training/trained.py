@@ -3,16 +3,25 @@
 A checkpoint is proved by its manifest before anything is done with it.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from training.errors import InputError
+from training.errors import InputError, first_line
 from training.incarnation import overtaken_by, read_claims
-from training.manifest import MANIFEST, DamagedError, Manifest, check_files, read_manifest
-from training.run_directory import RunDirectory, folder_of
+from training.manifest import (
+    MANIFEST,
+    DamagedError,
+    Manifest,
+    check_files,
+    read_manifest,
+    step_folder,
+    step_folders,
+    step_of,
+)
+from training.retention import best_of, look
+from training.run_directory import RunDirectory, folder_of, read_config
 
 LAST, BEST = "last", "best"
 
@@ -28,22 +37,17 @@ class Trained:
     run: RunDirectory | None = None
     """Where it came from, where that is known."""
 
+    def description(self) -> Mapping[str, Any]:
+        """The run's `config.json`; empty where that is not known."""
+        return read_config(self.run) if self.run is not None else {}
+
     def options(self) -> Mapping[str, Any]:
         """What the run was given, by field name of `TrainConfig`; empty where that is not known."""
-        return described(self.run).get("config", {})
+        return self.description().get("config", {})
 
     def identity(self) -> Mapping[str, Any]:
         """Model and data of the run, by `training.run_directory.run_identity`; empty where that is not known."""
-        return described(self.run).get("identity", {})
-
-
-def described(run: RunDirectory | None) -> dict[str, Any]:
-    """The content of a run's `config.json`; empty where there is none that can be read."""
-    try:
-        content = json.loads(run.config.read_text(encoding="utf-8")) if run is not None else {}
-        return content if isinstance(content.get("config"), dict) else {}
-    except (OSError, ValueError, AttributeError):
-        return {}
+        return self.description().get("identity", {})
 
 
 def find_trained(name: str, output_dir: Path, checkpoint: str | None) -> Trained:
@@ -60,15 +64,16 @@ def find_trained(name: str, output_dir: Path, checkpoint: str | None) -> Trained
     """
     folder = folder_of(name, output_dir, "a run's directory, a checkpoint's or a model's folder")
     try:
-        if not (folder / MANIFEST).exists() and (folder / "checkpoints").is_dir():
-            run = RunDirectory(folder)
+        run = RunDirectory(folder)
+        if not (folder / MANIFEST).exists() and run.checkpoints.is_dir():
             chosen = choose_checkpoint(run, LAST if checkpoint is None else checkpoint)
             return Trained(chosen, _proved(chosen), run)
         if checkpoint is not None:
             raise InputError(f"--checkpoint {checkpoint} is for a run's directory, and {folder} is none; leave it out")
         if (folder / MANIFEST).exists():
             above = folder.absolute().parent
-            return Trained(folder, _proved(folder), RunDirectory(above.parent) if above.name == "checkpoints" else None)
+            run = RunDirectory(above.parent)
+            return Trained(folder, _proved(folder), run if run.checkpoints == above else None)
     except OSError as error:
         raise InputError(f"{error.filename or folder} cannot be read: {error.strerror or error}; try again") from error
     if (folder / "config.json").is_file() and any(folder.glob("*.safetensors")):
@@ -85,10 +90,6 @@ def choose_checkpoint(run: RunDirectory, which: str) -> Path:
     Raises:
         InputError: there is none such.
     """
-    # They need torch, and a wrong name should not have to wait for that.
-    from training.publish import step_folder, step_folders, step_of
-    from training.retention import best_of, look
-
     folders = step_folders(run.checkpoints)
     there = ", ".join(str(step_of(folder)) for folder in folders) or "none"
     if not folders:
@@ -151,6 +152,7 @@ def load_for_use(folder: Path, device: Any) -> tuple[Any, Any]:
         model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, trust_remote_code=False)
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError, RuntimeError, KeyError, ImportError, SafetensorError, UnpicklingError) as error:
-        first = (str(error).splitlines() or [type(error).__name__])[0]
-        raise InputError(f"{folder} cannot be loaded ({first}); give a folder with model and tokenizer") from error
+        raise InputError(
+            f"{folder} cannot be loaded ({first_line(error)}); give a folder with model and tokenizer"
+        ) from error
     return model.to(device).eval(), tokenizer

@@ -8,24 +8,24 @@ All subjects train in this process, in turns. Exit status: 0 also where a subjec
 place of figures; 64 the request is wrong.
 """
 
-import os
 import sys
 import time
 from collections.abc import Sequence
 from typing import Any
 
-from training.bench.options import LIMITS, BenchOptions, options_from_argv
-from training.errors import COMPLETE, INPUT_ERROR, InputError
-from training.ranks import RankInfo, check_rendezvous
+from training.bench.options import BenchOptions, options_from_argv
+from training.command import run_on_ranks
+from training.errors import InputError
+from training.ranks import RankInfo
 from training.teardown import exit_with
+from training.whole_file import write_json
 
 
 def main(argv: Sequence[str]) -> int:
     """Carry out the bench that the command line describes; the process's exit status."""
-    try:
+
+    def work(ranks: RankInfo) -> None:
         options = options_from_argv(argv)
-        ranks = RankInfo.from_env(os.environ)
-        check_rendezvous(ranks, os.environ)
         if options.start and ranks.world_size > 1:
             raise InputError(f"--start {options.start} starts processes of its own: give it to one rank alone")
         if options.json is not None and not options.json.absolute().parent.is_dir():
@@ -33,10 +33,8 @@ def main(argv: Sequence[str]) -> int:
                 f"--json {options.json}: there is no folder {options.json.absolute().parent}; make it first"
             )
         run(options, ranks)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        return INPUT_ERROR
-    return COMPLETE
+
+    return run_on_ranks(work)
 
 
 def run(options: BenchOptions, ranks: RankInfo) -> dict[str, Any]:
@@ -51,17 +49,15 @@ def run(options: BenchOptions, ranks: RankInfo) -> dict[str, Any]:
     from training.bench.limits import parameters
     from training.bench.setting import Setting, synthetic_tokens
     from training.bench.start import measure_start
-    from training.device import choose_device, device_name, threads_per_rank
+    from training.device import device_name, own_device, share_cpus
     from training.display import on_a_terminal
     from training.flops import flops_per_token, peak_flops
+    from training.joining import Joining
     from training.model import quiet_libraries
 
     # The ranks, each on its device.
-    process_group.set_threads(threads_per_rank(len(os.sched_getaffinity(0)), ranks))
-    joining = process_group.Joining(
-        ranks, lambda: choose_device(options.device, ranks, torch.cuda.device_count(), os.environ)
-    )
-    device, _ = joining.finish()
+    share_cpus(ranks)
+    device, _ = Joining(ranks, lambda: own_device(options.device, ranks)).finish()
     gpu = device.type == "cuda"
     if gpu:
         # nanoGPT allows TF32, and so does the Trainer under compile, for the whole process. One rule for all: a change
@@ -95,7 +91,7 @@ def run(options: BenchOptions, ranks: RankInfo) -> dict[str, Any]:
 
     def keep() -> None:
         if bench.json is not None and ranks.rank == 0:
-            report.write_json(bench.json, result)
+            write_json(bench.json, result)
 
     # One batch size after another; at each, all subjects in turns.
     progress.say(report.heading(result))
@@ -113,7 +109,7 @@ def run(options: BenchOptions, ranks: RankInfo) -> dict[str, Any]:
         comparison.run(add)
 
     # New processes, now that the device is free.
-    for name in [name for name in bench.subjects if name != LIMITS] if bench.start else []:
+    for name in bench.trained if bench.start else []:
         progress.say(f"{name}: first step in {bench.start} pairs of new processes")
         result["starts"].append(measure_start(name, bench, device.type, progress))
         keep()

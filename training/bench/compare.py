@@ -51,15 +51,13 @@ class Comparison:
         self._limits: list[Limit] = limits(setting) if LIMITS in bench.subjects else []
         self._rates: dict[str, list[float]] = {one.name: [] for one in self._limits}
         self._measured: list[rounds.Turns] = []
-        names = [name for name in bench.subjects if name != LIMITS]
-        self._names = names
-        self._park = rounds.must_park(len(names), bench.size, setting.device)
+        self._park = rounds.must_park(len(bench.trained), bench.size, setting.device)
 
     def run(self, keep: Callable[[], None]) -> None:
         """Build all, then give them their turns; `keep` is called whenever there is a new figure."""
         try:
             longest = 0.0
-            for name in self._names:
+            for name in self._bench.trained:
                 since = time.monotonic()
                 self._measured.append(self._build(name, longest))
                 # The ranks must agree on who is built, so on this as well.

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
+from training.config import check_at_least
 from training.errors import InputError
 
 PROG = "python -m training.bench"
@@ -108,18 +109,8 @@ class BenchOptions:
             raise InputError(
                 f"--seq-length {values['seq_length']}: {values['model']} takes at most {size.positions}; give that"
             )
-        return Bench(
-            preset=preset,
-            size=size,
-            rounds=self.rounds,
-            subjects=self.subjects,
-            dropout=self.dropout,
-            seconds_limit=self.seconds_limit,
-            start=self.start,
-            seed=self.seed,
-            json=self.json,
-            **values,
-        )
+        given = {name: value for name, value in vars(self).items() if name != "device"}
+        return Bench(**given | values | {"preset": preset, "size": size})
 
 
 @dataclass(frozen=True)
@@ -140,6 +131,11 @@ class Bench:
     start: int
     seed: int
     json: Path | None
+
+    @property
+    def trained(self) -> list[str]:
+        """The subjects that train."""
+        return [name for name in self.subjects if name != LIMITS]
 
     def to_json(self) -> dict[str, Any]:
         """By field name, without the path."""
@@ -202,10 +198,7 @@ def options_from_argv(argv: Sequence[str]) -> BenchOptions:
         InputError: an unknown option, or a value of the wrong kind or out of range.
     """
     options = BenchOptions(**vars(parser().parse_args(argv)))
-    at_least = {"rounds": 1, "steps_per_round": 1, "seq_length": 2, "start": 0, "seed": 0}
-    for name, least in at_least.items():
-        if (value := getattr(options, name)) is not None and value < least:
-            raise InputError(f"--{name.replace('_', '-')} {value}: at least {least} is wanted")
+    check_at_least(options, {"rounds": 1, "steps_per_round": 1, "seq_length": 2, "start": 0, "seed": 0})
     for size in options.batch_sizes or []:
         if size < 1:
             raise InputError(f"--batch-sizes {size}: at least 1 is wanted")

@@ -1,15 +1,13 @@
 """What was measured, as a table and as JSON."""
 
-import json
 import math
-import os
 import statistics
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from training.bench.options import OURS
 from training.bench.rounds import Turns
+from training.display import columns
 
 FORMAT = 1
 NONE = "–"
@@ -97,13 +95,6 @@ def best_rows(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 def _median(row: Mapping[str, Any]) -> float:
     return row["tokens_per_second"]["median"]
-
-
-def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Aside and renamed: a reader never finds half of it."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    aside.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
-    os.replace(aside, path)
 
 
 def tables(result: Mapping[str, Any]) -> list[tuple[list[str], list[list[str]]]]:
@@ -195,23 +186,12 @@ def heading(result: Mapping[str, Any]) -> str:
     )
 
 
-def plain(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table in columns; a row of fewer cells ends in a sentence, which may run on."""
-    whole = [head, *(row for row in rows if len(row) == len(head))]
-    widths = [max(len(row[column]) for row in whole) for column in range(len(head))]
-    lines = []
-    for row in [head, *rows]:
-        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=False)]
-        lines.append("  ".join(cells).rstrip())
-    return "\n".join(lines)
-
-
 def show(result: Mapping[str, Any], terminal: bool) -> None:
     """Print the tables: by rich on a terminal, in plain columns elsewhere."""
     print(f"\n{heading(result)}", flush=True)
     for head, rows in tables(result):
         if not terminal:
-            print(f"\n{plain(head, rows)}", flush=True)
+            print("", *columns(head, rows), sep="\n", flush=True)
             continue
         from rich.console import Console
         from rich.table import Table

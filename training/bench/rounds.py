@@ -17,7 +17,7 @@ import torch.distributed as dist
 from training.bench.limits import Limit, parameters, synchronise
 from training.bench.options import ModelSize
 from training.bench.setting import Setting, Subject
-from training.errors import InputError
+from training.errors import InputError, class_and_line
 from training.process_group import gather
 
 WARMUP_STEPS = 3
@@ -95,15 +95,7 @@ def reason_of(error: Exception, setting: Setting) -> str:
     """An error as one line; one that other ranks may not have is raised: they wait in another collective."""
     if setting.ranks.world_size > 1 and not isinstance(error, InputError):
         raise error
-    return first_line(error)
-
-
-def first_line(error: BaseException) -> str:
-    """An error as one line."""
-    if isinstance(error, InputError):
-        return str(error)
-    lines = str(error).splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+    return str(error) if isinstance(error, InputError) else class_and_line(error)
 
 
 def _agree(turns: Turns, reason: str | None) -> None:

@@ -8,7 +8,6 @@ The page needs no network and no other file. Exit status: 0 it is written, 64 th
 """
 
 import importlib.util
-import os
 import sys
 import time
 from collections.abc import Sequence
@@ -19,9 +18,11 @@ from typing import Annotated
 from tyro.conf import Positional, arg
 
 from training.command import run_command
-from training.config import parse_options
+from training.config import TrainConfig, parse_options
 from training.errors import InputError
 from training.live_report import NEEDS
+from training.run_directory import RunDirectory
+from training.whole_file import write_whole
 
 PROG = "python -m training.report"
 
@@ -46,7 +47,7 @@ class ReportOptions:
     png: Annotated[Path | None, arg(metavar="DIR")] = None
     """Write the plots as pictures into this folder, and no page."""
 
-    output_dir: Annotated[Path, arg(metavar="DIR")] = Path("outputs")
+    output_dir: Annotated[Path, arg(metavar="DIR")] = TrainConfig.output_dir
     """Where the directories of experiments lie."""
 
 
@@ -88,23 +89,13 @@ def report(options: ReportOptions) -> list[Path]:
             )
         from training.report.page import render
 
-        path = options.output or (folders[0] / "report.html" if len(folders) == 1 else Path("report.html"))
-        write_page(path, render(runs, now))
+        path = options.output or (RunDirectory(folders[0]).report if len(folders) == 1 else Path("report.html"))
+        # For its owner alone: configuration and samples may hold what others should not read.
+        write_whole(path, render(runs, now), mode=0o600)
     except OSError as error:
         target = options.png or error.filename
         raise InputError(f"{target} cannot be written: {error.strerror or error}; choose another place") from error
     return [path]
-
-
-def write_page(path: Path, page: str) -> None:
-    """Write aside and rename, for its owner alone: configuration and samples may hold what others should not read."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with open(aside, "w", encoding="utf-8", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
-            file.write(page)
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from training.report.figure import SIZE, Figure, extremes, in_words, quantity, short, step_axis, text, zoom
+from training.metrics import RESUMED
+from training.report.figure import SIZE, Figure, extremes, in_words, nominal, quantity, short, step_axis, text, zoom
 from training.report.run import Run, Series
 from training.report.thin import means, thin
 
@@ -82,24 +83,18 @@ def curve_figure(curve: Curve, runs: Mapping[str, Run]) -> Figure | None:
         rows.append([f"{name}, {label}" if several else label, *extremes(points)])
     resumed = sorted({step for run in runs.values() for step in _resumed(run)}) if not several else []
     kinds = list(dict.fromkeys(label for _, label, _ in found))
-    colour = {"field": "r", "title": "run"} if several else {"field": "s", "title": None}
+    colour = nominal("r", "run", list(runs)) if several else nominal("s", None, kinds)
     encoding: dict[str, Any] = {
         "x": step_axis(),
         "y": {
             **quantity("y", curve.axis, format=curve.format),
             "scale": {"type": "log"} if curve.log_first else {"zero": False},
         },
-        "color": {
-            **colour,
-            "type": "nominal",
-            "scale": {"domain": list(runs) if several else kinds},
-            "legend": {"orient": "top"} if several or len(kinds) > 1 else None,
-        },
+        "color": colour if several or len(kinds) > 1 else {**colour, "legend": None},
         "detail": [{"field": "r"}, {"field": "s"}],
     }
     if several and len(kinds) > 1:
-        dash = {"field": "s", "type": "nominal", "title": None, "scale": {"domain": kinds}}
-        encoding["strokeDash"] = dash | {"legend": {"orient": "top"}}
+        encoding["strokeDash"] = nominal("s", None, kinds)
     hover = {"type": "point", "on": "pointerover", "nearest": True, "clear": "pointerout"}
     opacity = [{"param": "hover", "empty": False, "value": 1}, {"test": "datum.d", "value": 0.9}]
     tooltip = [
@@ -158,13 +153,7 @@ def phase_figure(run: Run) -> Figure | None:
         "encoding": {
             "x": step_axis(),
             "y": quantity("y", "time by phase (ms)", stack="zero"),
-            "color": {
-                "field": "s",
-                "type": "nominal",
-                "title": None,
-                "legend": {"orient": "top"},
-                "scale": {"domain": [row[0] for row in rows]},
-            },
+            "color": nominal("s", None, [row[0] for row in rows]),
             "order": {"field": "o", "type": "quantitative"},
             "tooltip": [
                 {"field": "s", "title": "phase"},
@@ -252,7 +241,7 @@ def heat_figure(run: Run) -> Figure | None:
 
 
 def _resumed(run: Run) -> list[float]:
-    return [row["step"] for row in run.happened if row.get("event") == "resumed"]
+    return [row["step"] for row in run.happened if row.get("event") == RESUMED]
 
 
 def _rules(steps: Iterable[float]) -> dict[str, Any]:

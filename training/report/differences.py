@@ -4,10 +4,11 @@ from collections.abc import Sequence
 from statistics import median
 from typing import NamedTuple
 
+from training.config import option_name
 from training.report.by_step import as_perplexity
 from training.report.run import Run
 
-ALIKE_BY_NATURE = ("experiment_name", "output_dir", "config", "report_interval")
+ALIKE_BY_NATURE = ("--experiment-name", "--output-dir", "--config", "--report-interval")
 """Options that name a run, or say nothing of what it computes."""
 
 
@@ -18,14 +19,16 @@ class Row(NamedTuple):
     values: Sequence[str]
 
 
+def options(runs: Sequence[Run]) -> list[Row]:
+    """The options and the number of ranks, in the order of the trainer's help."""
+    names = list(dict.fromkeys(name for run in runs for name in run.options))
+    rows = [Row(option_name(name), [option_text(run.options.get(name, "")) for run in runs]) for name in names]
+    return [*rows, Row("ranks", [option_text(run.world_size) for run in runs])]
+
+
 def different_options(runs: Sequence[Run]) -> list[Row]:
-    """The options, and the number of ranks, that are not the same everywhere; in the order of the trainer's help."""
-    names = list(dict.fromkeys(name for run in runs for name in run.options if name not in ALIKE_BY_NATURE))
-    rows = [
-        Row("--" + name.replace("_", "-"), [option_text(run.options.get(name, "")) for run in runs]) for name in names
-    ]
-    rows.append(Row("ranks", ["" if run.world_size is None else str(run.world_size) for run in runs]))
-    return [row for row in rows if len(set(row.values)) > 1]
+    """Those of them that are not the same everywhere."""
+    return [row for row in options(runs) if row.name not in ALIKE_BY_NATURE and len(set(row.values)) > 1]
 
 
 def results(runs: Sequence[Run]) -> list[Row]:

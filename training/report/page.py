@@ -62,7 +62,7 @@ def render(runs: Sequence[Run], now: float) -> str:
         style=(HERE / "page.css").read_text(encoding="utf-8"),
         script=_script(),
         results=differences.results(runs),
-        options=differences.different_options(runs) if len(runs) > 1 else _options(runs[0]),
+        options=differences.different_options(runs) if len(runs) > 1 else differences.options(runs),
         together=together,
         parts=parts,
         drawn={figure.key: {**figure.spec, "description": figure.sentence} for figure in figures},
@@ -93,14 +93,6 @@ def _part(name: str, run: Run, place: int, now: float) -> Part:
         max(0, len(ranks) - MOST_LINES),
         _samples(run),
     )
-
-
-def _options(run: Run) -> list[differences.Row]:
-    rows = [
-        differences.Row("--" + name.replace("_", "-"), [differences.option_text(value)])
-        for name, value in run.options.items()
-    ]
-    return [*rows, differences.Row("ranks", ["–" if run.world_size is None else str(run.world_size)])]
 
 
 def _attempt(attempt: Attempt) -> dict[str, str]:

@@ -11,7 +11,10 @@ from typing import Any
 
 from training.errors import InputError
 from training.report.heat import Heat
-from training.run_directory import folder_of
+from training.run_directory import RunDirectory, folder_of
+
+ATTEMPTS, EVENTS, PLANS = "run.json", "events.jsonl", "attempt-*/plan.json"
+"""The launcher's files in a run directory."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +90,8 @@ def find_run(name: str, output_dir: Path) -> Path:
         InputError: there is none of that name, or it is no run's.
     """
     folder = folder_of(name, output_dir, "a run's directory")
-    if not any((folder / known).exists() for known in ("metrics.jsonl", "config.json", "run.json")):
+    run = RunDirectory(folder)
+    if not any(known.exists() for known in (run.metrics, run.config, folder / ATTEMPTS)):
         raise InputError(
             f"{folder}: there is neither metrics.jsonl, config.json nor run.json in it; give a run's directory"
         )
@@ -100,9 +104,10 @@ def read_run(folder: Path) -> Run:
     Raises:
         InputError: a file of it may not be read.
     """
+    run = RunDirectory(folder)
     try:
-        described = _object(folder / "config.json")
-        series, happened = _metrics(folder / "metrics.jsonl")
+        described = _object(run.config)
+        series, happened = _metrics(run.metrics)
         world_size = number(described.get("world_size"))
         return Run(
             folder,
@@ -110,11 +115,11 @@ def read_run(folder: Path) -> Run:
             None if world_size is None else int(world_size),
             series,
             happened,
-            _heat(folder / "rank_times.jsonl"),
-            _attempts(folder / "run.json"),
-            [row for row in _rows(folder / "events.jsonl") if number(row.get("time")) is not None],
+            _heat(run.rank_times),
+            _attempts(folder / ATTEMPTS),
+            [row for row in _rows(folder / EVENTS) if number(row.get("time")) is not None],
             _hosts(folder),
-            _object(folder / "summary.json"),
+            _object(run.summary),
         )
     except OSError as error:
         raise InputError(f"{error.filename or folder} cannot be read: {error.strerror or error}; try again") from error
@@ -204,7 +209,7 @@ def _attempts(path: Path) -> list[Attempt]:
 
 
 def _hosts(folder: Path) -> list[tuple[str, int, int | None]]:
-    plans = sorted(folder.glob("attempt-*/plan.json"))
+    plans = sorted(folder.glob(PLANS))
     hosts = _object(plans[-1]).get("hosts") if plans else None
     found: list[tuple[str, int, int | None]] = []
     for host in hosts if isinstance(hosts, list) else []:

@@ -11,7 +11,7 @@ import pytest
 
 from conftest import ROOT
 from training.errors import InputError
-from training.process_group import Joining, wait_for_listener
+from training.joining import Joining, wait_for_listener
 from training.ranks import RankInfo
 
 
@@ -69,7 +69,7 @@ def test_the_main_thread_goes_on_while_the_device_is_chosen():
 
 def test_a_rank_that_cannot_import_does_not_stay_for_the_others():
     """Threads that are no daemons would be awaited at the end of the process."""
-    rank = "import os; from training.process_group import Joining; from training.ranks import RankInfo\n"
+    rank = "import os; from training.joining import Joining; from training.ranks import RankInfo\n"
     rank += "os.environ |= {'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': '1'}\n"
     rank += "Joining(RankInfo('mpirun', 1, 2, 1, 2), lambda: 'cpu'); raise ImportError('no transformers')"
     done = subprocess.run([sys.executable, "-c", rank], capture_output=True, text=True, timeout=60, cwd=ROOT)
