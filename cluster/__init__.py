@@ -2,9 +2,9 @@
 
 The walk, one module a step::
 
-    submit -> plan -> sbatch | submitit        on the login node
-    launch -> allocation -> hostfile, mpirun   once, in the batch body
-    rank   -> program                          in every rank
+    submit -> request -> plan -> sbatch                    on the login node
+    launch -> allocation -> attempt -> hostfile, mpirun    once, in the batch body
+    rank   -> program                                      in every rank
 
 From Python: ``from cluster import submit, Run``, and the errors that they raise.
 

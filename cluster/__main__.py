@@ -7,21 +7,21 @@ import sys
 from importlib import import_module
 
 VERBS = {
-    "submit": ("submit", "queue a training, or run it here where there is no Slurm"),
-    "sweep": ("sweep", "one training for each combination of options, ranked"),
-    "launch": ("launch", "start the ranks, inside an allocation, over ssh or here"),
-    "doctor": ("doctor", "is this place fit for a run; --nodes measures an allocation's"),
-    "explain": ("explain", "script, hostfile, mpirun's command and rank map; starts nothing"),
-    "status": ("status", "all runs in a list; with RUN its attempts and where time went"),
-    "logs": ("log_view", "what the ranks print: all merged, one, or errors; --follow"),
-    "attach": ("attach", "a shell on a node of a running job; --stacks of every rank"),
-    "cancel": ("cancel", "stop a run, and say what became of it"),
-    "resubmit": ("resubmit", "the same request again: it goes on from its newest checkpoint"),
-    "templates": ("templates", "copy the sbatch templates to DIR/sbatch, to submit from DIR"),
-    "bench": ("bench", "how long a start takes, beside bare mpirun, srun and torchrun"),
-    "completion": ("completion", "for bash: source <(slurm-mpi-train completion bash)"),
+    "submit": "queue a training, or run it here where there is no Slurm",
+    "sweep": "one training for each combination of options, ranked",
+    "launch": "start the ranks, inside an allocation, over ssh or here",
+    "doctor": "is this place fit for a run; --nodes measures an allocation's",
+    "explain": "script, hostfile, mpirun's command and rank map; starts nothing",
+    "status": "all runs in a list; with RUN its attempts and where time went",
+    "logs": "what the ranks print: all merged, one, or errors; --follow",
+    "attach": "a shell on a node of a running job; --stacks of every rank",
+    "cancel": "stop a run, and say what became of it",
+    "resubmit": "the same request again: it goes on from its newest checkpoint",
+    "templates": "copy the sbatch templates to DIR/sbatch, to submit from DIR",
+    "bench": "how long a start takes, beside bare mpirun, srun and torchrun",
+    "completion": "for bash: source <(slurm-mpi-train completion bash)",
 }
-"""Verb → module with a `main`, and what it does in one line."""
+"""Each verb is a module with a `main` and a `parser`; what it does in one line."""
 RUN_VERBS = ("explain", "status", "logs", "attach", "cancel", "resubmit", "sweep")
 """Those that take a RUN."""
 
@@ -44,15 +44,18 @@ def main(arguments: list[str]) -> int:
         return 0
     verb, *rest = arguments
     if verb not in VERBS:
-        print(f"error: {unknown(verb)}", file=sys.stderr)
-        return 64
+        from cluster.errors import REQUEST, did_you_mean
+
+        hint = did_you_mean(verb, VERBS, f"wanted one of {', '.join(VERBS)}")
+        print(f"error: no verb {verb!r}: {hint}", file=sys.stderr)
+        return REQUEST
     from cluster.options import run
 
-    return run(import_module(f"cluster.{VERBS[verb][0]}").main, rest)
+    return run(import_module(f"cluster.{verb}").main, rest)
 
 
 def help_text() -> str:
-    lines = [f"  {verb:<11} {what}" for verb, (_, what) in VERBS.items()]
+    lines = [f"  {verb:<11} {what}" for verb, what in VERBS.items()]
     usage = "usage: python -m cluster VERB [options]    (VERB --help: its options; --version)"
     return "\n".join([usage, "", *lines, "", EXAMPLES])
 
@@ -65,13 +68,6 @@ def version_text() -> str:
         return f"slurm-mpi-train {version('slurm-mpi-train')}"
     except PackageNotFoundError:
         return f"slurm-mpi-train, not installed, from {__file__}"
-
-
-def unknown(verb: str) -> str:
-    import difflib
-
-    near = difflib.get_close_matches(verb, VERBS, 1)
-    return f"no verb {verb!r}: " + (f"did you mean {near[0]}?" if near else f"wanted one of {', '.join(VERBS)}")
 
 
 def console() -> None:

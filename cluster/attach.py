@@ -18,13 +18,13 @@ from typing import Any, NoReturn
 
 from cluster import slurm
 from cluster.allocation import Allocation
-from cluster.command import add_project
+from cluster.environment import with_project
 from cluster.errors import COMPLETE, LauncherError, RequestError
 from cluster.options import OptionParser, add_output_dir, at_least, run
 from cluster.private import check_private
+from cluster.run_file import read_json
 from cluster.run_state import RUNNING, look_now
-from cluster.rundir import next_attempt
-from cluster.runfile import read_json
+from cluster.rundir import attempt_of, newest_attempt
 from cluster.runs import find_run
 from cluster.terminal import plain
 
@@ -48,15 +48,15 @@ def main(arguments: list[str]) -> int:
     found, state = look_now(run_dir)
     if state.name != RUNNING:
         raise RequestError(f"{run_dir.name} is not running: {state}")
-    attempt_dir = run_dir / f"attempt-{next_attempt(run_dir, None).number - 1:04d}"
-    plan = read_json(attempt_dir / "plan.json")
+    attempt = attempt_of(run_dir, newest_attempt(run_dir))
+    plan = read_json(attempt.plan)
     if plan is None:
         raise LauncherError(f"{run_dir.name} is just starting: try again in a moment")
     allocation = Allocation.from_json(plan)
     hosts = hosts_of(allocation, options.rank, options.node)
     if not options.stacks:
         open_shell(shell_command(options, found.job_id, allocation.source, hosts[0]), hosts[0])
-    told = ask_nodes(options, found.job_id, allocation.source, hosts, attempt_dir)
+    told = ask_nodes(options, found.job_id, allocation.source, hosts, attempt.path)
     if options.json:
         wanted = [one for one in told if options.rank in (None, one["rank"])]
         print(json.dumps(sorted(wanted, key=lambda one: one["rank"]), indent=1))  # nodes answer in any order
@@ -163,9 +163,8 @@ def stack_lines(
 def own_environment() -> dict[str, str]:
     """This environment without a surrounding job's words, which would change what srun does, and with the project."""
     kept = ("SLURM_CONF", "SLURM_CONF_SERVER")
-    environ = {name: value for name, value in os.environ.items() if not name.startswith("SLURM_") or name in kept}
-    add_project(environ)
-    return environ
+    outside = {name: value for name, value in os.environ.items() if not name.startswith("SLURM_") or name in kept}
+    return with_project(outside)
 
 
 if __name__ == "__main__":

@@ -22,17 +22,18 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from cluster.allocation import Allocation
-from cluster.environment import forwarded_names, mpirun_environment
+from cluster.environment import forwarded_names, mpirun_environment, with_project
 from cluster.errors import LauncherError, RequestError
 from cluster.granted import find_allocation
+from cluster.growing_logs import tail
 from cluster.hostfile import hostfile_text
-from cluster.logs import tail
 from cluster.mpirun import Mpirun, find_mpirun, mpirun_command
 from cluster.options import OptionParser, add_place_options, at_least, run, split_program
 from cluster.program import resolve_program
 from cluster.records import read_records
 from cluster.rendezvous import rendezvous
-from cluster.rundir import is_training
+from cluster.run_file import RUN_FILE
+from cluster.trainer import METRICS_FILE, SUMMARY_FILE, is_training
 
 USAGE = "python -m cluster.bench [options] [-- PROGRAM [arguments]]"
 DEFAULT_PROGRAM = (
@@ -141,18 +142,17 @@ def bare(
     address, port, held = rendezvous(allocation, os.environ, number, allocation.hosts[0].name)
     held.close()  # as nobody holds it who types this
     meet = {"MASTER_ADDR": address, "MASTER_PORT": str(port), "PYTHONUNBUFFERED": "1"}
-    home = str(Path(__file__).parent.parent)
-    meet["PYTHONPATH"] = os.pathsep.join(filter(None, [home, os.environ.get("PYTHONPATH")]))
+    here = with_project(os.environ)
     if name == "srun":
         command = ["srun", f"--ntasks={allocation.world_size}", "--mpi=none", *program]
-        return Way(name, command, {**os.environ, **meet})
+        return Way(name, command, {**here, **meet})
     if name == "torchrun":
         torchrun = [_torchrun() or "torchrun", f"--nproc-per-node={allocation.world_size}", "--no-python"]
         return Way(name, [*torchrun, f"--master-addr={address}", f"--master-port={port}", *program], os.environ)
     assert mpirun is not None
     hostfile = folder / "hostfile"
     hostfile.write_text(hostfile_text(allocation, mpirun.dialect))
-    environ = {**mpirun_environment(os.environ, allocation, options.nic, mpirun.has_daemon), **meet}
+    environ = {**mpirun_environment(here, allocation, options.nic, mpirun.has_daemon), **meet}
     command = mpirun_command(
         mpirun,
         allocation,
@@ -173,7 +173,7 @@ def measure(way: Way, folder: Path, trains: bool) -> Start:
 
     Raises `LauncherError` where it fails, with the last lines of its output.
     """
-    rows, log = folder / "run/metrics.jsonl", folder / "output.log"
+    rows, log = folder / "run" / METRICS_FILE, folder / "output.log"
     first_row = None
     with log.open("wb") as output:
         begun = time.time()
@@ -195,7 +195,7 @@ def phases(begun: float, reached: float, run_dir: Path, trains: bool) -> dict[st
     known: dict[str, float] = {}
     began = None
     if trains:
-        known = {name: float(value) for name, value in _read(run_dir / "summary.json")["start_seconds"].items()}
+        known = {name: float(value) for name, value in _read(run_dir / SUMMARY_FILE)["start_seconds"].items()}
         began = reached - sum(known.values())
     else:
         own = [record for record in read_records(run_dir / "attempt-0001") if record["state"] == "started"]
@@ -204,9 +204,9 @@ def phases(begun: float, reached: float, run_dir: Path, trains: bool) -> dict[st
             known = {PROGRAM: reached - began}
     if began is None:
         return {}
-    if not (run_dir / "run.json").exists():
+    if not (run_dir / RUN_FILE).exists():
         return {TO_PROGRAM: began - begun, **known}
-    launched = _read(run_dir / "run.json")["attempts"][0]["started"]
+    launched = _read(run_dir / RUN_FILE)["attempts"][0]["started"]
     return {LAUNCHER: launched - begun, TO_PROGRAM: began - launched, **known}
 
 

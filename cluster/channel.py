@@ -11,11 +11,12 @@ import selectors
 import socket
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any
 
 from cluster.errors import LauncherError
+from cluster.machine import interface_address
 
 BEAT_EVERY = 1.0
 """Seconds between two words from either side while there is nothing else to say."""
@@ -239,7 +240,7 @@ def connect(address: str, port: int, token: str, rank: int, seconds: float = CON
     return wire
 
 
-def own_address(hosts: Iterable[str], is_here: Any, nic: str | None) -> str:
+def own_address(hosts: Iterable[str], is_here: Callable[[str], bool], nic: str | None) -> str:
     """The address under which those hosts reach this machine: the interface's, else the one that faces them.
 
     Loopback where all of them are this machine.
@@ -249,7 +250,7 @@ def own_address(hosts: Iterable[str], is_here: Any, nic: str | None) -> str:
         return "127.0.0.1"
     if nic:
         with suppress(OSError):  # Open MPI also takes lists and networks
-            return _interface_address(nic)
+            return interface_address(nic)
     for host in [*others[:NAMES_TRIED], socket.gethostname()]:
         with suppress(OSError):
             family, kind, _, _, there = socket.getaddrinfo(host, 9, type=socket.SOCK_DGRAM)[0]
@@ -257,13 +258,3 @@ def own_address(hosts: Iterable[str], is_here: Any, nic: str | None) -> str:
                 probe.connect(there)  # sends nothing: the kernel only chooses the way
                 return str(probe.getsockname()[0])
     raise LauncherError(f"neither {others[0]} nor this host has an address by its name: name their network with --nic")
-
-
-def _interface_address(nic: str) -> str:
-    import fcntl
-    import struct
-
-    get_address = 0x8915  # SIOCGIFADDR, netdevice(7)
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        answer = fcntl.ioctl(probe, get_address, struct.pack("256s", os.fsencode(nic[:15])))
-    return socket.inet_ntoa(answer[20:24])

@@ -10,11 +10,14 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from cluster import slurm
 from cluster.errors import LauncherError
+from cluster.machine import interface_address, printed_by
 from cluster.mpirun import find_mpirun
 
 OK, WARN, WRONG = "ok", "warn", "wrong"
@@ -47,9 +50,11 @@ def check_slurm(environ: Mapping[str, str]) -> list[Finding]:
     """The client programs, the controller, what the site has set, and the controller's clock."""
     if shutil.which("sbatch") is None:
         return [Finding(OK, "Slurm", "no sbatch here: runs go to this machine, or over ssh by --hosts")]
-    version = (_said(["sbatch", "--version"]) or "unknown").split()[-1]  # Debian's calls itself slurm-wlm
+    version = (printed_by(["sbatch", "--version"], ANSWER_SECONDS) or "unknown").split()[
+        -1
+    ]  # Debian's calls itself slurm-wlm
     asked_at = time.time()
-    config = _said(["scontrol", "show", "config"])
+    config = slurm.configuration()
     if config is None:
         fix = "see scontrol ping; where it says DOWN, wait or ask your site"
         return [Finding(WRONG, "Slurm", f"{version}, its controller does not answer", fix)]
@@ -76,8 +81,8 @@ def parse_config(text: str) -> dict[str, str]:
 
 def controller_time(config: str) -> float | None:
     """Seconds since 1970 of ``Configuration data as of 2026-01-31T12:00:00``; None where it is not told."""
-    found = re.search(r"as of (\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)", config)
-    return time.mktime(time.strptime(found[1], "%Y-%m-%dT%H:%M:%S")) if found else None
+    found = re.search(r"as of (\S+)", config)
+    return slurm.seconds_of(found[1]) if found else None
 
 
 def site_words(settings: Mapping[str, str]) -> str:
@@ -102,7 +107,7 @@ def check_mpirun(given: str | None, environ: Mapping[str, str]) -> list[Finding]
         mpirun = find_mpirun(given, environ)
     except LauncherError as error:
         return [Finding(WRONG, "mpirun", "none that can be used", str(error))]
-    version = (_said([mpirun.path, "--version"]) or "").strip().splitlines()
+    version = (printed_by([mpirun.path, "--version"], ANSWER_SECONDS) or "").strip().splitlines()
     number = re.search(r"\d+\.\d+\.\d+\S*", version[0] if version else "")
     return [Finding(OK, "mpirun", f"{mpirun.path}, {mpirun.dialect.name}{f' ({number[0]})' if number else ''}")]
 
@@ -139,7 +144,7 @@ print(json.dumps(found))
 
 def check_python(python: str, environ: Mapping[str, str]) -> list[Finding]:
     """The Python that ranks run, its packages, torch, and the GPUs that it sees here."""
-    look = _said([python, "-c", LOOK, *PACKAGES], PROGRAM_SECONDS)
+    look = printed_by([python, "-c", LOOK, *PACKAGES], PROGRAM_SECONDS)
     found: dict[str, Any] = json.loads(look.splitlines()[-1]) if look else {"error": f"{python} does not run"}
     version = ".".join(map(str, sys.version_info[:3]))
     findings = [Finding(OK, "Python", f"{version}, {python}")]
@@ -262,7 +267,10 @@ def check_network(environ: Mapping[str, str]) -> list[Finding]:
     import socket
 
     interfaces = [name for _, name in socket.if_nameindex() if name != "lo" and _is_up(name)]
-    addresses = {name: address for name in interfaces if (address := _address(name))}
+    addresses = {}
+    for name in interfaces:
+        with suppress(OSError):
+            addresses[name] = interface_address(name)
     findings = [_interfaces(addresses)]
     own = socket.gethostname()
     try:
@@ -290,20 +298,6 @@ def _is_up(interface: str) -> bool:
         return Path(f"/sys/class/net/{interface}/operstate").read_text().strip() != "down"
     except OSError:
         return True
-
-
-def _address(interface: str) -> str | None:
-    """IPv4 address of an interface (netdevice(7), SIOCGIFADDR)."""
-    import fcntl
-    import socket
-    import struct
-
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
-        try:
-            answer = fcntl.ioctl(any_socket, 0x8915, struct.pack("256s", interface.encode()[:15]))
-        except OSError:
-            return None
-    return socket.inet_ntoa(answer[20:24])
 
 
 def _hub(environ: Mapping[str, str]) -> Finding:
@@ -345,14 +339,3 @@ def limit_findings(files: int, locked: int, infiniband: bool) -> list[Finding]:
         fix = "ulimit -l unlimited, or ask your site: InfiniBand needs memory that stays in place"
         findings.append(Finding(WARN, "locked memory", f"{locked // 1024} KiB at most", fix))
     return findings or [Finding(OK, "limits", f"{files if files >= 0 else 'any number of'} open files")]
-
-
-def _said(command: Sequence[str], seconds: float = ANSWER_SECONDS) -> str | None:
-    """What a program prints; None where it is missing, fails or does not end in time."""
-    import subprocess
-
-    try:
-        answer = subprocess.run(command, capture_output=True, text=True, timeout=seconds)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return answer.stdout if answer.returncode == 0 else None

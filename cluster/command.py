@@ -1,16 +1,24 @@
-"""From the launcher's options to mpirun's command line, for a launch and for a dry run alike."""
+"""From the launcher's options to mpirun's command line and its environment, for a launch and a dry run alike."""
 
 import os
 import shlex
 import sys
 from argparse import Namespace
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 
 from cluster.allocation import Allocation
-from cluster.environment import forwarded_names
+from cluster.environment import forwarded_names, mpirun_environment, with_project
 from cluster.mpirun import HYDRA, Mpirun, mpirun_command
 from cluster.rundir import Attempt
+
+
+def launch_environment(options: Namespace, mpirun: Mpirun, allocation: Allocation) -> dict[str, str]:
+    """mpirun's environment, from here: values of ``-x NAME=VALUE`` are in it, so that ps shows the name alone."""
+    environ = mpirun_environment(os.environ, allocation, options.nic, mpirun.has_daemon)
+    environ |= {name: value for name, value in options.forward if value is not None}
+    if options.ssh and mpirun.dialect is HYDRA:
+        environ["HYDRA_LAUNCHER_EXTRA_ARGS"] = shlex.join(shlex.split(options.ssh)[1:])
+    return with_project(environ)
 
 
 def launch_command(
@@ -19,15 +27,9 @@ def launch_command(
     allocation: Allocation,
     program: Sequence[str],
     attempt: Attempt,
-    environ: dict[str, str],
+    environ: Mapping[str, str],
 ) -> list[str]:
-    """mpirun's command line; values of ``-x NAME=VALUE`` go into `environ`, so that ps shows the name alone."""
-    environ.update({name: value for name, value in options.forward if value is not None})
-    ssh = options.ssh
-    if ssh and mpirun.dialect is HYDRA:
-        ssh, *rest = shlex.split(ssh)
-        environ["HYDRA_LAUNCHER_EXTRA_ARGS"] = shlex.join(rest)
-    add_project(environ)
+    """mpirun's command line in that environment. Nothing is written."""
     return mpirun_command(
         mpirun,
         allocation,
@@ -37,13 +39,6 @@ def launch_command(
         wdir=os.path.abspath(options.wdir or "."),
         bind_to=options.bind_to,
         nic=options.nic,
-        ssh=ssh,
+        ssh=shlex.split(options.ssh)[0] if options.ssh and mpirun.dialect is HYDRA else options.ssh,
         extra=options.mpirun_arg,
     )
-
-
-def add_project(environ: dict[str, str]) -> None:
-    """Let Python find the project from whatever working directory, where it is not installed."""
-    home = str(Path(__file__).parent.parent)
-    if os.path.basename(home) not in ("site-packages", "dist-packages"):
-        environ["PYTHONPATH"] = os.pathsep.join(filter(None, [home, environ.get("PYTHONPATH")]))

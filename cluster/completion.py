@@ -63,7 +63,7 @@ def bash_script() -> str:
 
 def options_of(verb: str) -> list[str]:
     """The long options of a verb."""
-    actions = import_module(f"cluster.{VERBS[verb][0]}").parser()._actions
+    actions = import_module(f"cluster.{verb}").parser()._actions
     return sorted(name for action in actions for name in action.option_strings if name.startswith("--"))
 
 

@@ -14,20 +14,44 @@ What comes out is complete: nothing that runs reads the file again.
 """
 
 import json
-from argparse import Action, ArgumentError
+import os
+from argparse import Action, ArgumentError, Namespace
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from cluster.errors import ClusterError, RequestError
+from cluster.errors import ClusterError, RequestError, did_you_mean
 from cluster.options import OptionParser, check_words, split_program
-from cluster.rundir import is_training
+from cluster.secret import check_secrets
 from cluster.toml_file import read_toml
+from cluster.trainer import TRAINER, is_training
 
 CLUSTER, TRAINING = "cluster", "training"
 TABLES = (CLUSTER, TRAINING)
 OVERRIDE = f"--{TRAINING}."
 STEPS, EPOCHS = ("--max-steps",), ("--num-epochs", "--num-train-epochs")
 """Of the trainer: epochs that a later source gives take back the steps of an earlier one."""
+
+
+class CommandLine(NamedTuple):
+    """A command line, read: its options (`config` is the file that it names, or None), what stands after ``--``, and
+    all its words with what the file says."""
+
+    options: Namespace
+    rest: list[str]
+    words: list[str]
+
+
+def read_command_line(parser: OptionParser, arguments: Sequence[str]) -> CommandLine:
+    """The one way from arguments to options, for every command that takes a file of them.
+
+    Raises `RequestError` as `resolve_arguments` does, and where a secret is missing or stands among the words.
+    """
+    words, file = resolve_arguments(arguments, parser)
+    before, rest = split_program(words)
+    options = parser.parse_options(before)
+    options.config = file
+    check_secrets(options.secret, options.forward, words, os.environ)
+    return CommandLine(options, rest, words)
 
 
 class Arguments(NamedTuple):
@@ -66,10 +90,10 @@ def resolve_arguments(arguments: Sequence[str], parser: OptionParser) -> Argumen
     command: list[str] = []
     if "--program" in (*first, *own) or "program" not in named_actions(parser):
         if (trainer or overrides) and not program:
-            program = ["python", "-m", "training.train_llm"]
+            program = ["python", "-m", TRAINER]
         if (trainer or overrides) and not is_training(program):
             given = f"[{TRAINING}] of {file}" if trainer else OVERRIDE + overrides[0][2:]
-            raise RequestError(f"{given} is for training.train_llm, and another program is to run: leave it out")
+            raise RequestError(f"{given} is for {TRAINER}, and another program is to run: leave it out")
         command, program = program[:3], program[3:]
     later = [*overrides, *program]
     if gives(later, EPOCHS) and not gives(later, STEPS):
@@ -116,11 +140,9 @@ def read_tables(file: str) -> dict[str, Any]:
     tables = read_toml(file)
     for name, content in tables.items():
         if name not in TABLES:
-            hint = nearest(name, TABLES) if isinstance(content, dict) else ""
-            raise RequestError(
-                f"--config {file}: `{name}` is no table of it: "
-                + (hint or "options stand below [cluster], those of training.train_llm below [training]")
-            )
+            what = f"options stand below [{CLUSTER}], those of {TRAINER} below [{TRAINING}]"
+            hint = did_you_mean(name, TABLES if isinstance(content, dict) else (), what)
+            raise RequestError(f"--config {file}: `{name}` is no table of it: {hint}")
         if not isinstance(content, dict):
             raise RequestError(f"--config {file}: `{name}` = {content!r}: a table [{name}] is wanted")
     return tables
@@ -130,9 +152,10 @@ def option(parser: OptionParser, file: str | None, key: str, value: Any) -> list
     """A key of ``[cluster]`` as arguments, checked by the parser itself."""
     where = f"--config {file}: [{CLUSTER}] {key}"
     actions = named_actions(parser)
-    action = actions.get(key.replace("_", "-"))
+    name = key.replace("_", "-")
+    action = actions.get(name)
     if action is None:
-        raise RequestError(f"{where}: no such option: " + (nearest(key, actions) or f"see {parser.prog} --help"))
+        raise RequestError(f"{where}: no such option: {did_you_mean(name, actions, f'see {parser.prog} --help')}")
     name = action.option_strings[0]
     if action.nargs == 0:
         if not isinstance(value, bool):
@@ -173,10 +196,3 @@ def trainer_option(file: str | None, key: str, value: Any) -> list[str]:
         shown = json.dumps(value, default=str)
         raise RequestError(f"--config {file}: [{TRAINING}] {key} = {shown}: one value, or a list of texts, is wanted")
     return [f"--{name}", *map(str, values)] if isinstance(value, list) else [f"--{name}={value}"]
-
-
-def nearest(given: str, known: Iterable[str]) -> str:
-    import difflib
-
-    near = difflib.get_close_matches(given.replace("_", "-"), list(known), 1)
-    return f"did you mean {near[0]}?" if near else ""

@@ -8,7 +8,7 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
-from cluster import slurm
+from cluster import own_job
 from cluster.errors import RequestError
 from cluster.launch import main as launch
 from cluster.options import run
@@ -31,7 +31,7 @@ def main(arguments: list[str]) -> int:
 
 def link_log(sweep_dir: Path, name: str) -> None:
     """Show the job's log in the element's own run directory too, where the other commands look for it."""
-    job_id, element = os.environ["SLURM_JOB_ID"], slurm.own_job_id(os.environ)
+    job_id, element = os.environ["SLURM_JOB_ID"], own_job.own_id(os.environ)
     with suppress(OSError):  # it is there since an earlier start, or the file system knows no links
         (sweep_dir / name / f"{name}-{job_id}.log").symlink_to(f"../{os.environ['SLURM_JOB_NAME']}-{element}.log")
 

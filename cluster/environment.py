@@ -6,6 +6,7 @@
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 from cluster.allocation import Allocation, Host, RankPlace
@@ -39,7 +40,6 @@ FORWARDED_NAMES = frozenset(
         "LD_LIBRARY_PATH",
         "VIRTUAL_ENV",
         "XDG_CACHE_HOME",
-        "SSL_CERT_FILE",
         "HTTP_PROXY",
         "HTTPS_PROXY",
         "NO_PROXY",
@@ -123,6 +123,15 @@ def mpirun_environment(
         kept["OMPI_ALLOW_RUN_AS_ROOT"] = kept["OMPI_ALLOW_RUN_AS_ROOT_CONFIRM"] = "1"
     kept["PYTHONUNBUFFERED"] = "1"
     return kept
+
+
+def with_project(environ: Mapping[str, str]) -> dict[str, str]:
+    """This environment, in which Python finds the project from whatever working directory, also where it is not
+    installed."""
+    home = str(Path(__file__).parent.parent)
+    if os.path.basename(home) in ("site-packages", "dist-packages"):
+        return dict(environ)
+    return {**environ, "PYTHONPATH": os.pathsep.join(filter(None, [home, environ.get("PYTHONPATH")]))}
 
 
 def rank_environment(plan: Mapping[str, Any], allocation: Allocation, place: RankPlace) -> dict[str, str]:

@@ -54,10 +54,3 @@ def failure(record: Mapping[str, Any]) -> str:
     what = f"{record.get('outcome')}, exit status {record.get('status')}{step}"
     detail = str(record.get("detail") or "").strip().splitlines()
     return f"rank {record.get('rank')} on {record.get('host')} failed: {what}{': ' + detail[-1] if detail else ''}"
-
-
-def judged(verdict: Mapping[str, Any]) -> str:
-    """``rank crash, exit status 1, rank 3 on r1n2: raised ValueError: boom``, of a verdict in run.json."""
-    who = f", rank {verdict['rank']} on {verdict['host']}" if verdict.get("rank") is not None else ""
-    what = f": {verdict['summary']}" if verdict.get("summary") else ""
-    return f"{verdict['kind']}, exit status {verdict['status']}{who}{what}"

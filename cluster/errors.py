@@ -4,6 +4,8 @@ A status says what to do next. They follow `sysexits.h` where it has a word for 
 75 temporary failure); a failing rank's own status passes through unchanged.
 """
 
+from collections.abc import Iterable
+
 COMPLETE = 0
 """Every planned rank proved that it completed."""
 REQUEST = 64
@@ -34,3 +36,16 @@ class RequestError(ClusterError):
 
 class LauncherError(ClusterError):
     """The place where we run cannot do it: no mpirun, inside an srun step, ... (exit status 70)."""
+
+
+def refused_by(status: int, words: str) -> ClusterError:
+    """What another process said as it ended with that status: the request is wrong, or this place."""
+    return RequestError(words) if status == REQUEST else LauncherError(words)
+
+
+def did_you_mean(given: str, known: Iterable[str], otherwise: str) -> str:
+    """The end of an error on a name that nobody knows: the nearest that there is, or what else to do."""
+    import difflib
+
+    near = difflib.get_close_matches(given, list(known), 1)
+    return f"did you mean {near[0]}?" if near else otherwise

@@ -6,6 +6,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+EVENTS_FILE = "events.jsonl"
+LAST_EVENT_BYTES = 4096
+
 
 def record_event(run_dir: Path, event: str, **facts: Any) -> None:
     """Append one line. It goes out in one write, so lines of several processes do not mix.
@@ -14,7 +17,7 @@ def record_event(run_dir: Path, event: str, **facts: Any) -> None:
     """
     line = json.dumps({"time": time.time(), "event": event, **facts}) + "\n"
     try:
-        file = os.open(run_dir / "events.jsonl", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        file = os.open(run_dir / EVENTS_FILE, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     except OSError:
         return
     try:
@@ -23,3 +26,13 @@ def record_event(run_dir: Path, event: str, **facts: Any) -> None:
         pass
     finally:
         os.close(file)
+
+
+def last_event(run_dir: Path) -> str | None:
+    """What happened last; None where nothing did, or the file's end cannot be read."""
+    try:
+        with (run_dir / EVENTS_FILE).open("rb") as file:
+            file.seek(max(0, file.seek(0, 2) - LAST_EVENT_BYTES))
+            return str(json.loads(file.read().splitlines()[-1])["event"])
+    except (OSError, ValueError, KeyError, TypeError, IndexError):
+        return None

@@ -17,36 +17,31 @@ from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from cluster import slurm
 from cluster.allocation import Allocation, RankPlace, from_slurm, parse_granted_gpus
-from cluster.config_file import resolve_arguments
+from cluster.command import launch_command, launch_environment
+from cluster.config_file import read_command_line
 from cluster.environment import default_omp_threads, forwarded_names, rank_environment
 from cluster.errors import COMPLETE, LauncherError, RequestError
+from cluster.here import allocation_here
 from cluster.hostfile import hostfile_text
 from cluster.mpirun import HYDRA, OPEN_MPI_4, OPEN_MPI_5, Mpirun, find_mpirun
 from cluster.nodelist import expand_nodelist
-from cluster.options import OptionParser, run, split_program
-from cluster.program import resolve_program
+from cluster.options import OptionParser, run
+from cluster.preparation import preparation_script
 from cluster.records import read_records
-from cluster.rundir import DEFAULT_OUTPUT_DIR
-from cluster.runfile import read_json
+from cluster.request import experiment_directory, goes_to_slurm, program_asked_for, resource_plan
+from cluster.request import parser as submit_parser
+from cluster.run_file import read_json, read_run
+from cluster.rundir import DEFAULT_OUTPUT_DIR, attempt_of, newest_attempt, next_attempt
 from cluster.runs import find_run
-from cluster.secret import MASK, check_secrets, masked, secret_values
-from cluster.submit import (
-    TRAINER,
-    experiment_directory,
-    goes_to_slurm,
-    here,
-    planned_launch,
-    preparation_script,
-    request,
-    site_setup,
-    training_script,
-)
-from cluster.submit import parser as submit_parser
+from cluster.sbatch import training_script
+from cluster.secret import MASK, masked, secret_values
 from cluster.terminal import line, plain
+from cluster.trainer import name_run_directory
 
 USAGE = """python -m cluster explain [options as for submit] -- [arguments of training.train_llm]
        python -m cluster explain [options] RUN"""
@@ -64,29 +59,25 @@ class Explanation(NamedTuple):
     """All that is shown. A part is empty or None where there is none, or where it cannot be known from here."""
 
     allocation: Allocation
-    before: str | None
-    """The batch script of the job that makes the tokens first (`--prepare-first`)."""
-    script: str | None
-    test_only: slurm.TestOnly | None
-    """What sbatch itself says of the script."""
     hostfile: str
     dialect: str
-    command: str
-    environment: dict[str, str]
-    """Of every rank, secrets masked."""
-    first_rank: dict[str, str]
-    """What rank 0 is given of its own."""
     binding: str
-    records: list[dict[str, Any]]
+    before: str | None = None
+    """The batch script of the job that makes the tokens first (`--prepare-first`)."""
+    script: str | None = None
+    test_only: slurm.TestOnly | None = None
+    """What sbatch itself says of the script."""
+    command: str = ""
+    environment: Mapping[str, str] = MappingProxyType({})
+    """Of every rank, secrets masked."""
+    first_rank: Mapping[str, str] = MappingProxyType({})
+    """What rank 0 is given of its own."""
+    records: Sequence[Mapping[str, Any]] = ()
     """What the ranks of a job said themselves as they began."""
 
 
 def main(arguments: list[str]) -> int:
-    command = parser()
-    words = resolve_arguments(arguments, command).resolved
-    before, rest = split_program(words)
-    options = command.parse_options(before)
-    check_secrets(options.secret, options.forward, words, os.environ)
+    options, rest, _ = read_command_line(parser(), arguments)
     explanation = explain_run(options) if options.run_or_job else explain_request(options, rest)
     print(json.dumps(to_json(explanation), indent=1) if options.json else plain("\n".join(lines(explanation))))
     return RequestError.status if words_of_sbatch(explanation.test_only) == "refuses it" else COMPLETE
@@ -109,8 +100,7 @@ def parser() -> OptionParser:
 
 def explain_request(options: Namespace, rest: list[str]) -> Explanation:
     """What submit would do with the same options."""
-    program = rest if options.program else [sys.executable, "-m", TRAINER, *rest]
-    program = resolve_program(program, options.wdir or ".")
+    program = program_asked_for(options, rest)
     run_dir = experiment_directory(options, program)
     before = script = None
     if options.nodelist and not options.nodes:
@@ -118,36 +108,38 @@ def explain_request(options: Namespace, rest: list[str]) -> Explanation:
     elif options.tasks_per_node:
         raise RequestError("--tasks-per-node says how an allocation was granted: give its --nodelist, and no --nodes")
     elif options.cluster == "slurm" or goes_to_slurm(options):
-        plan = request(options)
+        plan = resource_plan(options)
         allocation, script = plan.expected_allocation(), training_script(plan, run_dir)
         if options.prepare_first:
-            before = preparation_script(options, plan, program, run_dir, site_setup())
+            before = preparation_script(options, plan, program, run_dir)
     else:
-        allocation = here(options)
+        allocation = allocation_here(options)
     mpirun = chosen_mpirun(options)
-    planned = planned_launch(options, allocation, program, run_dir, mpirun)
-    names = forwarded_names(planned.environ, [*(name for name, _ in options.forward), *options.secret])
+    attempt = next_attempt(run_dir, options.output_filename)
+    environ = launch_environment(options, mpirun, allocation)
+    program = name_run_directory(program, run_dir)
+    command = launch_command(options, mpirun, allocation, program, attempt, environ)
+    names = forwarded_names(environ, [*(name for name, _ in options.forward), *options.secret])
     secrets = secret_values(options.secret, os.environ)
     plan_of_ranks = {
         "master_addr": "127.0.0.1" if allocation.source == "local" else allocation.hosts[0].name,
         "master_port": "(chosen by the launcher)",
         "store_token": "(drawn by the launcher)",
-        "attempt_dir": str(planned.attempt.path),
+        "attempt_dir": str(attempt.path),
         "run_dir": str(run_dir),
-        "attempt": planned.attempt.number,
+        "attempt": attempt.number,
     }
     return Explanation(
         allocation,
+        hostfile_text(allocation, mpirun.dialect),
+        mpirun.dialect.name,
+        options.bind_to,
         before,
         script,
         slurm.test_only(script) if script and shutil.which("sbatch") else None,
-        hostfile_text(allocation, mpirun.dialect),
-        mpirun.dialect.name,
-        shlex.join(planned.command),
-        {name: masked(name, planned.environ[name], secrets) for name in names if name in planned.environ},
+        shlex.join(command),
+        {name: masked(name, environ[name], secrets) for name in names if name in environ},
         given_to_first(plan_of_ranks, allocation),
-        options.bind_to,
-        [],
     )
 
 
@@ -183,54 +175,38 @@ def explain_run(options: Namespace) -> Explanation:
         if detail is None:
             raise
         return explain_job(options, detail)
-    attempts = sorted(run_dir.glob("attempt-*/plan.json"))
-    if not attempts:
+    attempts = (attempt_of(run_dir, number) for number in range(newest_attempt(run_dir), 0, -1))
+    attempt = next((one for one in attempts if one.plan.exists()), None)
+    if attempt is None:
         raise RequestError(f"{run_dir.name} has had no attempt yet: python -m cluster explain JOB_ID, or its request")
-    folder = attempts[-1].parent
-    plan = read_json(folder / "plan.json")
+    plan = read_json(attempt.plan)
     allocation = Allocation.from_json(plan)
-    command = (folder / "mpirun.txt").read_text().strip()
+    command = attempt.command.read_text().strip()
     words = shlex.split(command)
     names, secrets = forwarded_by(words), secret_values(plan.get("secrets", ()), os.environ)
-    job_id = next((entry.get("job_id") for entry in _attempts(run_dir) if entry["attempt"] == plan["attempt"]), None)
+    entries = read_run(run_dir)["attempts"]
+    job_id = next((entry.get("job_id") for entry in entries if entry["attempt"] == attempt.number), None)
     return Explanation(
         allocation,
-        None,
-        slurm.batch_script_of(job_id) if job_id else None,
-        None,
-        (folder / "hostfile").read_text(),
+        attempt.hostfile.read_text(),
         "mpirun",
-        command,
-        {name: masked(name, os.environ[name], secrets) if name in os.environ else "(not set here)" for name in names},
-        given_to_first({**plan, "store_token": MASK}, allocation),
         bound_to(words),
-        [record for record in read_records(folder) if record["state"] == "started"],
+        script=slurm.batch_script_of(job_id) if job_id else None,
+        command=command,
+        environment={
+            name: masked(name, os.environ[name], secrets) if name in os.environ else "(not set here)" for name in names
+        },
+        first_rank=given_to_first({**plan, "store_token": MASK}, allocation),
+        records=[record for record in read_records(attempt.path) if record["state"] == "started"],
     )
-
-
-def _attempts(run_dir: Path) -> Sequence[Mapping[str, Any]]:
-    run_file = read_json(run_dir / "run.json") or {"attempts": []}
-    found: Sequence[Mapping[str, Any]] = run_file["attempts"]
-    return found
 
 
 def explain_job(options: Namespace, detail: str) -> Explanation:
     """A job that has left no run directory yet: what its launcher will find."""
     allocation = allocation_of_job(detail, options.ranks_per_node)
     mpirun = chosen_mpirun(options)
-    return Explanation(
-        allocation,
-        None,
-        slurm.batch_script_of(options.run_or_job),
-        None,
-        hostfile_text(allocation, mpirun.dialect),
-        mpirun.dialect.name,
-        "",
-        {},
-        {},
-        options.bind_to,
-        [],
-    )
+    hostfile, script = hostfile_text(allocation, mpirun.dialect), slurm.batch_script_of(options.run_or_job)
+    return Explanation(allocation, hostfile, mpirun.dialect.name, options.bind_to, script=script)
 
 
 def allocation_of_job(detail: str, ranks_per_node: int | None) -> Allocation:
@@ -349,6 +325,8 @@ def to_json(explanation: Explanation) -> dict[str, Any]:
     return {
         **explanation._asdict(),
         "allocation": allocation.to_json(),
+        "environment": dict(explanation.environment),
+        "first_rank": dict(explanation.first_rank),
         "summary": allocation.summary(),
         "test_only": explanation.test_only and explanation.test_only._asdict(),
         "ranks": [

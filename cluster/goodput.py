@@ -20,11 +20,15 @@ _GOES_ON = ("job_id", "launch")
 
 
 class Goodput(NamedTuple):
-    """Totals over the attempts of a run, in seconds. `restarts` are all attempts but the first."""
+    """Totals over the attempts of a run, in seconds."""
 
     parts: dict[str, float]
     attempts: int
-    restarts: int
+
+    @property
+    def restarts(self) -> int:
+        """All attempts but the first."""
+        return max(0, self.attempts - 1)
 
     @property
     def total(self) -> float:
@@ -94,7 +98,7 @@ def totals(attempts: Sequence[Mapping[str, Any]]) -> Goodput:
             if before is not None:
                 parts["queue"] += _gap(before, attempt) - accounting.get("queue", 0.0)
         before = attempt
-    return Goodput(parts, len(attempts), max(0, len(attempts) - 1))
+    return Goodput(parts, len(attempts))
 
 
 def goodput_lines(goodput: Goodput) -> list[str]:

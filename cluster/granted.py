@@ -44,7 +44,7 @@ def named_hosts(options: Namespace) -> Allocation:
 
 def this_machine(nodes: int, ranks_per_node: int | None) -> Allocation:
     """Simulated nodes, among which the GPUs and CPUs that this process may use are shared out."""
-    gpus = len(visible_gpus(os.environ) or [])
+    gpus = len(visible_gpus(os.environ))
     return on_this_machine(nodes, ranks_per_node, gpus, len(os.sched_getaffinity(0)))
 
 

@@ -1,17 +1,24 @@
-"""Many text files that grow, read line by line as they do: one look at their sizes, then only what is new.
+"""Text files that grow: many of them read line by line, one copied as it comes, and the end of one.
 
-No file stays open, so 1,024 of them need no descriptors, and no line is lost, cut or mixed with another: what has no
-end yet waits. A file that was cut short begins anew; of one that was renamed and begun anew the rest comes first.
+Of many one look at their sizes, then only what is new. None stays open, so 1,024 of them need no descriptors, and no
+line is lost, cut or mixed with another: what has no end yet waits. A file that was cut short begins anew; of one that
+was renamed and begun anew the rest comes first.
 """
 
 import os
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
+from typing import BinaryIO
+
+from cluster.terminal import plain_bytes
 
 CHUNK = 1 << 18
 """Bytes that are read of one file at a time."""
 LONGEST_LINE = 1 << 20
 """Bytes after which a line that does not end is taken as one."""
+TAIL_LINES = 25
+TAIL_BYTES = 32_768
 
 Render = Callable[[bytes], bytes]
 """From whole lines, each with its end, to what is shown of them."""
@@ -129,3 +136,31 @@ def _start_of_last_lines(path: str, count: int) -> tuple[int | None, int]:
             return inode, 0
     except OSError:
         return None, 0
+
+
+class LogFollower:
+    """Copies what a growing file gains. The file may not exist yet. What cannot be read or written now is left."""
+
+    def __init__(self, path: Path, out: BinaryIO) -> None:
+        self._path = path
+        self._out = out
+        self._file: BinaryIO | None = None
+
+    def copy_new(self) -> None:
+        with suppress(OSError):
+            self._file = self._file or self._path.open("rb")
+            if new := self._file.read():
+                self._out.write(plain_bytes(new, self._out))
+                self._out.flush()
+
+
+def tail(path: Path) -> str:
+    """Last lines of a text file, empty where there is none."""
+    try:
+        file = path.open("rb")
+    except OSError:
+        return ""
+    with file:
+        file.seek(max(0, path.stat().st_size - TAIL_BYTES))
+        text = file.read().decode(errors="replace").replace("\0", "")  # Open MPI 5 ends its messages with NUL
+    return "\n".join(text.splitlines()[-TAIL_LINES:])

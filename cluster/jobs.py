@@ -1,4 +1,4 @@
-"""What Slurm says of the jobs of many runs: squeue once, then scontrol and sacct for what it does not know.
+"""What Slurm says of jobs: of one, and of those of many runs by squeue once, then by scontrol and sacct.
 
 Any of the three may be missing, not answer, or have forgotten a job.
 """
@@ -9,10 +9,20 @@ from typing import NamedTuple
 
 from cluster import slurm
 
+ENDED = frozenset(
+    ["BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL"]
+    + ["OUT_OF_MEMORY", "PREEMPTED", "REVOKED", "TIMEOUT"]
+)
+"""Job states that do not change any more (squeue(1), JOB STATE CODES); PREEMPTED does where the job requeues."""
+
+WAITING = frozenset(["PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "RESV_DEL_HOLD", "SPECIAL_EXIT"])
+"""States of Slurm in which a job has no nodes (squeue(1), JOB STATE CODES)."""
+
 
 class Job(NamedTuple):
     """A job. `start` (seconds since 1970) is Slurm's estimate while it is pending. `position` counts from 1, among
-    the `waiting` pending jobs of its partition, by priority; None where it does not wait or that is not known."""
+    the `waiting` pending jobs of its partition, by priority; None where it does not wait or that is not known.
+    `exit_code` is the batch body's status, `signal` what ended it (0: nothing did)."""
 
     state: str
     reason: str = ""
@@ -21,10 +31,19 @@ class Job(NamedTuple):
     priority: int = 0
     position: int | None = None
     waiting: int | None = None
+    exit_code: int = 0
+    signal: int = 0
 
     @property
     def ended(self) -> bool:
-        return self.state in slurm.ENDED
+        return self.state in ENDED
+
+    @property
+    def exit_status(self) -> int:
+        """The status to return for the job: its own, 128 + signal, and never 0 unless it COMPLETED."""
+        if self.state == "COMPLETED":
+            return self.exit_code
+        return self.exit_code or (128 + self.signal if self.signal else 1)
 
 
 class Jobs(NamedTuple):
@@ -32,6 +51,14 @@ class Jobs(NamedTuple):
 
     known: dict[str, Job]
     answered: bool
+
+
+def job_now(job_id: str) -> Job | None:
+    """One job, by the controller, else (it is too old for that) by accounting; None where neither knows it."""
+    if record := slurm.record_of(slurm.job_detail(job_id) or "", job_id):
+        return parse_detail(record)
+    rows = slurm.how_it_ended(job_id)
+    return parse_end(rows) if rows else None
 
 
 def look_up(job_ids: Collection[str], unsettled: Iterable[str]) -> Jobs:
@@ -109,16 +136,26 @@ def with_positions(jobs: dict[str, Job]) -> dict[str, Job]:
 
 
 def parse_detail(detail: str) -> Job:
-    """From ``scontrol show job``."""
-    facts = slurm.facts_of(detail, "JobState|Reason|StartTime|Partition|Priority")
+    """From ``scontrol show job``: ``JobState=FAILED Reason=NonZeroExitCode … ExitCode=3:0``."""
+    facts = slurm.facts_of(detail, "JobState|Reason|StartTime|Partition|Priority|ExitCode")
     priority = facts.get("Priority", "")
+    code, _, number = facts.get("ExitCode", "0:0").partition(":")
     return Job(
         facts.get("JobState", ""),
         facts.get("Reason", ""),
         slurm.seconds_of(facts.get("StartTime", "")),
         facts.get("Partition", ""),
         int(priority) if priority.isdecimal() else 0,
+        exit_code=int(code),
+        signal=int(number or 0),
     )
+
+
+def parse_end(rows: str) -> Job:
+    """From sacct's ``CANCELLED by 0|0:15``; after a requeue the last row counts."""
+    state, exit_code = rows.strip().splitlines()[-1].split("|")
+    code, _, number = exit_code.partition(":")
+    return Job(state.split()[0], exit_code=int(code), signal=int(number or 0))
 
 
 def parse_accounted(rows: str) -> dict[str, Job]:

@@ -5,7 +5,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypedDict
 
-from cluster.errors import RequestError
+from cluster.errors import RequestError, did_you_mean
 
 Text = str | os.PathLike[str]
 
@@ -79,8 +79,5 @@ def check_keywords(options: Mapping[str, Any]) -> None:
     """Raise `RequestError` for an option that `submit` does not take, with what was probably meant."""
     for name in options:
         if name not in SubmitOptions.__annotations__:
-            import difflib
-
-            near = difflib.get_close_matches(name, SubmitOptions.__annotations__, 1)
-            hint = f"did you mean {near[0]}?" if near else "see python -m cluster submit --help"
+            hint = did_you_mean(name, SubmitOptions.__annotations__, "see python -m cluster submit --help")
             raise RequestError(f"unknown option {name}: {hint}")

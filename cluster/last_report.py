@@ -7,21 +7,20 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from cluster.command import add_project
-from cluster.rundir import is_training
+from cluster.environment import with_project
+from cluster.trainer import REPORT_FILE, is_training
 
-REPORT = "report.html"
 WITHIN = 60.0
 """Seconds that the job waits for it."""
 
 
 def refresh_report(run_dir: Path, program: Sequence[str]) -> None:
     """Write RUN/report.html again, by the trainer's own Python; where there is none, or it fails, nothing happens."""
-    if not (is_training(program) and (run_dir / REPORT).exists()):
+    if not (is_training(program) and (run_dir / REPORT_FILE).exists()):
         return
-    environ = dict(os.environ)
-    add_project(environ)
     command = [program[0], "-m", "training.report", str(run_dir)]
     silent = subprocess.DEVNULL
     with suppress(OSError, subprocess.TimeoutExpired):
-        subprocess.run(command, stdin=silent, stdout=silent, stderr=silent, env=environ, timeout=WITHIN)
+        subprocess.run(
+            command, stdin=silent, stdout=silent, stderr=silent, env=with_project(os.environ), timeout=WITHIN
+        )

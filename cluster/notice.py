@@ -12,12 +12,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from cluster.error_lines import judged
 from cluster.errors import RequestError
 from cluster.events import record_event
-from cluster.logs import say
+from cluster.sequel import END, REQUEUE
+from cluster.terminal import say
+from cluster.verdict import judged
 
-START, FAULT, REQUEUE, END = "start", "fault", "requeue", "end"
+START, FAULT = "start", "fault"
 ANSWER_WITHIN = 10.0
 """Seconds that a webhook may take, and that the launcher waits for at its end."""
 
@@ -49,14 +50,12 @@ def read_webhook(path: str) -> Webhook:
     return Webhook(url, {name.strip(): value.strip() for name, _, value in pairs})
 
 
-def notice(
-    event: str, experiment: str, run_dir: Path, attempt: int, summary: str, verdict: Mapping[str, Any] | None
-) -> dict[str, Any]:
+def notice(event: str, run_dir: Path, attempt: int, summary: str, verdict: Mapping[str, Any] | None) -> dict[str, Any]:
     """The payload. `text` alone says it all: Slack, Mattermost and Teams show that.
 
     Args:
         event: start, fault (another attempt follows here), requeue (Slurm queues the job again) or end.
-        experiment, run_dir, attempt: the run's.
+        run_dir, attempt: the run's, which bears its experiment's name.
         summary: what was granted.
         verdict: of the attempt, unless it starts.
     """
@@ -69,8 +68,8 @@ def notice(
     return {
         "event": event,
         "time": time.time(),
-        "text": f"{experiment}{f' (job {job})' if job else ''}: {words}",
-        "experiment": experiment,
+        "text": f"{run_dir.name}{f' (job {job})' if job else ''}: {words}",
+        "experiment": run_dir.name,
         "run_dir": str(run_dir),
         "job_id": job,
         "attempt": attempt,

@@ -12,9 +12,14 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import NoReturn
 
 from cluster.environment import VARIABLE_NAME
-from cluster.errors import ClusterError, RequestError
+from cluster.errors import ClusterError, RequestError, did_you_mean
 from cluster.rundir import DEFAULT_OUTPUT_DIR
 from cluster.terminal import plain
+
+DEFAULT_RESTARTS = 3
+"""For our own trainer, which resumes. Another program may start from nothing, so it is launched once."""
+DEFAULT_HANG_TIMEOUT = 120
+"""Seconds without progress that are never a hang, however fast the steps are."""
 
 
 class OptionParser(argparse.ArgumentParser):
@@ -44,12 +49,9 @@ class OptionParser(argparse.ArgumentParser):
         """Parse all arguments; an unknown one is an error that names the nearest known option."""
         options, unknown = self.parse_known_args(arguments)
         if unknown:
-            import difflib
-
             given = unknown[0].partition("=")[0]
             known = [option for action in self._actions for option in action.option_strings]
-            near = difflib.get_close_matches(given, known, 1)
-            hint = f"did you mean {near[0]}?" if near else f"see {self.prog} --help"
+            hint = did_you_mean(given, known, f"see {self.prog} --help")
             if not given.startswith("-") and " -- " in str(self.usage):
                 hint = "the program and its arguments stand after ' -- '"
             self.error(f"unknown option {given}: {hint}")
@@ -165,8 +167,8 @@ def add_place_options(parser: argparse.ArgumentParser) -> None:
         "--restarts",
         type=at_least(0),
         metavar="N",
-        help="launch again at most N times without a new checkpoint in between (default: 3 for our trainer, "
-        "0 for other programs)",
+        help="launch again at most N times without a new checkpoint in between "
+        f"(default: {DEFAULT_RESTARTS} for our trainer, 0 for other programs)",
     )
     faults.add_argument(
         "--spare-nodes",
@@ -178,8 +180,10 @@ def add_place_options(parser: argparse.ArgumentParser) -> None:
     faults.add_argument(
         "--hang-timeout",
         type=at_least(1),
+        default=DEFAULT_HANG_TIMEOUT,
         metavar="SECONDS",
-        help="seconds without progress that are no hang yet (default 120; more where steps take longer than a tenth)",
+        help=f"seconds without progress that are no hang yet (default {DEFAULT_HANG_TIMEOUT}; "
+        "more where steps take longer than a tenth)",
     )
     run = parser.add_argument_group("run directory")
     run.add_argument(
@@ -187,7 +191,7 @@ def add_place_options(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="default: the trainer's own --experiment-name, else the job's name",
     )
-    run.add_argument("--output-dir", metavar="DIR", help="parent of the run directory (default: outputs)")
+    run.add_argument("--output-dir", metavar="DIR", help=f"parent of the run directory (default: {DEFAULT_OUTPUT_DIR})")
     run.add_argument(
         "--notify",
         metavar="FILE",

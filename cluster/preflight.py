@@ -1,4 +1,4 @@
-"""Before ranks start: what each node says of itself, and whether it fits the first one.
+"""While ranks import: what each node says of itself, and whether it fits the others.
 
 A node with another torch trains another model without a word; it is cheaper to find it before the attempt.
 """

@@ -16,6 +16,11 @@ from cluster.errors import RequestError
 _PYTHON = re.compile(r"python(3(\.\d+)?)?")
 
 
+def is_python(command: str) -> bool:
+    """Whether it is a Python, by its name."""
+    return bool(_PYTHON.fullmatch(os.path.basename(command)))
+
+
 def resolve_program(program: Sequence[str], wdir: str = ".") -> list[str]:
     """The same command with an absolute executable; a bare ``python`` is this Python. Ranks run it in `wdir`.
 
@@ -31,7 +36,7 @@ def resolve_program(program: Sequence[str], wdir: str = ".") -> list[str]:
     found = shutil.which(command)
     if found is None:
         raise RequestError(f"the program {program[0]} does not exist or cannot be executed")
-    if found == sys.executable or _PYTHON.fullmatch(os.path.basename(found)):
+    if found == sys.executable or is_python(found):
         _check_python_arguments(arguments, Path(wdir).absolute())
     return [os.path.abspath(found), *arguments]
 

@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from cluster.runfile import read_json
+from cluster.run_file import read_json
+from cluster.trainer import CONFIG_FILE, METRICS_FILE
 
 TAIL_BYTES = 16_384
 """Some 40 rows."""
@@ -31,10 +32,10 @@ class Progress(NamedTuple):
 def read_progress(run_dir: Path) -> Progress:
     """Of the run in this directory; never raises for what lies there."""
     try:
-        settings = (read_json(run_dir / "config.json") or {}).get("config", {})
+        settings = (read_json(run_dir / CONFIG_FILE) or {}).get("config", {})
     except (OSError, ValueError, AttributeError):
         settings = {}
-    return progress(last_rows(run_dir / "metrics.jsonl"), settings)
+    return progress(last_rows(run_dir / METRICS_FILE), settings)
 
 
 def last_rows(path: Path) -> list[dict[str, Any]]:

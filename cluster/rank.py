@@ -12,7 +12,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +22,13 @@ from cluster.channel import Wire, beat_every, connect
 from cluster.compile_cache import compile_cache_variables
 from cluster.environment import default_omp_threads, rank_environment, simulated_gpus
 from cluster.errors import LAUNCHER
-from cluster.logs import tail
+from cluster.growing_logs import tail
 from cluster.machine import die_with_parent, is_this_host, visible_gpus
 from cluster.mpirun import program_of
 from cluster.preflight import node_facts
-from cluster.watch import WARNINGS, Ending, Watched, watch
+from cluster.rundir import rank_log
+from cluster.signals import WARNINGS
+from cluster.watch import Ending, Watched, watch
 
 GRACE_FOR_THE_GUILTY = 1.0
 """Seconds that a rank whose peer has gone stays, so that mpirun does not kill that peer before its own record."""
@@ -74,12 +76,13 @@ def main(arguments: Sequence[str]) -> int:
     os.environ.update(rank_environment(plan, allocation, place))
     os.environ.setdefault("OMP_NUM_THREADS", str(default_omp_threads(host)))
     if allocation.source == "local" and host.gpus:
-        visible = simulated_gpus(visible_gpus(os.environ) or [], place, host)
+        visible = simulated_gpus(visible_gpus(os.environ), place, host)
         os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(visible)
     os.environ.update(compile_cache_variables(program, Path(plan["run_dir"]), os.environ))
+    log = rank_log(Path(plan["log_dir"]), rank)
     facts["gpu"] = gpu_name(place, visible_gpus(os.environ))
     try:
-        _redirect_output(plan["log_dir"], rank)
+        _redirect_output(log)
     except OSError as error:
         words = f"OSError: {error}"
         say_end(wire, facts, Ending("exception", 1, words, "builtins.OSError", error.errno))
@@ -98,7 +101,7 @@ def main(arguments: Sequence[str]) -> int:
         threading.Thread(target=tell_facts, daemon=True).start()
     ending = watch(watched, wire, say_exception, beat_every(size))
     if ending.outcome == "signal":  # NCCL's watchdog says there why it aborts
-        facts["output"] = tail(Path(plan["log_dir"], f"rank-{rank}.log"))[-LAST_OUTPUT:]
+        facts["output"] = tail(log)[-LAST_OUTPUT:]
     if is_victim({**facts, **ending._asdict()}):
         time.sleep(GRACE_FOR_THE_GUILTY)
     say_end(wire, facts, ending)
@@ -127,12 +130,16 @@ def identity(environ: Mapping[str, str]) -> tuple[int, int, int]:
 
 
 def mismatch(
-    allocation: Allocation, rank: int, size: int, local_rank: int, visible: list[str] | None, is_here: Any
+    allocation: Allocation,
+    rank: int,
+    size: int,
+    local_rank: int,
+    visible: Sequence[str],
+    is_here: Callable[[str], bool],
 ) -> str | None:
     """What is wrong with this rank's place by the plan, worded to follow its name; None where nothing is.
 
-    `visible` are the GPUs this process can see (None: nothing restricts them and none was found);
-    ``is_here(name)`` tells whether a host name means this machine.
+    `visible` are the GPUs this process can see; ``is_here(name)`` tells whether a host name means this machine.
     """
     if size != allocation.world_size:
         return f"is in a world of {size}, the plan wants {allocation.world_size} ranks"
@@ -143,8 +150,8 @@ def mismatch(
         return f"should be on {place.host} by the plan"
     if local_rank != place.local_rank:
         return f"has local rank {local_rank}, the plan wants {place.local_rank}"
-    if place.gpu is not None and place.gpu >= len(visible or []):
-        seen = f"{len(visible or [])} GPU{'' if len(visible or []) == 1 else 's'}"
+    if place.gpu is not None and place.gpu >= len(visible):
+        seen = f"{len(visible)} GPU{'' if len(visible) == 1 else 's'}"
         return (
             f"sees {seen}, the plan gives it GPU {place.gpu} of "
             f"{allocation.hosts[place.node].gpus}: ask Slurm with --gpus-per-node (not --gpus-per-task)"
@@ -152,17 +159,17 @@ def mismatch(
     return None
 
 
-def gpu_name(place: RankPlace, visible: list[str] | None) -> str | None:
+def gpu_name(place: RankPlace, visible: Sequence[str]) -> str | None:
     """The GPU of this rank as the driver knows it (an index or a UUID)."""
     if place.gpu is None or not visible:
         return None
     return visible[place.gpu]
 
 
-def _redirect_output(log_dir: str, rank: int) -> None:
+def _redirect_output(path: Path) -> None:
     """Standard output and error into the rank's own file: mpirun's own per-rank files lose lines (Open MPI 5)."""
     flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
-    log = os.open(os.path.join(log_dir, f"rank-{rank}.log"), flags, 0o600)
+    log = os.open(path, flags, 0o600)
     os.dup2(log, 1)
     os.dup2(log, 2)
     os.close(log)

@@ -4,7 +4,9 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from cluster.status import steps_of, table
+from cluster.status import steps_of
+from cluster.terminal import or_dash, table
+from cluster.verdict import COMPLETED
 
 HELD_OUT, LAST = "held_out_loss", "loss"
 WORDS = {HELD_OUT: "held-out loss", LAST: "loss"}
@@ -20,8 +22,8 @@ def ranking(facts: Sequence[Mapping[str, Any]]) -> tuple[str, list[dict[str, Any
         facts: of each run, as `status.summary` has them.
     """
     by = HELD_OUT if any(fact[HELD_OUT] is not None for fact in facts) else LAST
-    ordered = sorted(facts, key=lambda fact: (fact["state"] != "complete", fact[by] is None, fact[by] or 0.0))
-    ranked = [fact["state"] == "complete" and fact[by] is not None for fact in ordered]
+    ordered = sorted(facts, key=lambda fact: (fact["state"] != COMPLETED, fact[by] is None, fact[by] or 0.0))
+    ranked = [fact["state"] == COMPLETED and fact[by] is not None for fact in ordered]
     return by, [
         {**fact, "rank": number if is_ranked else None}
         for number, (fact, is_ranked) in enumerate(zip(ordered, ranked, strict=True), start=1)
@@ -48,13 +50,12 @@ def ranking_lines(name: str, options: Sequence[str], by: str, runs: Sequence[Map
 
 
 def _row(run: Mapping[str, Any], options: Sequence[str]) -> tuple[str, ...]:
-    speed = run["tokens_per_second"]
     return (
-        str(run["rank"] or "–"),
+        or_dash(run["rank"]),
         *(run["values"][option] for option in options),
         run["state"],
         steps_of(run),
-        *("–" if run[loss] is None else f"{run[loss]:.4f}" for loss in (HELD_OUT, LAST)),
-        "–" if speed is None else f"{speed:,.0f}",
+        *(or_dash(run[loss], ".4f") for loss in (HELD_OUT, LAST)),
+        or_dash(run["tokens_per_second"], ",.0f"),
         run["experiment"],
     )

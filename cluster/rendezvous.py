@@ -8,6 +8,7 @@ from typing import NamedTuple
 from cluster.allocation import Allocation
 from cluster.errors import LauncherError
 from cluster.machine import is_this_host
+from cluster.own_job import restart_count
 
 MASTER_PORTS = range(20000, 28000)
 """Below Linux's default ephemeral range (32768 up) and away from 29500, which everybody takes."""
@@ -27,8 +28,8 @@ def rendezvous(allocation: Allocation, environ: Mapping[str, str], attempt: int,
     elsewhere nothing can be held.
     """
     first = allocation.hosts[0].name
-    job_id, restarts = (int(environ.get(name) or 0) for name in ("SLURM_JOB_ID", "SLURM_RESTART_COUNT"))
-    port = first_port(job_id or os.getpid(), restarts, attempt)
+    job_id = int(environ.get("SLURM_JOB_ID") or os.getpid())
+    port = first_port(job_id, restart_count(environ), attempt)
     if not is_this_host(first):
         return Rendezvous(first, port, socket.socket())
     held = hold_port(port)

@@ -4,12 +4,15 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from cluster.errors import NO_PROGRESS
+from cluster.verdict import CANCELLED, COMPLETED, HUNG, NODE_LOST, PREEMPTED, SAVED, STUCK, TIME_LIMIT, Verdict
+
 TIMES = 3
 """Attempts with the same fault and no progress after which no further one is made."""
 
-_INTERRUPTED = frozenset({"saved for requeue", "preempted", "time limit"})
+_INTERRUPTED = frozenset({SAVED, PREEMPTED, TIME_LIMIT})
 """Ends that come from outside. They differ from attempt to attempt, and without progress none of them helps."""
-_NEVER = frozenset({"complete", "cancelled"})
+_NEVER = frozenset({COMPLETED, CANCELLED})
 _NUMBERS = re.compile(r"0x[0-9a-fA-F]+|\d+")
 
 
@@ -30,12 +33,18 @@ def same_fault_without_progress(attempts: Sequence[Mapping[str, Any]], verdict: 
     return max(later) <= first
 
 
+def no_progress(verdict: Verdict) -> Verdict:
+    """The verdict on the third attempt that met the same fault without gaining a step: no fourth is made."""
+    summary = f"{verdict.summary} ({verdict.kind}, {TIMES} times without progress)"
+    return verdict._replace(kind=STUCK, status=NO_PROGRESS, summary=summary)
+
+
 def signature(verdict: Mapping[str, Any]) -> tuple[str, str]:
     """What makes two faults the same: for a lost node the host; else the words, whichever rank met it at which step."""
     kind = verdict["kind"]
-    if kind == "node lost":
+    if kind == NODE_LOST:
         return kind, verdict.get("host") or ""
-    if kind == "hang":
+    if kind == HUNG:
         return kind, ""
     return kind, _NUMBERS.sub("#", verdict["summary"])
 

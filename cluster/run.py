@@ -10,6 +10,7 @@ Nothing is kept but the run's directory: every answer is what lies there, and wh
 
 import contextlib
 import os
+import re
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
@@ -18,12 +19,15 @@ from typing import Any
 
 from cluster import slurm
 from cluster.errors import RequestError
+from cluster.jobs import job_now
 from cluster.private import check_private
 from cluster.progress import Progress, all_rows, read_progress
-from cluster.request import Request, read_request
+from cluster.request_file import Request, read_request
 from cluster.run_state import RunState, look, look_now
-from cluster.rundir import DEFAULT_OUTPUT_DIR
+from cluster.rundir import DEFAULT_OUTPUT_DIR, attempt_of, newest_attempt
 from cluster.runs import all_runs, find_run
+from cluster.stop import stop
+from cluster.trainer import METRICS_FILE
 
 LOOK_EVERY = 0.5
 """Seconds between two looks at a run without a job, while it is waited for."""
@@ -64,7 +68,7 @@ class Run:
 
     @property
     def attempts(self) -> Sequence[Mapping[str, Any]]:
-        """The attempts as `run.json` has them (see `cluster.runfile`), the newest last."""
+        """The attempts as `run.json` has them (see `cluster.run_file`), the newest last."""
         return look(self.directory).attempts
 
     @property
@@ -75,8 +79,6 @@ class Run:
     @property
     def log(self) -> Path:
         """The launcher's own log of the newest attempt: plan, rank 0, verdicts."""
-        from cluster.log_view import launcher_log, newest_attempt
-
         return launcher_log(self.directory, newest_attempt(self.directory))
 
     @property
@@ -92,7 +94,7 @@ class Run:
 
     def metrics(self) -> list[dict[str, Any]]:
         """The rows of `metrics.jsonl`: one for each logged step, evaluation and event; none before the first."""
-        return all_rows(self.directory / "metrics.jsonl")
+        return all_rows(self.directory / METRICS_FILE)
 
     def wait(self, timeout: float | None = None) -> int:
         """The run's exit status once it is over, through restarts and requeues (0: complete).
@@ -114,7 +116,7 @@ class Run:
             found, state = look_now(self.directory)
         if self.launcher is not None:
             return self.launcher.wait()
-        if found.job_id and (ended := slurm.job_state(found.job_id)):
+        if found.job_id and (ended := job_now(found.job_id)):
             return ended.exit_status
         return int((found.newest.get("verdict") or {"status": 1})["status"])
 
@@ -125,8 +127,6 @@ class Run:
             RequestError: it does not run.
             LauncherError: it cannot be stopped from here.
         """
-        from cluster.cancel import stop
-
         return stop(self.directory)
 
     def request_again(self) -> Request:
@@ -151,3 +151,21 @@ class Run:
 
     def __repr__(self) -> str:
         return f"Run({str(self.directory)!r})"
+
+
+def launcher_log(run_dir: Path, number: int) -> Path:
+    """The job's log; mpirun's own output where there is no job, because that launcher prints to its terminal.
+
+    Of a job that was submitted since and has had no attempt yet, its log counts as soon as it is there.
+    """
+    found = look(run_dir)
+    entry = next((one for one in found.attempts if one["attempt"] == number), {})
+    is_newest = not found.attempts or number >= found.attempts[-1]["attempt"]  # also where it is not written down yet
+    for job_id in filter(None, [found.job_id if is_newest else None, entry.get("job_id")]):
+        logs = [path for path in run_dir.glob(f"*-{job_id}.log") if not path.name.endswith(f"-prepare-{job_id}.log")]
+        if logs:
+            return logs[0]
+        told = re.search(r"^\s*StdOut=(.+)$", slurm.job_detail(job_id, slurm.SOON) or "", re.MULTILINE)
+        if told and Path(told[1]).exists():
+            return Path(told[1])
+    return attempt_of(run_dir, number).mpirun_log

@@ -1,29 +1,22 @@
 """In which state a run is: by its run directory first, then by what Slurm says of its job. Pure but for `look`."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from cluster.jobs import Job, Jobs, look_up
-from cluster.request import Request, read_request
-from cluster.rundir import launcher_holds
-from cluster.runfile import read_run
+from cluster.events import last_event
+from cluster.jobs import WAITING, Job, look_up
+from cluster.lock import launcher_holds
+from cluster.request_file import Request, read_request
+from cluster.run_file import read_run
+from cluster.sequel import REQUEUE
+from cluster.verdict import COMPLETED
 
-WAITING = frozenset(["PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "RESV_DEL_HOLD", "SPECIAL_EXIT"])
-"""States of Slurm in which a job has no nodes (squeue(1), JOB STATE CODES)."""
 CLOCKS_DIFFER = 5.0
 """Seconds by which Slurm's clock and the launcher's may differ."""
-LAST_EVENT_BYTES = 4096
 
-RUNNING, STARTING, ENDING, QUEUED, SUSPENDED, UNFINISHED = (
-    "running",
-    "starting",
-    "ending",
-    "queued",
-    "suspended",
-    "unfinished",
-)
+RUNNING, STARTING, ENDING, QUEUED = "running", "starting", "ending", "queued"
+SUSPENDED, UNFINISHED = "suspended", "unfinished"
 
 
 class RunState(NamedTuple):
@@ -76,7 +69,7 @@ def look(run_dir: Path) -> Snapshot:
     held, request = launcher_holds(run_dir), read_request(run_dir)
     try:
         run = read_run(run_dir)
-        return Snapshot(run_dir, run["attempts"], run["excluded_hosts"], request, held, _was_requeued(run_dir))
+        return Snapshot(run_dir, run["attempts"], run["excluded_hosts"], request, held, last_event(run_dir) == REQUEUE)
     except (OSError, ValueError, KeyError) as error:
         return Snapshot(run_dir, [], [], request, held, False, damaged=str(error))
 
@@ -84,15 +77,16 @@ def look(run_dir: Path) -> Snapshot:
 def look_now(run_dir: Path) -> tuple[Snapshot, RunState]:
     """What lies in a run directory, and in which state the run is."""
     found = look(run_dir)
-    [state], _ = states([found])
+    [(state, _)] = states([found])
     return found, state
 
 
-def states(runs: Sequence[Snapshot]) -> tuple[list[RunState], Jobs]:
-    """The state of each run, with one question to Slurm for all of them."""
+def states(runs: Sequence[Snapshot]) -> list[tuple[RunState, Job | None]]:
+    """The state of each run, and its job where Slurm knows it, with one question to Slurm for all of them."""
     ids = {run.job_id for run in runs if run.job_id and (run.held or not _is_complete(run))}
     jobs = look_up(ids, {run.job_id for run in runs if run.job_id in ids and not run.held and not _is_settled(run)})
-    return [state_of(run, jobs.known.get(run.job_id or ""), jobs.answered) for run in runs], jobs
+    found = [jobs.known.get(run.job_id or "") for run in runs]
+    return [(state_of(run, job, jobs.answered), job) for run, job in zip(runs, found, strict=True)]
 
 
 def state_of(run: Snapshot, job: Job | None, answered: bool) -> RunState:
@@ -135,20 +129,9 @@ def state_of(run: Snapshot, job: Job | None, answered: bool) -> RunState:
 def _is_complete(run: Snapshot) -> bool:
     """Whether the run directory alone says that it is over, for good."""
     newest = run.newest
-    return newest.get("job_id") == run.job_id and (newest.get("verdict") or {}).get("kind") == "complete"
+    return newest.get("job_id") == run.job_id and (newest.get("verdict") or {}).get("kind") == COMPLETED
 
 
 def _is_settled(run: Snapshot) -> bool:
     """Whether the run directory says how its present job ended, if that is in no queue any more."""
     return run.newest.get("job_id") == run.job_id and "verdict" in run.newest
-
-
-def _was_requeued(run_dir: Path) -> bool:
-    try:
-        with (run_dir / "events.jsonl").open("rb") as file:
-            file.seek(0, 2)
-            file.seek(max(0, file.tell() - LAST_EVENT_BYTES))
-            lines = file.read().splitlines()
-        return bool(json.loads(lines[-1])["event"] == "requeue") if lines else False
-    except (OSError, ValueError, KeyError, TypeError):
-        return False

@@ -3,7 +3,7 @@
     outputs/<experiment>/            0700
       run.json                       attempts and their verdicts
       events.jsonl                   what happened, one line each (cluster.events)
-      request.json                   the command that asked for the run (cluster.request)
+      request.json                   the command that asked for the run (cluster.request_file)
       launcher.lock                  held while an attempt runs
       <name>-<job id>.log            the job's log, by cluster.submit; the templates write theirs where you submit
       launcher.log                   the launcher's words, where Python's submit() started it without Slurm
@@ -22,29 +22,18 @@ The program's own files (metrics, checkpoints) lie beside the attempts.
 """
 
 import errno
-import fcntl
 import os
 import re
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import NamedTuple
 
 from cluster.errors import ClusterError, LauncherError, RequestError
-from cluster.private import make_private_directory, private
-from cluster.toml_file import read_toml
+from cluster.private import make_private_directory
+from cluster.trainer import naming_settings
 
 DEFAULT_OUTPUT_DIR = "outputs"
-TRAINING_MODULES = ("training.train_llm", "training.prepare")
-TRAINER_FLAGS = {
-    "experiment_name": ("--experiment-name", "-e"),
-    "output_dir": ("--output-dir", "--save-dir"),
-}
-"""Options of `training.train_llm` that name the run directory."""
 
-LEASE = 120.0
-"""Seconds after which a file server gives up the locks of a host that it no longer hears (NFSv4's lease is 90)."""
 
 _ATTEMPT = re.compile(r"attempt-(\d+)")
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+=@-]{0,127}", re.ASCII)
@@ -68,24 +57,11 @@ def run_directory(program: Sequence[str], experiment: str | None, output_dir: st
 
     Raises `RequestError` where launcher and trainer are told different names.
     """
-    settings = _trainer_settings(program)
+    settings = naming_settings(program)
     experiment = _agreed("--experiment-name", experiment, settings.get("experiment_name"))
     output_dir = _agreed("--output-dir", output_dir, settings.get("output_dir"))
     name = check_experiment_name(experiment or job_name or _program_stem(program))
     return Path(output_dir or DEFAULT_OUTPUT_DIR).absolute() / name
-
-
-def name_run_directory(program: Sequence[str], run_dir: Path) -> list[str]:
-    """The program, told its run directory in full if it is our trainer (the last of a repeated option wins)."""
-    if not is_training(program):
-        return list(program)
-    name = [] if "experiment_name" in _trainer_settings(program) else ["--experiment-name", run_dir.name]
-    return [*program, *name, "--output-dir", str(run_dir.parent)]
-
-
-def is_training(program: Sequence[str]) -> bool:
-    """Whether the program is our own trainer, or takes its options: ``python -m training.train_llm …``."""
-    return len(program) > 2 and program[1] == "-m" and program[2] in TRAINING_MODULES
 
 
 class Attempt(NamedTuple):
@@ -97,7 +73,7 @@ class Attempt(NamedTuple):
     log_dir: Path
 
     def log_of(self, rank: int) -> Path:
-        return self.log_dir / f"rank-{rank}.log"
+        return rank_log(self.log_dir, rank)
 
     @property
     def mpirun_log(self) -> Path:
@@ -108,6 +84,14 @@ class Attempt(NamedTuple):
         return self.path / "ranks.jsonl"
 
     @property
+    def stacks(self) -> Path:
+        return self.path / "stacks.txt"
+
+    @property
+    def command(self) -> Path:
+        return self.path / "mpirun.txt"
+
+    @property
     def plan(self) -> Path:
         return self.path / "plan.json"
 
@@ -116,84 +100,26 @@ class Attempt(NamedTuple):
         return self.path / "hostfile"
 
 
-def next_attempt(run_dir: Path, log_dir: str | None) -> Attempt:
-    """The attempt that a launch now would be. Nothing is written."""
-    names = (_ATTEMPT.fullmatch(path.name) for path in run_dir.glob("attempt-*"))
-    number = max((int(name[1]) for name in names if name), default=0) + 1
+def attempt_of(run_dir: Path, number: int, log_dir: str | None = None) -> Attempt:
+    """The attempt of that number, made or not; `log_dir` is where ``--output-filename`` wants all logs."""
     path = run_dir / f"attempt-{number:04d}"
     return Attempt(number, run_dir, path, Path(log_dir).absolute() / path.name if log_dir else path / "logs")
 
 
-@contextmanager
-def only_launcher_of(run_dir: Path) -> Iterator[None]:
-    """Hold the run directory while an attempt runs: two at once would overwrite each other's checkpoints.
-
-    Raises `RequestError` where another launcher holds it, or where the directory cannot be written.
-    """
-    try:
-        make_private_directory(run_dir)
-        lock = open(run_dir / "launcher.lock", "a+", opener=private)  # noqa: SIM115 (closed below)
-    except OSError as error:
-        raise unwritable(run_dir, error) from error
-    with lock:
-        try:
-            _lock(lock)
-        except BlockingIOError:
-            lock.seek(0)
-            raise RequestError(
-                f"{run_dir} is in use by {lock.read().strip() or 'another launcher'}: "
-                "wait for its end, or choose another --experiment-name"
-            ) from None
-        except OSError:
-            pass  # a file system without locks
-        lock.truncate(0)
-        lock.write(f"process {os.getpid()} on {os.uname().nodename}{_job_and_start()}\n")
-        lock.flush()
-        yield
+def newest_attempt(run_dir: Path) -> int:
+    """Its number, 0 before the first."""
+    names = (_ATTEMPT.fullmatch(path.name) for path in run_dir.glob("attempt-*"))
+    return max((int(name[1]) for name in names if name), default=0)
 
 
-def _lock(lock: IO[str]) -> None:
-    """Lock it, at the second try where somebody just looks whether it is held. Raises `BlockingIOError`.
-
-    Held by an earlier start of this very job, it is a file server that still counts on a host that was lost: that is
-    waited for, and then ignored, because Slurm has given the host up.
-    """
-    earlier = _is_of_an_earlier_start(lock)
-    deadline = time.monotonic() + (LEASE if earlier else 0.1)
-    while True:
-        try:
-            return fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if time.monotonic() > deadline:
-                if earlier:
-                    return None
-                raise
-            time.sleep(0.1)
+def next_attempt(run_dir: Path, log_dir: str | None) -> Attempt:
+    """The attempt that a launch now would be. Nothing is written."""
+    return attempt_of(run_dir, newest_attempt(run_dir) + 1, log_dir)
 
 
-def _job_and_start() -> str:
-    """Which start of which job this is, as the lock says it; nothing away from Slurm."""
-    job = os.environ.get("SLURM_JOB_ID")
-    return f", job {job}, start {os.environ.get('SLURM_RESTART_COUNT') or 0}" if job else ""
-
-
-def _is_of_an_earlier_start(lock: IO[str]) -> bool:
-    lock.seek(0)
-    held, ours = lock.read().strip(), _job_and_start()
-    job = ours.rpartition(", start ")[0]
-    return bool(job) and f"{job}, start " in held and not held.endswith(ours)
-
-
-def launcher_holds(run_dir: Path) -> bool:
-    """Whether a launcher holds the run directory now. Reads only: holds the lock itself but for a blink."""
-    try:
-        with (run_dir / "launcher.lock").open() as lock:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:
-        return False  # no lock yet, or a file system without locks
-    return False
+def rank_log(log_dir: Path, rank: int) -> Path:
+    """Where all goes that a rank prints."""
+    return log_dir / f"rank-{rank}.log"
 
 
 def create_directories(attempt: Attempt) -> None:
@@ -213,32 +139,6 @@ def unwritable(run_dir: Path, error: OSError) -> ClusterError:
     return RequestError(
         f"the run directory {run_dir} cannot be written ({error.strerror}): choose another --output-dir"
     )
-
-
-def _trainer_settings(program: Sequence[str]) -> dict[str, str]:
-    """`experiment_name` and `output_dir` as our trainer will read them: TOML file first, command line over it."""
-    if not is_training(program):
-        return {}
-    arguments = program[3:]
-    config = option_value(arguments, "--config")
-    file = read_toml(config) if config else {}
-    # A file for a whole run has the trainer's options in a table.
-    own = file.get("training", {}) if file.keys() & {"cluster", "training"} else file
-    settings = {name.replace("-", "_"): value for name, value in own.items()}
-    for name, flags in TRAINER_FLAGS.items():
-        if value := option_value(arguments, *flags):
-            settings[name] = value
-    return {name: str(settings[name]) for name in TRAINER_FLAGS if settings.get(name)}
-
-
-def option_value(arguments: Sequence[str], *flags: str) -> str | None:
-    """Value of the last ``--flag value`` or ``--flag=value``; dashes and underscores inside a flag are the same."""
-    value = None
-    for argument, following in zip(arguments, [*arguments[1:], None], strict=False):
-        flag, equals, attached = argument.partition("=")
-        if flag[:2] + flag[2:].replace("_", "-") in flags:
-            value = attached if equals else following
-    return value
 
 
 def _agreed(option: str, launcher: str | None, trainer: str | None) -> str | None:

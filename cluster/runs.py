@@ -7,13 +7,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from cluster import slurm
-from cluster.errors import RequestError
-from cluster.request import read_request
+from cluster.errors import RequestError, did_you_mean
+from cluster.request_file import REQUEST_FILE, read_request
+from cluster.run_file import RUN_FILE, read_run
 from cluster.rundir import DEFAULT_OUTPUT_DIR
-from cluster.runfile import read_run
 from cluster.sweep_file import all_sweeps, find_sweep
 
-MARKS = ("run.json", "request.json")
+MARKS = (RUN_FILE, REQUEST_FILE)
 """Either makes a directory a run's: it was launched, or asked for."""
 _JOB_ID = re.compile(r"\d+(_\d+)?")
 
@@ -37,10 +37,8 @@ def find_run(given: str | None, output_dir: Path) -> Path:
         return run_dir
     if find_sweep(given, output_dir):
         raise RequestError(f"{given} is a sweep: python -m cluster sweep {given}, or name one of its runs")
-    import difflib
-
-    near = difflib.get_close_matches(given, [path.name for path in all_runs(output_dir)], 1)
-    hint = f"did you mean {near[0]}?" if near else "wanted a directory with run.json, an experiment's name or a job id"
+    names = [path.name for path in all_runs(output_dir)]
+    hint = did_you_mean(given, names, "wanted a directory with run.json, an experiment's name or a job id")
     raise RequestError(f"no run {given}, neither here nor in {output_dir.absolute()}: {hint}")
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from cluster.repeated import same_fault_without_progress, step_told
+from cluster.repeated import no_progress, same_fault_without_progress, step_told
 from cluster.verdict import (
     CANCELLED,
     HUNG,
@@ -14,12 +14,9 @@ from cluster.verdict import (
     SAVED,
     TIME_LIMIT,
     Verdict,
-    no_progress,
 )
 
 END, RESTART, REQUEUE = "end", "restart", "requeue"
-DEFAULT_RESTARTS = 3
-"""For our own trainer, which resumes. Another program may start from nothing, so it is launched once."""
 
 
 class Situation(NamedTuple):
@@ -60,7 +57,7 @@ def sequel(verdict: Verdict, attempts: Sequence[Mapping[str, Any]], now: Situati
         return end
     if now.cut_off or now.stopped_for == CANCELLED:
         return end  # also where scancel came after the warning: it never requeues
-    if same_fault_without_progress(attempts, verdict.to_json()):
+    if same_fault_without_progress(attempts, verdict._asdict()):
         return Sequel(END, no_progress(verdict))
     if asked_to_go_on:
         return Sequel(REQUEUE, verdict) if now.in_batch_body else end

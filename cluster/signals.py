@@ -6,22 +6,24 @@ the ranks now.
 
 import signal
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
 
+WARNINGS = (signal.SIGUSR1, signal.SIGUSR2)
 
-@dataclass
+
 class Requests:
-    """What was asked so far. ``ask_why()`` tells why a warning came, when it does."""
+    """What was asked so far."""
 
-    ask_why: Callable[[], str]
-    warnings: list[int] = field(default_factory=list)
-    """Signals that the ranks have not been told yet."""
-    warned: bool = False
-    """Whether an attempt's ranks were told to save and stop."""
-    why_warned: str | None = None
-    by_keyboard: bool = False
-    stopped_by: int | None = None
+    def __init__(self, ask_why: Callable[[], str]) -> None:
+        """``ask_why()`` tells why a warning came, when it does."""
+        self._ask_why = ask_why
+        self.warnings: list[int] = []
+        """Signals that the ranks have not been told yet."""
+        self.warned = False
+        """Whether an attempt's ranks were told to save and stop."""
+        self.why_warned: str | None = None
+        self.by_keyboard = False
+        self.stopped_by: int | None = None
 
     @property
     def warned_or_to_warn(self) -> bool:
@@ -30,7 +32,7 @@ class Requests:
     def told(self) -> None:
         """The ranks have been told. Why is asked only now: they must not wait for the answer."""
         self.warned = True
-        self.why_warned = self.why_warned or ("Ctrl-C" if self.by_keyboard else self.ask_why())
+        self.why_warned = self.why_warned or ("Ctrl-C" if self.by_keyboard else self._ask_why())
 
     def listen(self) -> None:
         """Take the signals from now on."""
@@ -50,7 +52,7 @@ class Requests:
             if self.stopped_by is None:
                 self.stopped_by = number
 
-        for number in (signal.SIGUSR1, signal.SIGUSR2):
+        for number in WARNINGS:
             signal.signal(number, warn)
         signal.signal(signal.SIGINT, interrupt)
         for number in (signal.SIGTERM, signal.SIGHUP):

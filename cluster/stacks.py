@@ -11,10 +11,11 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from cluster.machine import children, handles_signal, process_state
 from cluster.records import read_records
 from cluster.watch import LONGEST_STACKS, STACK_SIGNAL
 
@@ -80,7 +81,7 @@ def stacks_here(attempt_dir: Path) -> list[dict[str, Any]]:
         {
             "rank": record["rank"],
             "host": record["host"],
-            "state": state_of(one.program if one else record["pid"]),
+            "state": process_state(one.program if one else record["pid"]),
             "stacks": read_answer(one) if one else "",
         }
         for record in here
@@ -91,7 +92,7 @@ def stacks_here(attempt_dir: Path) -> list[dict[str, Any]]:
 def ask(watcher: int) -> Asked | None:
     """Ask the program below this watcher; None where the process is no watcher of ours, or its program no Python."""
     answer = next((path for path in _list(Path(f"/proc/{watcher}/fd")) if _link(path) == MEMORY), None)
-    program = next((child for child in _children(watcher) if handles_question(child)), None)
+    program = next((child for child in children(watcher) if handles_signal(child, STACK_SIGNAL)), None)
     if answer is None or program is None:
         return None
     try:
@@ -120,30 +121,6 @@ def read_answer(one: Asked) -> str:
         return one.answer.read_bytes()[-LONGEST_STACKS:].decode(errors="replace")
     except OSError:
         return ""
-
-
-def handles_question(pid: int) -> bool:
-    """Whether the process has a handler for the signal: SigCgt of proc(5), bit N - 1 for signal N."""
-    try:
-        status = Path(f"/proc/{pid}/status").read_text()
-        return bool(int(status.partition("SigCgt:")[2].split()[0], 16) >> (STACK_SIGNAL - 1) & 1)
-    except (OSError, ValueError, IndexError):
-        return False
-
-
-def state_of(pid: int) -> str:
-    """The kernel's letter for its state (proc(5)); empty where it has gone."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][:1]
-    except OSError:
-        return ""
-
-
-def _children(pid: int) -> Iterable[int]:
-    try:
-        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-    except OSError:
-        return []
 
 
 def _list(folder: Path) -> list[Path]:

@@ -16,9 +16,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from cluster import slurm
 from cluster.allocation import Allocation
-from cluster.logs import say
+from cluster.environment import with_project
 from cluster.node_local import make_private, own_folder
+from cluster.terminal import say
 
 WITHIN = 900.0
 """Seconds for each of the three steps: pack, send, unpack."""
@@ -117,9 +119,8 @@ def _on_each_node(
     granted: Allocation, arguments: Sequence[str], seconds: float, stopped: Callable[[], bool]
 ) -> tuple[int, str]:
     """Run this module once on every node; the largest exit status, and the last line that was said."""
-    nodes = len(granted.hosts)
-    srun = ["srun", f"--nodes={nodes}", f"--ntasks={nodes}", "--ntasks-per-node=1", "--mpi=none", "--overlap"]
-    srun += [f"--nodelist={','.join(host.name for host in granted.hosts)}", "--chdir=/"]
+    srun = slurm.step_command(os.environ["SLURM_JOB_ID"], [host.name for host in granted.hosts])
+    srun += ["--mpi=none", "--chdir=/"]
     return _run([*srun, sys.executable, "-m", "cluster.stage_env", *arguments], seconds, stopped)
 
 
@@ -151,12 +152,7 @@ def step_environment(environ: Mapping[str, str]) -> dict[str, str]:
     """For a step of one task a node, whatever the job asked for."""
     shape = ("SLURM_NTASKS", "SLURM_NPROCS", "SLURM_TASKS_PER_NODE", "SLURM_GPUS", "SLURM_TRES_PER_TASK")
     kept = {name: value for name, value in environ.items() if not name.startswith(shape)}
-    home = str(Path(__file__).parent.parent)
-    return {
-        **kept,
-        "SLURM_EXPORT_ENV": "ALL",
-        "PYTHONPATH": os.pathsep.join(filter(None, [home, kept.get("PYTHONPATH")])),
-    }
+    return with_project({**kept, "SLURM_EXPORT_ENV": "ALL"})
 
 
 # ── on each node ──────────────────────────────────────────────────────────────────────────────────

@@ -14,16 +14,18 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from cluster.allocation import Host
 from cluster.errors import COMPLETE, RequestError
 from cluster.goodput import Goodput, duration, goodput_lines, totals
 from cluster.jobs import Job
 from cluster.options import OptionParser, add_output_dir, at_least, run
-from cluster.progress import Progress, read_progress
-from cluster.run_state import QUEUED, RUNNING, RunState, Snapshot, look, states
-from cluster.runfile import read_json
+from cluster.progress import read_progress
+from cluster.run_file import RUN_FILE, read_json
+from cluster.run_state import QUEUED, RUNNING, UNFINISHED, RunState, Snapshot, look, states
+from cluster.rundir import attempt_of
 from cluster.runs import all_runs, find_run
 from cluster.sweep_file import all_sweeps
-from cluster.terminal import plain
+from cluster.terminal import or_dash, plain, table
 
 USAGE = "python -m cluster status [options] [RUN]"
 EPILOG = """\
@@ -63,13 +65,9 @@ def shown(options: Namespace) -> list[str]:
     paths = all_runs(output_dir) if options.run is None else [find_run(options.run, output_dir)]
     runs = [look(path) for path in paths]
     if options.run is not None and (why := runs[0].damaged):
-        raise RequestError(f"{paths[0] / 'run.json'} cannot be read: {why}")
-    known, jobs = states(runs)
+        raise RequestError(f"{paths[0] / RUN_FILE} cannot be read: {why}")
     now = time.time()
-    facts = [
-        summary(run, state, jobs.known.get(run.job_id or ""), read_progress(run.path), now)
-        for run, state in zip(runs, known, strict=True)
-    ]
+    facts = [summary(run, state, job, now) for run, (state, job) in zip(runs, states(runs), strict=True)]
     if options.run is None:
         if options.json:
             return [json.dumps({"output_dir": str(output_dir.absolute()), "runs": facts}, indent=1)]
@@ -80,8 +78,9 @@ def shown(options: Namespace) -> list[str]:
     return [json.dumps(report, indent=1)] if options.json else report_lines(report)
 
 
-def summary(run: Snapshot, state: RunState, job: Job | None, progress: Progress, now: float) -> dict[str, Any]:
+def summary(run: Snapshot, state: RunState, job: Job | None, now: float) -> dict[str, Any]:
     """What the list shows of a run, JSON-able; times are seconds since 1970, lengths of time seconds."""
+    progress = read_progress(run.path)
     queued = job if job is not None and state.name == QUEUED else Job("")
     steps = [(attempt.get("steps") or {}).get("last") for attempt in run.attempts]
     return {
@@ -108,7 +107,7 @@ def summary(run: Snapshot, state: RunState, job: Job | None, progress: Progress,
 
 def attempts_of(run: Snapshot) -> dict[str, Any]:
     """What a run's own page has beside that."""
-    plan = read_json(run.path / f"attempt-{run.newest.get('attempt', 0):04d}" / "plan.json") or {}
+    plan = read_json(attempt_of(run.path, run.newest.get("attempt", 0)).plan) or {}
     return {
         "attempts": list(run.attempts),
         "goodput": totals(run.attempts).to_json(),
@@ -121,7 +120,7 @@ def gpu_hours(attempts: Sequence[Mapping[str, Any]], now: float | None) -> float
     """GPUs of the hosts used times hours, over all attempts; one that runs counts until `now`. None without GPUs."""
     total = 0.0
     for attempt in attempts:
-        gpus = sum(host[2] or 0 for host in attempt.get("hosts", []))
+        gpus = sum(Host(*host).gpus or 0 for host in attempt.get("hosts", []))
         is_running = now is not None and attempt is attempts[-1] and "verdict" not in attempt
         total += gpus * (now - attempt["started"] if is_running and now else attempt.get("seconds", 0.0)) / 3600
     return total or None
@@ -134,17 +133,16 @@ def list_lines(facts: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _row(fact: Mapping[str, Any]) -> tuple[str, ...]:
-    effective = fact["effective"]
     return (
         fact["experiment"],
         fact["state"],
         steps_of(fact),
-        "–" if fact["loss"] is None else f"{fact['loss']:.4f}",
-        "–" if fact["tokens_per_second"] is None else f"{fact['tokens_per_second']:,.0f}",
+        or_dash(fact["loss"], ".4f"),
+        or_dash(fact["tokens_per_second"], ",.0f"),
         "–" if fact["seconds_left"] is None else duration(fact["seconds_left"]),
         str(fact["restarts"]),
-        "–" if effective is None else f"{effective:.1%}",
-        fact["job_id"] or "–",
+        or_dash(fact["effective"], ".1%"),
+        or_dash(fact["job_id"]),
         queue_words(fact),
     )
 
@@ -173,7 +171,7 @@ def report_lines(report: Mapping[str, Any]) -> list[str]:
         lines.append(now)
     lines += ["", *attempt_table(report["attempts"], report["state"])]
     goodput = report["goodput"]
-    if shares := goodput_lines(Goodput(goodput["seconds"], goodput["attempts"], goodput["restarts"])):
+    if shares := goodput_lines(Goodput(goodput["seconds"], goodput["attempts"])):
         lines += ["", *shares]
     lines.append("")
     if report["excluded_hosts"]:
@@ -210,39 +208,20 @@ def attempt_table(attempts: Sequence[Mapping[str, Any]], state: str) -> list[str
     rows = [("attempt", "started", "length", "verdict", "guilty", "steps", "saved")]
     for attempt in attempts:
         verdict = attempt.get("verdict")
-        said = (
-            f"{verdict['kind']} ({verdict['status']})"
-            if verdict
-            else state
-            if attempt is attempts[-1]
-            else "unfinished"
-        )
+        unjudged = state if attempt is attempts[-1] else UNFINISHED
         steps = attempt.get("steps") or {}
         rows.append(
             (
                 str(attempt["attempt"]),
                 time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(attempt["started"])),
                 duration(attempt["seconds"]) if "seconds" in attempt else "–",
-                said,
+                f"{verdict['kind']} ({verdict['status']})" if verdict else unjudged,
                 _guilty(verdict or {}),
-                f"{_or_dash(steps.get('resumed'))} → {_or_dash(steps.get('last'))}" if steps else "–",
-                _or_dash(steps.get("saved")),
+                f"{or_dash(steps.get('resumed'))} → {or_dash(steps.get('last'))}" if steps else "–",
+                or_dash(steps.get("saved")),
             )
         )
     return table(rows)
-
-
-def table(rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> list[str]:
-    """Lines with their cells in columns; those of the columns `right` end below each other. No control characters."""
-    clean = [["".join(sign if sign.isprintable() else "?" for sign in cell) for cell in row] for row in rows]
-    widths = [max(map(len, column)) for column in zip(*clean, strict=True)]
-    return [
-        "  ".join(
-            cell.rjust(width) if column in right else cell.ljust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in clean
-    ]
 
 
 def watch(look_again: Callable[[], list[str]], seconds: float) -> None:
@@ -283,10 +262,6 @@ def _guilty(verdict: Mapping[str, Any]) -> str:
         return verdict.get("host") or "–"
     gpu = f", GPU {verdict['gpu']}" if verdict.get("gpu") is not None else ""
     return f"rank {verdict['rank']} on {verdict['host']}{gpu}"
-
-
-def _or_dash(value: int | None) -> str:
-    return "–" if value is None else str(value)
 
 
 if __name__ == "__main__":

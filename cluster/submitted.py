@@ -6,6 +6,7 @@ submitit loads a pickle, which may do anything. Between submission and start som
 in this one's place: it is opened, looked at, and from then on meant by its descriptor.
 """
 
+import os
 import sys
 from pathlib import Path
 
@@ -24,6 +25,19 @@ def main(arguments: list[str]) -> int:
 
     process_job(f"/proc/self/fd/{descriptor}")
     return 0
+
+
+def submitit_job(arguments: list[str]) -> None:
+    """What submitit calls there. SystemExit passes through it: the job's status is the true one."""
+    import logging
+
+    from cluster.launch import main as launch
+
+    logging.getLogger("submitit").setLevel(logging.WARNING)  # the verdict stays the end of the log
+    status = run(launch, arguments)
+    os.umask(0o077)  # for what submitit writes of it
+    if status:
+        sys.exit(status)
 
 
 if __name__ == "__main__":

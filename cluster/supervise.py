@@ -14,14 +14,16 @@ from cluster.allocation import Allocation
 from cluster.blame import is_victim
 from cluster.channel import Listener, beat_every
 from cluster.errors import LauncherError
-from cluster.logs import LogFollower, say
+from cluster.events import record_event
+from cluster.growing_logs import LogFollower
 from cluster.machine import adopt_orphans, descendants, die_with_parent
 from cluster.preflight import compare
 from cluster.private import private, write_private
 from cluster.records import Records
 from cluster.rundir import Attempt
 from cluster.signals import Requests
-from cluster.watchdog import Hang, RankView, blame, hangs, silent_hosts, stragglers
+from cluster.terminal import say
+from cluster.watchdog import Hang, RankView, blame_hang, hangs, silent_hosts, stragglers
 
 LOOK_EVERY = 0.1
 """Seconds between two looks at mpirun, the ranks and rank 0's log."""
@@ -115,14 +117,13 @@ class Supervision:
         listener: Listener,
         requests: Requests,
         hang_timeout: float,
-        on_event: Callable[..., None],
     ) -> None:
         self.records = Records(attempt.records, secrets)
         self._command, self._environ = command, environ
         self._allocation, self._world_size, self._attempt = allocation, allocation.world_size, attempt
         self._places, self._nodes = allocation.rank_map(), len({host.name for host in allocation.hosts})
         self._listener, self._requests = listener, requests
-        self._hang_timeout, self._on_event = hang_timeout, on_event
+        self._hang_timeout = hang_timeout
         self._beat_every = beat_every(self._world_size)
         self._quiet = max(QUIET, 1.5 * self._beat_every)
         self._views: dict[int, RankView] = {}
@@ -268,7 +269,7 @@ class Supervision:
             within = STACKS_WITHIN + self._world_size / STACKS_A_SECOND
             if now - noticed.asked_at > within or all(view.stacks is not None for view in running):
                 hung = [replace(view, stacks=self._views[view.rank].stacks) for view in noticed.hung]
-                noticed.hang = self._explain(blame(hung), hung)
+                noticed.hang = self._explain(blame_hang(hung), hung)
         elif running and noticed.failed_at is None and hangs(running, now, self._hang_timeout):
             # The question itself may wake a rank from the call in which it hung: what counts is how they stood before.
             noticed.asked_at, noticed.hung = now, [replace(view) for view in running]
@@ -282,7 +283,8 @@ class Supervision:
             if rank not in self._slow:
                 self._slow.add(rank)
                 view = self._views[rank]
-                self._on_event("straggler", rank=rank, host=view.host, gpu=view.gpu, times_the_median=round(times, 2))
+                facts = {"rank": rank, "host": view.host, "gpu": view.gpu, "times_the_median": round(times, 2)}
+                record_event(self._attempt.run_dir, "straggler", attempt=self._attempt.number, **facts)
                 say([f"warning: rank {rank} on {view.host} takes {times:.1f} times as long as the others"])
 
     def _check_directory(self) -> None:
@@ -302,7 +304,7 @@ class Supervision:
             for view in sorted(views, key=lambda view: view.rank)
         ]
         with suppress(OSError):  # a full disk
-            write_private(self._attempt.path / "stacks.txt", "\n\n".join(stacks) + "\n")
+            write_private(self._attempt.stacks, "\n\n".join(stacks) + "\n")
         return {
             "rank": hang.rank,
             "host": guilty.host,

@@ -17,40 +17,37 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cluster import slurm
-from cluster.command import add_project
-from cluster.config_file import resolve_arguments
-from cluster.errors import COMPLETE, RequestError
+from cluster.config_file import read_command_line
+from cluster.environment import with_project
+from cluster.errors import COMPLETE, RequestError, did_you_mean
 from cluster.goodput import duration
 from cluster.grid import combinations, index_list, name_of, parse_grid
-from cluster.jobs import Jobs
+from cluster.here import allocation_here, run_here
+from cluster.jobs import Job
 from cluster.keywords import command_words
 from cluster.options import OptionParser, at_least, run, split_program
 from cluster.plan import ResourcePlan, batch_script, log_pattern
 from cluster.private import check_private
-from cluster.progress import read_progress
 from cluster.ranking import ranking, ranking_lines
-from cluster.request import record_request
-from cluster.run_state import RunState, Snapshot, look, look_now, states
-from cluster.rundir import DEFAULT_OUTPUT_DIR
-from cluster.runs import is_run, name_from_here
-from cluster.status import summary, table
-from cluster.submit import (
+from cluster.request import (
     check_training,
-    check_with_slurm,
     experiment_directory,
     goes_to_slurm,
-    here,
     launch_arguments,
-    made,
-    queued,
-    request,
-    run_here,
+    resource_plan,
     site_setup,
     understand,
 )
-from cluster.submit import parser as submit_parser
+from cluster.request import parser as submit_parser
+from cluster.request_file import record_request
+from cluster.run_state import RunState, Snapshot, look, look_now, states
+from cluster.rundir import DEFAULT_OUTPUT_DIR
+from cluster.runs import is_run, name_from_here
+from cluster.sbatch import check_with_slurm, made, queued
+from cluster.status import summary
 from cluster.sweep_file import SWEEP_FILE, Element, Sweep, all_sweeps, extended, find_sweep, read_sweep, written
-from cluster.terminal import plain
+from cluster.terminal import plain, table
+from cluster.verdict import CANCELLED, COMPLETED, SAVED
 
 USAGE = """python -m cluster sweep --grid OPTION=VALUES … [options as for submit] -- [arguments of training.train_llm]
        python -m cluster sweep SWEEP [--resume] [--json]"""
@@ -75,23 +72,21 @@ OWN_WORDS = {
 }
 """Those options of submit that the help shows, and what they mean here."""
 NEW = RunState("new")
-STOPPED = ("cancelled", "saved for requeue")
+STOPPED = (CANCELLED, SAVED)
 """States of a run here after which the next one is not begun."""
 OF_A_SUBMITTED_ONE = ("sweep", "resume", "json", "dry_run", "output_dir")
 
 
 def main(arguments: list[str]) -> int:
-    options, rest, words = understand_sweep(arguments)
+    options, rest, words = read_command_line(parser(), arguments)
     if not options.sweep:
         return submit_sweep(options, rest, words)
     check_only_name(options, rest)
     output_dir = Path(options.output_dir or DEFAULT_OUTPUT_DIR)
     sweep = find_sweep(options.sweep, output_dir)
     if sweep is None:
-        import difflib
-
-        near = difflib.get_close_matches(options.sweep, [path.name for path in all_sweeps(output_dir)], 1)
-        hint = f"did you mean {near[0]}?" if near else "wanted the name or directory of one that was submitted"
+        names = [path.name for path in all_sweeps(output_dir)]
+        hint = did_you_mean(options.sweep, names, "wanted the name or directory of one that was submitted")
         raise RequestError(f"no sweep {options.sweep}, neither here nor in {output_dir.absolute()}: {hint}")
     if not options.resume:
         print(*map(plain, report(sweep, options.json)), sep="\n")
@@ -99,20 +94,10 @@ def main(arguments: list[str]) -> int:
     check_private(sweep.directory)
     if not os.path.isdir(sweep.given_in):
         raise RequestError(f"{options.sweep} was submitted in {sweep.given_in}: that is no directory any more")
-    again, rest, words = understand_sweep(sweep.arguments)
+    again, rest, words = read_command_line(parser(), sweep.arguments)
     again.dry_run = options.dry_run
     with contextlib.chdir(sweep.given_in):
         return submit_sweep(again, rest, words)
-
-
-def understand_sweep(given: Sequence[str]) -> tuple[Namespace, list[str], list[str]]:
-    """Options, what stands after ``--``, and all words with what a file says, to be repeated."""
-    command = parser()
-    words, config = resolve_arguments(given, command)
-    before, rest = split_program(words)
-    options = command.parse_options(before)
-    options.config = config
-    return options, rest, words
 
 
 def parser() -> OptionParser:
@@ -141,13 +126,13 @@ def check_only_name(options: Namespace, rest: Sequence[str]) -> None:
 def submit_sweep(options: Namespace, rest: list[str], given: list[str]) -> int:
     """Check all, show them and what they cost at most, submit those that are neither complete nor under way."""
     sweep = asked_for(options, rest, given)
-    plan = request(options) if goes_to_slurm(options) else None
-    _, known, _ = look_at(sweep)
+    plan = resource_plan(options) if goes_to_slurm(options) else None
+    known = [state for _, state, _ in look_at(sweep)]
     chosen = [index for index, state in enumerate(known) if goes_on(state)]
     sweep = others_unchanged(sweep, chosen)
     script = array_script(plan, sweep, chosen, options.limit) if plan and chosen else None
     if chosen and not options.dry_run:
-        ranks = plan.expected_allocation().world_size if plan else here(options).world_size
+        ranks = plan.expected_allocation().world_size if plan else allocation_here(options).world_size
         check_training(options, [split_program(sweep.elements[index].launch)[1] for index in chosen], ranks)
     print(*map(plain, listing(sweep, known)), "", sep="\n")
     print(cost(len(chosen), plan), flush=True)
@@ -186,7 +171,7 @@ def asked_for(options: Namespace, rest: list[str], given: list[str]) -> Sweep:
 
 def without_grid(options: Namespace) -> list[str]:
     """The words of submit that say the same, for one run."""
-    own = {"forward": dict(options.forward), "dry_run": False, "config": None}
+    own = {"dry_run": False, "config": None}
     return command_words(submit_parser(), {**vars(options), **own})
 
 
@@ -199,21 +184,22 @@ def element(options: Namespace, rest: Sequence[str], directory: Path, values: di
         more += ["--experiment-name", name, "--output-dir", str(directory)]
     words = [*without_grid(own), "--", *rest, *more]
     _, program, _ = understand(words)
-    launch = [*launch_arguments(own, own.ranks_per_node, directory / name), "--", *program]
+    launch = [*launch_arguments(own, directory / name), "--", *program]
     return Element(name, values, words, launch)
 
 
-def look_at(sweep: Sweep) -> tuple[list[Snapshot], list[RunState], Jobs]:
-    """Each run as it lies there, its state, which is `NEW` before it was first submitted, and what Slurm says."""
+def look_at(sweep: Sweep) -> list[tuple[Snapshot, RunState, Job | None]]:
+    """Each run as it lies there, its state, which is `NEW` before it was first submitted, and its job."""
     runs = [look(run_dir) for run_dir in sweep.run_dirs]
-    known, jobs = states(runs)
-    is_new = [not (found.request or found.attempts) for found in runs]
-    return runs, [NEW if new else state for new, state in zip(is_new, known, strict=True)], jobs
+    return [
+        (found, state if found.request or found.attempts else NEW, job)
+        for found, (state, job) in zip(runs, states(runs), strict=True)
+    ]
 
 
 def goes_on(state: RunState) -> bool:
     """Whether there is something left of the run that nobody does yet."""
-    return state.is_over and state.name != "complete"
+    return state.is_over and state.name != COMPLETED
 
 
 def others_unchanged(sweep: Sweep, chosen: Sequence[int]) -> Sweep:
@@ -268,10 +254,8 @@ def array_script(plan: ResourcePlan, sweep: Sweep, chosen: Sequence[int], limit:
 def queue_array(sweep: Sweep, chosen: Sequence[int], script: str) -> int:
     """Submit the array; each run then has its request, and is known by the element's id (``12_3``)."""
     check_with_slurm(script)
-    environ = dict(os.environ)
-    add_project(environ)
     before = time.time()  # an element may begin at once
-    with made(sweep.directory), written(sweep), queued(script, environ) as job_id:
+    with made(sweep.directory), written(sweep), queued(script, with_project(os.environ)) as job_id:
         for index in chosen:
             one = sweep.elements[index]
             record_request(sweep.directory / one.name, one.submit, f"{job_id}_{index}", before)
@@ -301,19 +285,17 @@ def run_one_by_one(sweep: Sweep, chosen: Sequence[int]) -> int:
 
 def report(sweep: Sweep, as_json: bool) -> list[str]:
     """The results, ranked."""
-    runs, known, jobs = look_at(sweep)
-    now = time.time()
-    jobs_of = [jobs.known.get(found.job_id or "") for found in runs]
+    looked, now = look_at(sweep), time.time()
     facts = [
-        {"values": one.values, **summary(found, state, job, read_progress(found.path), now)}
-        for one, found, state, job in zip(sweep.elements, runs, known, jobs_of, strict=True)
+        {"values": one.values, **summary(found, state, job, now)}
+        for one, (found, state, job) in zip(sweep.elements, looked, strict=True)
     ]
     by, ranked = ranking(facts)
     if as_json:
         whole = {"sweep": sweep.directory.name, "directory": str(sweep.directory), "ranked_by": by, "runs": ranked}
         return [json.dumps(whole, indent=1)]
     lines = ranking_lines(sweep.directory.name, sweep.options, by, ranked)
-    if any(map(goes_on, known)):
+    if any(goes_on(state) for _, state, _ in looked):
         lines.append(f"next: python -m cluster sweep {name_from_here(sweep.directory)} --resume")
     return lines
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from cluster.errors import LauncherError
-from cluster.runfile import read_json, write_json
+from cluster.run_file import read_json, write_json
 
 SWEEP_FILE = "sweep.json"
 

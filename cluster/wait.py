@@ -4,9 +4,9 @@ import sys
 import time
 from pathlib import Path
 
-from cluster import slurm
 from cluster.errors import LauncherError
-from cluster.logs import LogFollower
+from cluster.growing_logs import LogFollower
+from cluster.jobs import Job, job_now
 
 LOOK_EVERY = 1.0
 """Seconds between two looks at the log; the controller is asked more and more seldom, up to `ASK_AT_MOST`."""
@@ -28,7 +28,7 @@ def wait_for_job(job_id: str, log: Path, follow: bool, timeout: float | None = N
     while True:
         now = time.monotonic()
         if now >= ask_at:
-            state = slurm.job_state(job_id)
+            state = job_now(job_id)
             if state is not None:
                 known_at = now
                 if follow and (line := f"job {job_id}: {state.state.lower()}{_reason(state)}") != last:
@@ -48,5 +48,5 @@ def wait_for_job(job_id: str, log: Path, follow: bool, timeout: float | None = N
         time.sleep(LOOK_EVERY)
 
 
-def _reason(state: slurm.JobState) -> str:
+def _reason(state: Job) -> str:
     return f" ({state.reason})" if state.state == "PENDING" and state.reason not in ("", "None") else ""

@@ -5,7 +5,6 @@ cannot report itself (a signal, an early ``_exit(0)``), and nothing of it outliv
 import contextlib
 import json
 import os
-import re
 import select
 import signal
 import sys
@@ -16,7 +15,17 @@ from typing import Any, NamedTuple, NoReturn
 
 from cluster.channel import BEAT_EVERY, FENCE, Wire
 from cluster.errors import REQUEUE
-from cluster.machine import adopt_orphans, descendants, die_with_parent, out_of_memory_kills, signal_name
+from cluster.machine import (
+    adopt_orphans,
+    descendants,
+    die_with_parent,
+    handles_signal,
+    out_of_memory_kills,
+    process_state,
+    signal_name,
+)
+from cluster.program import is_python
+from cluster.signals import WARNINGS
 
 PROGRAM_MAIN = Path(__file__).with_name("program_main.py")
 LOOK_EVERY = 0.05
@@ -34,12 +43,10 @@ NO_BEAT: Mapping[str, Any] = {
 }  # fmt: skip
 """The fields of a heartbeat, and what one means that does not have them."""
 
-WARNINGS = (signal.SIGUSR1, signal.SIGUSR2)
 STACK_SIGNAL = signal.SIGRTMIN + 5
 """Makes an observed Python write the stacks of its threads; a program that does not know it ignores it."""
 _STOPS = (signal.SIGTERM, signal.SIGINT)
 _DAEMONS = frozenset({"orted", "prted", "hydra_pmi_proxy"})
-_PYTHON = re.compile(r"python(3(\.\d+)?)?")
 
 
 class Ending(NamedTuple):
@@ -78,10 +85,10 @@ class Watched:
         if self.pid == 0:
             os.close(start)
             _become(command or program, writer, held)
-        with contextlib.suppress(
-            OSError
-        ):  # the child does it too: whichever comes first, its group is there to be killed
-            os.setpgid(self.pid, self.pid)
+        with contextlib.suppress(OSError):
+            os.setpgid(
+                self.pid, self.pid
+            )  # the child does it too: whoever comes first, its group is there to be killed
         os.close(writer)
         os.set_blocking(self._said, False)
         self._words = b""
@@ -99,17 +106,9 @@ class Watched:
 
     def deliver_warnings(self) -> None:
         for number in list(self._warnings):
-            if self._handles(number):
+            if handles_signal(self.pid, number):
                 self._warnings.discard(number)
                 self.signal(number)
-
-    def _handles(self, number: int) -> bool:
-        """Whether the program has a handler for the signal now: SigCgt of proc(5), bit N - 1 for signal N."""
-        try:
-            status = Path(f"/proc/{self.pid}/status").read_text()
-        except OSError:
-            return False
-        return bool(int(status.partition("SigCgt:")[2].split()[0], 16) >> (number - 1) & 1)
 
     def signal(self, number: int) -> None:
         """Pass a signal on; SIGTERM and SIGINT are followed by SIGKILL."""
@@ -155,11 +154,8 @@ class Watched:
         return self._beat
 
     def state(self) -> str:
-        """The kernel's letter for the program's state (proc(5)): R runs, S sleeps, D waits for a disk, T is stopped."""
-        try:
-            return Path(f"/proc/{self.pid}/stat").read_text().rpartition(") ")[2][:1]
-        except OSError:
-            return ""
+        """The kernel's letter for the program's state."""
+        return process_state(self.pid)
 
     def ask_stacks(self) -> None:
         """Have the program's Python write its stacks, which `stacks` then returns."""
@@ -285,7 +281,7 @@ def observed_command(program: Sequence[str], descriptor: int, stacks: str) -> li
     None for what is not Python, and for a Python that reads its program from standard input.
     """
     python, *arguments = program
-    if not _PYTHON.fullmatch(os.path.basename(python)):
+    if not is_python(python):
         return None
     flags: list[str] = []
     while arguments and arguments[0].startswith("-") and arguments[0] not in ("-", "-m", "-c"):

@@ -11,8 +11,6 @@ from typing import Any, NamedTuple
 SILENCE = 8.0
 """Seconds without a word from any watcher of a host after which the host is lost: more than a busy node needs, and
 less than the 15 s in which its loss is to be noticed."""
-DEFAULT_HANG_TIMEOUT = 120.0
-"""Seconds without progress that are never a hang, however fast the steps are."""
 LONGEST_STEPS = 10
 """Longest steps seen without progress that are a hang, where that is more than the time-out."""
 STEPS_TO_KNOW = 2
@@ -112,7 +110,7 @@ def patience(views: Collection[RankView], timeout: float) -> float:
     return max(timeout, LONGEST_STEPS * max(view.longest_step for view in views))
 
 
-def blame(views: Collection[RankView]) -> Hang:
+def blame_hang(views: Collection[RankView]) -> Hang:
     """The rank that the others wait for, from all that is known once their stacks were asked for."""
     now = max(view.heard_at for view in views)
     for view in views:

@@ -44,24 +44,23 @@ CLUSTER = [
         "what is typed, and what begins a batch body",
         (0, 1),
         WIDE,
-        "__init__ __main__ submit sweep ranking launch doctor explain status log_view attach cancel resubmit run bench "
-        "completion submitted element",
+        "__init__ __main__ submit request sbatch here preparation sweep ranking launch doctor explain status logs "
+        "attach cancel resubmit run templates bench completion submitted element",
     ),
     Layer(
         "over runs",
         "which runs there are, what they do",
         (1, 2),
         (0, 7),
-        "runs run_state jobs progress stacks checks wait",
-        "growing_logs",
+        "runs run_state jobs stop progress stacks checks wait",
     ),
     Layer(
         "the launcher's side",
         "from the grant to mpirun's end",
         (1, 3),
         (7, 12),
-        "granted rendezvous stage_env supervise notice last_report",
-        "watchdog signals events",
+        "attempt granted rendezvous stage_env supervise requeue notice last_report",
+        "watchdog",
     ),
     Layer(
         "the rank's side",
@@ -76,16 +75,16 @@ CLUSTER = [
         "options and files, read and checked",
         (3, 4),
         (4, 12),
-        "options config_file command plan request sweep_file",
-        "keywords program grid",
+        "options config_file command plan request_file sweep_file",
+        "keywords grid",
     ),
     Layer(
         "records and verdict",
         "the run directory, and what is concluded from it",
         (4, 5),
         WIDE,
-        "rundir runfile records verdict sequel mpirun_words",
-        "repeated blame goodput error_lines",
+        "rundir lock run_file records own_job decide verdict repeated sequel mpirun_words",
+        "events blame goodput error_lines",
     ),
     Layer(
         "the allocation",
@@ -100,8 +99,8 @@ CLUSTER = [
         "what everybody stands on",
         (6, 7),
         WIDE,
-        "errors logs",
-        "machine private secret channel preflight node_local terminal toml_file",
+        "errors channel growing_logs trainer",
+        "machine signals program private secret preflight node_local terminal toml_file",
     ),
 ]
 TRAINING = [

@@ -14,7 +14,7 @@ import threading
 import time
 from pathlib import Path
 
-from cluster.rundir import only_launcher_of
+from cluster.lock import only_launcher_of
 
 TICKS = 10
 """Times a second that every rank writes."""

@@ -22,12 +22,13 @@ from pathlib import Path
 from typing import Any
 
 from cluster.allocation import Allocation, Host, RankPlace, from_slurm, parse_granted_gpus
+from cluster.attempt import gather_witnesses
 from cluster.channel import Listener, beat_every, connect
 from cluster.command import launch_command
+from cluster.decide import decide
 from cluster.environment import mpirun_environment, rank_environment
 from cluster.goodput import PARTS as PARTS_OF_TIME
 from cluster.hostfile import hostfile_text
-from cluster.launch import gather_witnesses
 from cluster.machine import die_with_parent
 from cluster.mpirun import OPEN_MPI_5, Mpirun
 from cluster.plan import ResourcePlan, batch_script
@@ -35,7 +36,6 @@ from cluster.preflight import node_facts
 from cluster.rundir import Attempt, create_directories
 from cluster.signals import Requests
 from cluster.supervise import Supervision, question_for_stacks
-from cluster.verdict import decide
 from cluster.watch import LONGEST_STACKS, NO_BEAT
 from cluster.watchdog import RankView
 
@@ -171,9 +171,7 @@ def records(nodes: int) -> dict[str, Any]:
             mpirun = ["sh", "-c", f"while [ ! -e {over} ]; do sleep 0.01; done"]
             script: Any = Script(iter(list(life(granted, end))), over)
             requests = Requests(lambda: "")
-            supervision = Supervision(
-                mpirun, dict(os.environ), {}, granted, attempt, script, requests, 120.0, lambda event, **facts: None
-            )
+            supervision = Supervision(mpirun, dict(os.environ), {}, granted, attempt, script, requests, 120.0)
             gc.collect()
             gc.freeze()  # the script is no part of what is measured
             begin = time.perf_counter()

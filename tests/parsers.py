@@ -88,7 +88,7 @@ def metrics(data: bytes, folder: Path) -> object:
 
 
 def run_directory(data: bytes, folder: Path) -> object:
-    from cluster.request import read_request
+    from cluster.request_file import read_request
     from training.report.run import read_run
 
     (folder / "attempt-0001").mkdir(exist_ok=True)

@@ -88,13 +88,13 @@ def options_table(rows: Iterable[Iterable[str]]) -> list[str]:
 
 def cluster_commands() -> Iterator[str]:
     """Each verb; the options that several take stand once, before them."""
-    parsers = {verb: import_module(f"cluster.{module}").parser() for verb, (module, *_) in VERBS.items()}
+    parsers = {verb: import_module(f"cluster.{verb}").parser() for verb in VERBS}
     common = OptionParser("", "", "")
     add_place_options(common)
     yield "### Where and how ranks start\n"
     yield f"Options of {', '.join(f'`{verb}`' for verb in PLACED)}.\n"
     yield from options_table(of_actions(common))
-    for verb, (_, what, *_) in VERBS.items():
+    for verb, what in VERBS.items():
         known = common if verb in PLACED else None
         also = ""
         if verb in LIKE_SUBMIT:

@@ -9,7 +9,7 @@ import pytest
 
 from cluster import RequestError, Run, submit
 from cluster.keywords import SubmitOptions, command_words
-from cluster.submit import parser
+from cluster.request import parser
 from conftest import ROOT, Mpi
 from slurm_lab import SlurmLab
 from waiting import wait_until

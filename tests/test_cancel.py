@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 
 from cluster import cancel, resubmit
-from cluster.cancel import became, element_of, read_holder
+from cluster.cancel import became
 from cluster.errors import LauncherError, RequestError
-from cluster.request import read_request, record_request
+from cluster.lock import only_launcher_of, read_holder
+from cluster.request_file import read_request, record_request
 from cluster.run_state import RunState, Snapshot
-from cluster.rundir import only_launcher_of
+from cluster.stop import element_of
 from conftest import ROOT
 from waiting import wait_until
 
@@ -159,7 +160,7 @@ def test_a_process_that_does_not_hold_the_run_is_not_signalled(tmp_path: Path) -
 def test_the_lock_tells_who_holds_a_run(tmp_path: Path) -> None:
     (tmp_path / "launcher.lock").write_text("process 4711 on n1, job 12, start 0\n")
 
-    assert read_holder(tmp_path) == (4711, "n1", "12")
+    assert read_holder(tmp_path) == (4711, "n1", "12", 0)
 
 
 def test_of_an_array_only_the_element_is_cancelled() -> None:

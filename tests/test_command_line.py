@@ -30,7 +30,7 @@ def test_without_a_verb_the_help_is_shown(arguments: list[str], capsys: pytest.C
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_every_verb_has_a_command_and_a_line_of_help(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert callable(import_module(f"cluster.{VERBS[verb][0]}").main)
+    assert callable(import_module(f"cluster.{verb}").main)
 
     with pytest.raises(SystemExit, match=r"^0$"):
         main([verb, "--help"])
@@ -55,7 +55,7 @@ def test_the_help_imports_no_module_of_a_verb() -> None:
 
     loaded = done.stdout.splitlines()[-1]
     assert "cluster.__main__" in loaded
-    for module in ("argparse", "cluster.options", *(f"cluster.{module}" for module, _ in VERBS.values())):
+    for module in ("argparse", "cluster.options", *(f"cluster.{verb}" for verb in VERBS)):
         assert f"'{module}'" not in loaded
 
 

@@ -11,7 +11,7 @@ import pytest
 from cluster import launch
 from cluster.config_file import Arguments, resolve_arguments
 from cluster.errors import RequestError
-from cluster.submit import parser
+from cluster.request import parser
 from conftest import ROOT
 
 RUN = """

@@ -26,22 +26,21 @@ from cluster.events import record_event
 from cluster.explain import main as explain
 from cluster.hostfile import hostfile_text
 from cluster.launch import parser as launch_parser
-from cluster.log_view import main as logs
-from cluster.logs import say
+from cluster.logs import main as logs
 from cluster.mpirun import HYDRA, OPEN_MPI_4, OPEN_MPI_5, Mpirun, program_of
 from cluster.nodelist import expand_nodelist
 from cluster.options import environment_pair, run
 from cluster.plan import batch_script, check_sbatch_options, log_pattern
 from cluster.records import Records, read_records
-from cluster.request import read_request, record_request
+from cluster.request import parser as submit_parser
+from cluster.request_file import read_request, record_request
+from cluster.run_file import read_json, write_json
 from cluster.rundir import Attempt, check_experiment_name, run_directory
-from cluster.runfile import read_json, write_json
 from cluster.slurm import facts_of
 from cluster.status import main as status
 from cluster.submit import main as submit
-from cluster.submit import parser as submit_parser
 from cluster.sweep_file import Element, Sweep, read_sweep, written
-from cluster.terminal import plain, plain_bytes
+from cluster.terminal import plain, plain_bytes, say
 from conftest import ROOT, Mpi
 from report_runs import make_run
 from slurm_lab import SlurmLab
@@ -308,7 +307,7 @@ def test_every_field_of_a_request_takes_or_refuses_it_and_a_dry_run_writes_nothi
 ) -> None:
     monkeypatch.chdir(tmp_path)
     parser = submit_parser()
-    monkeypatch.setattr("cluster.submit.parser", lambda: parser)
+    monkeypatch.setattr("cluster.request.parser", lambda: parser)
     monkeypatch.setattr("cluster.explain.submit_parser", submit_parser)
     statuses = []
     for number, text in enumerate(STRINGS):

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from cluster.logs import say
 from cluster.records import read_records
+from cluster.terminal import say
 from conftest import ROOT, Mpi
 from waiting import wait_until
 

@@ -12,9 +12,9 @@ import pytest
 
 from cluster.errors import RequestError
 from cluster.growing_logs import CHUNK, LONGEST_LINE, GrowingLog, prefixed
-from cluster.log_view import main
-from cluster.request import record_request
-from cluster.rundir import only_launcher_of
+from cluster.lock import only_launcher_of
+from cluster.logs import main
+from cluster.request_file import record_request
 from conftest import ROOT
 
 TRACEBACK = """\
@@ -263,7 +263,7 @@ def test_the_log_of_a_job_goes_on_with_its_next_attempt_and_no_line_comes_twice(
     with only_launcher_of(run_dir):
         make_attempt(run_dir, 1, job_id="12")
         (run_dir / "a-12.log").write_text("first\n")
-        command = [sys.executable, "-m", "cluster.log_view", str(run_dir), "--follow", "--launcher"]
+        command = [sys.executable, "-m", "cluster.logs", str(run_dir), "--follow", "--launcher"]
         environ = {**os.environ, "PATH": ""}
         follower = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT, env=environ
@@ -320,7 +320,7 @@ def test_following_goes_on_through_a_requeue_and_ends_with_the_run(tmp_path: Pat
     run_dir = tmp_path / "a"
     with only_launcher_of(run_dir):
         first = make_attempt(run_dir, 1, ("before\n", ""), job_id="12")
-        command = [sys.executable, "-m", "cluster.log_view", str(run_dir), "--follow", "-n", "1"]
+        command = [sys.executable, "-m", "cluster.logs", str(run_dir), "--follow", "-n", "1"]
         follower = subprocess.Popen(
             command,
             stdout=subprocess.PIPE,

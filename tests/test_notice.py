@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 
 from cluster.errors import RequestError
-from cluster.notice import END, FAULT, REQUEUE, START, Notices, Webhook, notice, read_webhook
+from cluster.notice import FAULT, START, Notices, Webhook, notice, read_webhook
+from cluster.sequel import END, REQUEUE
 from conftest import ROOT
 
 FAILS_ONCE = "import os, sys; new = not os.path.exists(sys.argv[1]); open(sys.argv[1], 'w'); sys.exit(5 if new else 0)"
@@ -130,7 +131,7 @@ def test_whatever_is_wrong_with_the_other_end_is_a_warning(
             listener.listen()
             threading.Thread(target=behaves, args=(listener,), daemon=True).start()
         notices = Notices(Webhook(f"http://127.0.0.1:{listener.getsockname()[1]}/secret", {}))
-        notices.tell(notice(START, "a", tmp_path, 1, "2 nodes", None))
+        notices.tell(notice(START, tmp_path, 1, "2 nodes", None))
         notices.close()
 
     [event] = [json.loads(line) for line in (tmp_path / "events.jsonl").read_text().splitlines()]
@@ -167,6 +168,6 @@ def test_nothing_is_queued_with_a_file_that_will_not_do(tmp_path: Path) -> None:
 def test_a_requeue_is_told_with_its_job(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SLURM_JOB_ID", "7")
     verdict = {"kind": "node lost", "status": 71, "summary": "the host fell silent", "rank": 2, "host": "n2"}
-    told = notice(REQUEUE, "a", Path("/runs/a"), 1, "2 nodes", verdict)
+    told = notice(REQUEUE, Path("/runs/a"), 1, "2 nodes", verdict)
     assert told["text"] == "a (job 7): node lost, exit status 71, rank 2 on n2: the host fell silent; queued again"
     assert (told["job_id"], told["event"]) == ("7", REQUEUE)

@@ -48,11 +48,11 @@ def test_a_rank_that_stands_where_the_plan_says_is_let_through() -> None:
         (1, 4, 1, GPUS, "should be on n1 by the plan"),
         (3, 4, 0, GPUS, "has local rank 0, the plan wants 1"),
         (3, 4, 1, ["0"], "sees 1 GPU, the plan gives it GPU 1 of 2: ask Slurm with --gpus-per-node"),
-        (3, 4, 1, None, "sees 0 GPUs"),
+        (3, 4, 1, [], "sees 0 GPUs"),
     ],
 )
 def test_every_difference_from_the_plan_is_said(
-    rank: int, size: int, local_rank: int, visible: list[str] | None, message: str
+    rank: int, size: int, local_rank: int, visible: list[str], message: str
 ) -> None:
     problem = mismatch(TWO_BY_TWO, rank, size, local_rank, visible, on_n2)
 

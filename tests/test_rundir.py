@@ -8,15 +8,10 @@ from pathlib import Path
 import pytest
 
 from cluster.errors import RequestError
-from cluster.rundir import (
-    check_experiment_name,
-    create_directories,
-    name_run_directory,
-    next_attempt,
-    only_launcher_of,
-    run_directory,
-)
-from cluster.runfile import close_unfinished_attempts, put_damaged_aside, read_run, record_attempt
+from cluster.lock import only_launcher_of
+from cluster.run_file import close_unfinished_attempts, put_damaged_aside, read_run, record_attempt
+from cluster.rundir import check_experiment_name, create_directories, next_attempt, run_directory
+from cluster.trainer import name_run_directory
 
 TRAIN = ["/venv/bin/python", "-m", "training.train_llm"]
 
@@ -151,7 +146,7 @@ def test_a_lock_of_an_earlier_start_of_this_job_is_waited_for_and_then_ignored(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SLURM_JOB_ID", "7")
-    monkeypatch.setattr("cluster.rundir.LEASE", 0.2)
+    monkeypatch.setattr("cluster.lock.LEASE", 0.2)
     with only_launcher_of(tmp_path / "run"):
         with pytest.raises(RequestError, match="is in use by process"):
             with only_launcher_of(tmp_path / "run"):

@@ -116,7 +116,7 @@ def test_attempts_of_an_earlier_job_do_not_count() -> None:
 def test_the_same_fault_three_times_without_progress_ends_with_its_own_status() -> None:
     same = attempts(50, 50, 50)
     for attempt in same:
-        attempt["verdict"] = verdict("rank crash").to_json()
+        attempt["verdict"] = verdict("rank crash")._asdict()
 
     then = sequel(verdict("rank crash"), same, IN_A_JOB)
 

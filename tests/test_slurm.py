@@ -4,18 +4,22 @@ from pathlib import Path
 
 import pytest
 
-from cluster import slurm
+from cluster import own_job
+from cluster.jobs import parse_detail
+from cluster.requeue import hosts_to_avoid, requeue
 
 RUNNING = "JobState=RUNNING Reason=None Restarts=0 EndTime=2026-03-01T12:00:00 PreemptTime=None ExcNodeList=(null)"
-NOON = slurm.queued_at("EligibleTime=2026-03-01T12:00:00")
+NOON = own_job.queued_at("EligibleTime=2026-03-01T12:00:00")
 
 
 def test_a_warning_shortly_before_the_jobs_end_is_for_its_time_limit() -> None:
     assert NOON is not None
-    assert slurm.why_warned(RUNNING, NOON - 120) == "time limit"
-    assert slurm.why_warned(RUNNING, NOON - 7200) == "signal"
-    assert slurm.why_warned(RUNNING.replace("PreemptTime=None", "PreemptTime=2026-03-01T11:00:00"), NOON) == "preempted"
-    assert slurm.why_warned(None, NOON) == "signal"
+    assert own_job.why_warned(RUNNING, NOON - 120) == "time limit"
+    assert own_job.why_warned(RUNNING, NOON - 7200) == "signal"
+    assert (
+        own_job.why_warned(RUNNING.replace("PreemptTime=None", "PreemptTime=2026-03-01T11:00:00"), NOON) == "preempted"
+    )
+    assert own_job.why_warned(None, NOON) == "signal"
 
 
 @pytest.mark.parametrize(
@@ -28,7 +32,7 @@ def test_a_warning_shortly_before_the_jobs_end_is_for_its_time_limit() -> None:
     ],
 )
 def test_why_a_job_is_stopped_is_told_by_its_state_at_that_moment(detail: str, reason: str) -> None:
-    assert slurm.why_stopped(detail, restart_count=0) == reason
+    assert own_job.why_stopped(detail, restart_count=0) == reason
 
 
 def fake_scontrol(folder: Path, monkeypatch: pytest.MonkeyPatch, detail: str) -> Path:
@@ -52,7 +56,7 @@ def test_a_job_is_queued_again_away_from_a_host_and_from_those_it_avoids_already
     detail = RUNNING.replace("(null)", "n[7-8]") + " Partition=main NumNodes=1"
     asked = fake_scontrol(tmp_path, monkeypatch, detail)
 
-    assert slurm.requeue("5", 0, 2, ["n2"]) is None
+    assert requeue("5", 0, 2, ["n2"]) is None
 
     assert asked.read_text() == "requeue 5\nupdate JobId=5 ExcNodeList=n7,n8,n2\n"
 
@@ -73,14 +77,14 @@ def test_a_job_is_kept_from_the_hosts_it_lost_but_never_from_so_many_that_it_can
     lost: list[str], needed: int, avoided: list[str]
 ) -> None:
     usable = ["n1", "n2", "n3", "n4", "user"]
-    assert slurm.hosts_to_avoid(["user", "n1"], [*lost], usable, needed) == avoided
+    assert hosts_to_avoid(["user", "n1"], [*lost], usable, needed) == avoided
 
 
 @pytest.mark.parametrize("reason", ["JobState=COMPLETING Reason=None", "JobState=CANCELLED Reason=None"])
 def test_a_cancelled_job_is_never_queued_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reason: str) -> None:
     asked = fake_scontrol(tmp_path, monkeypatch, f"{reason} Restarts=0")
 
-    assert slurm.requeue("5", 0, 2) == "it was cancelled"
+    assert requeue("5", 0, 2) == "it was cancelled"
     assert asked.read_text() == ""
 
 
@@ -89,14 +93,14 @@ def test_a_job_that_slurm_has_queued_again_itself_is_left_alone(
 ) -> None:
     asked = fake_scontrol(tmp_path, monkeypatch, "JobState=RUNNING Reason=None Restarts=1")
 
-    assert slurm.requeue("5", 0, 2) is None
+    assert requeue("5", 0, 2) is None
     assert asked.read_text() == ""
 
 
 def test_a_job_at_its_time_limit_may_still_be_queued_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = fake_scontrol(tmp_path, monkeypatch, "JobState=COMPLETING Reason=TimeLimit Restarts=0")
 
-    assert slurm.requeue("5", 0, 2) is None
+    assert requeue("5", 0, 2) is None
     assert asked.read_text() == "requeue 5\n"
 
 
@@ -110,4 +114,5 @@ JobId=7 JobName=a JobState=COMPLETED ExitCode=0:0
    Comment=x JobState=COMPLETED ExitCode=0:0
    StdOut=/home/u/ExitCode=0:0 JobState=COMPLETED
 """
-    assert slurm.parse_job_detail(detail) == slurm.JobState("FAILED", "NonZeroExitCode", 3, 0)
+    job = parse_detail(detail)
+    assert (job.state, job.reason, job.exit_code, job.signal) == ("FAILED", "NonZeroExitCode", 3, 0)

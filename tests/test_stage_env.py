@@ -114,6 +114,7 @@ def test_a_node_that_cannot_have_it_is_quoted_and_the_rest_is_cleaned(
     (tmp_path / "srun").chmod(0o755)
     (tmp_path / "sbcast").symlink_to("/bin/true")
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
     program = [str(environment / "bin/python"), "a.py"]
     with staged(str(tmp_path), program, JOB, lambda: False) as running:
         assert running == program
@@ -128,6 +129,7 @@ def test_a_job_that_is_told_to_stop_does_not_wait_for_the_copy(
     (tmp_path / "srun").chmod(0o755)
     (tmp_path / "sbcast").symlink_to("/bin/true")
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
     monkeypatch.setattr(stage_env, "CLEAN_WITHIN", 0.1)
     with staged(str(tmp_path), [str(environment / "bin/python")], JOB, lambda: True):
         assert "the job was told to stop" in capsys.readouterr().out

@@ -11,12 +11,13 @@ import pytest
 from cluster.errors import RequestError
 from cluster.goodput import PARTS
 from cluster.jobs import Job, look_up, parse_accounted, parse_queue, with_positions
+from cluster.lock import launcher_holds, only_launcher_of
 from cluster.progress import last_rows, progress
-from cluster.request import record_request
+from cluster.request_file import record_request
 from cluster.run_state import Snapshot, look, state_of, states
-from cluster.rundir import launcher_holds, only_launcher_of
 from cluster.runs import all_runs, find_run
-from cluster.status import frame, gpu_hours, main, table
+from cluster.status import frame, gpu_hours, main
+from cluster.terminal import table
 from conftest import ROOT
 
 CRASHED: dict[str, Any] = {
@@ -212,7 +213,7 @@ def test_a_run_that_was_only_asked_for_is_in_the_list(tmp_path: Path, slurm_says
     slurm_says(squeue="12|PENDING|Dependency|N/A|gpu|0|12|N/A\n")
 
     [run] = map(look, all_runs(tmp_path / "out"))
-    [state], _ = states([run])
+    [(state, _)] = states([run])
 
     assert str(state) == "queued (Dependency)"
 
@@ -237,7 +238,7 @@ def test_right_after_a_requeue_the_state_is_what_any_program_of_slurm_knows(
 ) -> None:
     slurm_says(**answers)
 
-    [found], _ = states([look(requeued(make_run(tmp_path / "out", attempts=[saved()])))])
+    [(found, _)] = states([look(requeued(make_run(tmp_path / "out", attempts=[saved()])))])
 
     assert str(found) == state
 

@@ -105,7 +105,8 @@ def remembered(self, indices, out=None):
 def counted(self, tokens):
     if self.training:
         with open(os.environ["TRAINED_ON"], "a") as file:
-            print(*(index_of[key] for row in tokens if (key := row.numpy().tobytes()) in index_of), sep="\\n", file=file)
+            keys = [row.numpy().tobytes() for row in tokens]
+            print(*(index_of[key] for key in keys if key in index_of), sep="\\n", file=file)
     return forward(self, tokens)
 Blocks.take, TokenLoss.forward = remembered, counted
 """

@@ -7,8 +7,10 @@ from typing import Any
 import pytest
 
 from cluster.allocation import Allocation, Host
+from cluster.decide import Witnesses, decide
+from cluster.repeated import no_progress
 from cluster.rundir import Attempt
-from cluster.verdict import Verdict, Witnesses, decide, next_command, no_progress, verdict_lines
+from cluster.verdict import Verdict, next_command, verdict_lines
 
 TWO_BY_TWO = Allocation("slurm", (Host("n1", 2, 2, 4), Host("n2", 2, 2, 4)))
 ATTEMPT = Attempt(2, Path("/out/a"), Path("/out/a/attempt-0002"), Path("/out/a/attempt-0002/logs"))

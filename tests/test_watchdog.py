@@ -10,7 +10,7 @@ from cluster.watchdog import (
     WINDOW,
     WINDOWS,
     RankView,
-    blame,
+    blame_hang,
     hangs,
     silent_hosts,
     stragglers,
@@ -113,7 +113,7 @@ def answered(seen: RankView, file: str, line: int = 1, name: str = "f") -> RankV
 def test_the_stopped_rank_is_blamed_not_those_that_wait_for_it() -> None:
     views = [view(0, beat(at="agree")), view(1, beat(at="agree")), view(2, beat(at="agree"), state="T")]
 
-    guilty = blame(views)
+    guilty = blame_hang(views)
 
     assert guilty.rank == 2
     assert "is stopped" in guilty.summary
@@ -128,7 +128,7 @@ def test_the_stopped_rank_is_blamed_not_those_that_wait_for_it() -> None:
     ids=["a step behind", "a place behind"],
 )
 def test_the_rank_that_is_behind_is_blamed(beats: list[dict[str, Any]]) -> None:
-    guilty = blame(world(*beats))
+    guilty = blame_hang(world(*beats))
 
     assert guilty.rank == 2
     assert guilty.summary.startswith("is behind: in ")
@@ -140,7 +140,7 @@ def test_one_rank_that_has_gone_ahead_alone_is_the_odd_one() -> None:
         answered(seen, "torch/autograd/graph.py", name="_engine_run_backward")
     answered(views[3], "torch/distributed/distributed_c10d.py", name="all_reduce")
 
-    assert blame(views).rank == 3
+    assert blame_hang(views).rank == 3
 
 
 def test_at_equal_progress_the_rank_with_another_stack_is_blamed() -> None:
@@ -149,7 +149,7 @@ def test_at_equal_progress_the_rank_with_another_stack_is_blamed() -> None:
     answered(views[1], "model.py", 7, "spin")
     answered(views[2], "torch/autograd/graph.py", name="_engine_run_backward")
 
-    guilty = blame(views)
+    guilty = blame_hang(views)
 
     assert guilty.rank == 1
     assert guilty.summary == 'stands elsewhere than the others: File "model.py", line 7 in spin'
@@ -160,13 +160,13 @@ def test_of_two_ranks_the_one_that_does_not_wait_is_blamed() -> None:
     answered(views[0], "torch/autograd/graph.py", name="_engine_run_backward")
     answered(views[1], "model.py")
 
-    assert blame(views).rank == 1
+    assert blame_hang(views).rank == 1
 
 
 def test_a_rank_whose_watcher_does_not_answer_is_named() -> None:
     views = [answered(view(0, beat(), at=100.0), "a.py"), view(1, beat(), at=90.0)]
 
-    guilty = blame(views)
+    guilty = blame_hang(views)
 
     assert guilty.rank == 1
     assert "does not answer" in guilty.summary

@@ -16,10 +16,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from cluster.allocation import Host
 from cluster.errors import LAUNCHER, NODE
 from cluster.goodput import account
 from cluster.private import private
-from cluster.rundir import Attempt
+from cluster.rundir import Attempt, attempt_of
+from cluster.verdict import LAUNCHER_FAILED, NODE_LOST, Verdict
+
+RUN_FILE = "run.json"
 
 
 def write_json(path: Path, data: Any, indent: int | None = 1) -> None:
@@ -44,28 +48,27 @@ def read_json(path: Path) -> Any:
 
 def read_run(run_dir: Path) -> dict[str, Any]:
     """run.json, or that of a run without attempts."""
-    run: dict[str, Any] = read_json(run_dir / "run.json") or {"experiment": run_dir.name, "attempts": []}
+    run: dict[str, Any] = read_json(run_dir / RUN_FILE) or {"experiment": run_dir.name, "attempts": []}
     run.setdefault("excluded_hosts", [])
     return run
 
 
-def record_attempt(attempt: Attempt, facts: Mapping[str, Any]) -> dict[str, Any]:
-    """Add or update one attempt in run.json; all that is known of it."""
+def record_attempt(attempt: Attempt, facts: Mapping[str, Any]) -> None:
+    """Add or update one attempt in run.json."""
     run = read_run(attempt.run_dir)
     attempts: dict[int, dict[str, Any]] = {entry["attempt"]: entry for entry in run["attempts"]}
     attempts[attempt.number] = {**attempts.get(attempt.number, {}), "attempt": attempt.number, **facts}
     run["attempts"] = list(attempts.values())
-    write_json(attempt.run_dir / "run.json", run)
-    return attempts[attempt.number]
+    write_json(attempt.run_dir / RUN_FILE, run)
 
 
 def put_damaged_aside(run_dir: Path) -> None:
     """Let the run go on where its run.json cannot be read, as after a loss of power. For the launcher alone."""
-    path = run_dir / "run.json"
+    path = run_dir / RUN_FILE
     try:
         read_json(path)
     except ValueError:
-        path.rename(path.with_name("run.json.damaged"))
+        path.rename(path.with_name(f"{RUN_FILE}.damaged"))
 
 
 def close_unfinished_attempts(run_dir: Path, job_id: str | None) -> None:
@@ -73,26 +76,26 @@ def close_unfinished_attempts(run_dir: Path, job_id: str | None) -> None:
 
     Where Slurm has queued this very job again, it was the launcher's host that was lost.
     """
-    from cluster.verdict import LAUNCHER_FAILED, NODE_LOST, Verdict  # the commands that only read need none of it
-
     run = read_run(run_dir)
     unfinished = [entry for entry in run["attempts"] if "verdict" not in entry]
     for entry in unfinished:
-        path = run_dir / f"attempt-{entry['attempt']:04d}"
-        ended = max((file.stat().st_mtime for file in path.rglob("*")), default=entry["started"])
+        ended = max(
+            (file.stat().st_mtime for file in attempt_of(run_dir, entry["attempt"]).path.rglob("*")),
+            default=entry["started"],
+        )
         verdict = Verdict(LAUNCHER_FAILED, LAUNCHER, "the launcher was killed before it could say how this ended")
         if job_id is not None and entry.get("job_id") == job_id:
-            host = entry["hosts"][0][0]
+            host = Host(*entry["hosts"][0]).name
             verdict = Verdict(NODE_LOST, NODE, f"{host} was lost, and the launcher with it", host=host)
         seconds = ended - entry["started"]
         spent = account(entry.get("queued"), entry["started"], ended, None, kept=False)
         accounting = {**spent, "start": 0.0, "lost": seconds}
-        entry |= {"ended": ended, "seconds": seconds, "verdict": verdict.to_json(), "accounting": accounting}
+        entry |= {"ended": ended, "seconds": seconds, "verdict": verdict._asdict(), "accounting": accounting}
     if unfinished:
-        write_json(run_dir / "run.json", run)
+        write_json(run_dir / RUN_FILE, run)
 
 
 def exclude_host(run_dir: Path, host: str) -> None:
     """Write down a host that the present job leaves out from now on."""
     run = read_run(run_dir)
-    write_json(run_dir / "run.json", {**run, "excluded_hosts": list(dict.fromkeys([*run["excluded_hosts"], host]))})
+    write_json(run_dir / RUN_FILE, {**run, "excluded_hosts": list(dict.fromkeys([*run["excluded_hosts"], host]))})
