@@ -23,17 +23,22 @@ LAUNCHERS = ("RANK", "WORLD_SIZE", "OMPI_", "PMI", "PRTE", "SLURM_", "MASTER_", 
 LONGEST_RUN_SECONDS = 60
 
 
+def environment(**more: str) -> dict[str, str]:
+    """This process's environment without any launcher's variables, for ranks of one thread."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(LAUNCHERS)}
+    return kept | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"} | more
+
+
 class ForkedRanks:
     """The test's end: a process that carries out orders."""
 
     def __init__(self) -> None:
-        environ = {name: value for name, value in os.environ.items() if not name.startswith(LAUNCHERS)}
         self._server = subprocess.Popen(
             [sys.executable, __file__],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env=environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "TOKENIZERS_PARALLELISM": "false"},
+            env=environment(TOKENIZERS_PARALLELISM="false"),
         )
 
     def run(

@@ -145,7 +145,9 @@ GPUS = {"cuda": "13.0", "gpus": ["NVIDIA H100"], "memory": [[75, 80]], "nccl": "
     ],
     ids=["fit", "in use", "no compiler", "torch for CPUs", "not granted", "login node"],
 )
-def test_gpus(change: dict[str, object], devices: int, compiler: str | None, levels: list[str]) -> None:
+def test_gpus_are_found_fit_or_not(
+    change: dict[str, object], devices: int, compiler: str | None, levels: list[str]
+) -> None:
     assert [finding.level for finding in gpu_findings({**GPUS, **change}, devices, compiler)] == levels
 
 
@@ -177,7 +179,9 @@ def test_the_file_system_is_that_of_the_nearest_mount() -> None:
     ("files", "locked", "infiniband", "levels"),
     [(1024, -1, True, [OK]), (512, -1, False, [WARN]), (4096, 65536, True, [WARN]), (4096, 65536, False, [OK])],
 )
-def test_limits(files: int, locked: int, infiniband: bool, levels: list[str]) -> None:
+def test_limits_are_too_low_only_where_they_are_needed(
+    files: int, locked: int, infiniband: bool, levels: list[str]
+) -> None:
     assert [finding.level for finding in limit_findings(files, locked, infiniband)] == levels
 
 

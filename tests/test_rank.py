@@ -210,13 +210,13 @@ def test_atexit_and_threads_finish_and_a_crash_in_the_interpreters_tear_down_can
     tmp_path: Path,
 ) -> None:
     text = (
-        "import atexit, os, threading, time\n"
+        "import atexit, os, threading\n"
         "class Native:\n"
         "    def __del__(self): os.abort()\n"
         "native = Native()\n"
         "native.itself = native\n"
         "atexit.register(print, 'atexit')\n"
-        "threading.Thread(target=lambda: (time.sleep(0.2), print('thread'))).start()\n"
+        "threading.Thread(target=lambda: (threading.main_thread().join(), print('thread'))).start()\n"
     )
     (tmp_path / "direct.py").write_text(text)
 
@@ -330,26 +330,6 @@ def test_odd_but_complete_programs_are_complete(tmp_path: Path, text: str) -> No
 def test_odd_exceptions_are_recorded_as_exceptions(tmp_path: Path, text: str) -> None:
     assert run_rank(tmp_path, script(tmp_path, text)).returncode == 1
     assert end_of(tmp_path, "failed")["outcome"] == "exception"
-
-
-def test_a_program_that_does_not_know_usr1_survives_it(tmp_path: Path) -> None:
-    text = "import os, signal, time\nos.kill(os.getppid(), signal.SIGUSR1)\ntime.sleep(0.5)\nprint('on')\n"
-
-    assert run_rank(tmp_path, script(tmp_path, text)).returncode == 0
-
-
-def test_usr1_reaches_the_program_once(tmp_path: Path) -> None:
-    text = (
-        "import os, signal, time\n"
-        "came = []\n"
-        "signal.signal(signal.SIGUSR1, lambda *_: (print('usr1', flush=True), came.append(1)))\n"
-        "os.kill(os.getppid(), signal.SIGUSR1)\n"
-        "while not came: time.sleep(0.01)\n"
-        "time.sleep(0.5)\n"
-    )
-
-    assert run_rank(tmp_path, script(tmp_path, text)).returncode == 0
-    assert (tmp_path / "attempt-0001/logs/rank-0.log").read_text() == "usr1\n"
 
 
 def test_a_plan_that_cannot_be_read_says_what_all_nodes_need(tmp_path: Path) -> None:
