@@ -35,6 +35,7 @@ from cluster.doctor import lines, main
 from cluster.errors import RequestError
 from conftest import ROOT
 from slurm_lab import SlurmLab
+from stand_ins import stand_ins
 from training.check_hosts import by_host, slow_hosts, table
 
 CONFIG = """Configuration data as of 2026-03-01T12:00:00
@@ -112,11 +113,7 @@ def test_on_a_real_slurm_the_site_is_told(slurm: SlurmLab) -> None:
 
 def site(folder: Path, monkeypatch: pytest.MonkeyPatch, scontrol: str) -> None:
     """A PATH with a Slurm whose controller answers by this line of sh."""
-    (folder / "sbatch").write_text("#!/bin/sh\necho slurm 22.05.8\n")
-    (folder / "scontrol").write_text(f"#!/bin/sh\n{scontrol}\n")
-    for program in folder.iterdir():
-        program.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{folder}:/bin")
+    monkeypatch.setenv("PATH", stand_ins(folder, sbatch="echo slurm 22.05.8", scontrol=scontrol))
 
 
 def test_a_controller_that_does_not_answer_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -180,22 +177,19 @@ def test_gpus_are_found_fit_or_not(
 
 
 def test_packages_that_are_missing_are_named_with_the_command_that_brings_them(tmp_path: Path) -> None:
-    python = tmp_path / "python"
     answer = json.dumps({"versions": {"torch": "2.13.0", "transformers": None, "datasets": None, "tyro": "1.0"}})
-    python.write_text(f"#!/bin/sh\necho '{answer}'\n")
-    python.chmod(0o755)
-    finding = check_python(str(python), {})[-1]
+    stand_ins(tmp_path, python=f"echo '{answer}'")
+    finding = check_python(f"{tmp_path}/python", {})[-1]
     assert (finding.level, finding.found) == (WRONG, "transformers, datasets missing")
-    assert finding.fix.startswith(f"{python} -m pip install transformers datasets")
+    assert finding.fix.startswith(f"{tmp_path}/python -m pip install transformers datasets")
 
 
 def test_a_torch_that_cannot_be_imported_is_wrong_and_a_slow_one_is_warned_of(tmp_path: Path) -> None:
-    python, versions = tmp_path / "python", dict.fromkeys(PACKAGES, "1.0")
+    versions = dict.fromkeys(PACKAGES, "1.0")
 
     def told(**found: object) -> Finding:
-        python.write_text(f"#!/bin/sh\necho '{json.dumps({'versions': versions, **found})}'\n")
-        python.chmod(0o755)
-        return check_python(str(python), {})[2]
+        stand_ins(tmp_path, python=f"echo '{json.dumps({'versions': versions, **found})}'")
+        return check_python(f"{tmp_path}/python", {})[2]
 
     broken = told(error="ImportError: libcudart")
     slow = told(seconds=16.0, cuda=None, gpus=[])

@@ -14,6 +14,7 @@ from cluster.errors import RequestError
 from cluster.explain import allocation_of_job, bound_to, forwarded_by, main, words_of_sbatch
 from cluster.secret import masked
 from conftest import ROOT, Mpi
+from stand_ins import stand_ins
 
 WHERE = """
 import json, os, socket
@@ -23,7 +24,6 @@ print(json.dumps({"cpus": cpus, **{name: int(os.environ[name]) for name in names
 """
 
 SBATCH = """\
-#!/bin/sh
 [ "$1" = --test-only ] || exit 9
 cat > {folder}/script
 echo 'sbatch: Job 7 to start at 2026-01-31T12:00:00 using 4 processors on nodes n[1-2] in partition main' >&2
@@ -114,9 +114,7 @@ def test_uneven_tasks_without_gpus_are_shown_rank_by_rank(capsys: pytest.Capture
 def test_a_request_is_shown_with_its_script_and_what_sbatch_says_of_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "sbatch").write_text(SBATCH.format(folder=tmp_path))
-    (tmp_path / "sbatch").chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    monkeypatch.setenv("PATH", stand_ins(tmp_path, sbatch=SBATCH.format(folder=tmp_path)))
     monkeypatch.chdir(tmp_path)
 
     assert main(["--nodes", "2", "--gpus", "2", "--prepare-first", "--", "-e", "a"]) == 0

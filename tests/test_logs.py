@@ -16,6 +16,7 @@ from cluster.log_view import main
 from cluster.request import record_request
 from cluster.rundir import only_launcher_of
 from conftest import ROOT
+from stand_ins import stand_ins
 
 TRACEBACK = """\
 Traceback (most recent call last):
@@ -301,11 +302,8 @@ def test_following_one_attempt_ends_where_the_next_begins(
 def test_the_log_of_a_job_that_failed_before_its_launcher_began_is_shown(
     tmp_path: Path, capfdbinary: pytest.CaptureFixture[bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "sacct").write_text("#!/bin/sh\necho '12|FAILED|Unknown|gpu|12'\n")
-    (tmp_path / "sacct").chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}:/bin")
-    for missing in ("squeue", "scontrol"):
-        (tmp_path / missing).symlink_to("/bin/false")
+    away = dict.fromkeys(("squeue", "scontrol"), "exit 1")
+    monkeypatch.setenv("PATH", stand_ins(tmp_path, sacct="echo '12|FAILED|Unknown|gpu|12'", **away))
     record_request(tmp_path / "a", [], "12")
     (tmp_path / "a/a-12.log").write_text("module: not found\n")
 

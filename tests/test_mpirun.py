@@ -1,6 +1,5 @@
 """mpirun's three dialects: which one an executable speaks, and the whole command line in each."""
 
-import stat
 from pathlib import Path
 
 import pytest
@@ -20,6 +19,7 @@ from cluster.mpirun import (
     mpirun_command,
 )
 from conftest import Mpi
+from stand_ins import stand_ins
 
 UNEVEN = Allocation("ssh", (Host("b", 8, None, 0), Host("a", 4, None, 0)))
 
@@ -118,19 +118,14 @@ def test_looking_at_an_mpirun_and_asking_it_agree(mpi: Mpi) -> None:
 
 
 def test_an_mpirun_with_nothing_known_beside_it_is_asked(tmp_path: Path) -> None:
-    mpirun = tmp_path / "mpirun"
-    mpirun.write_text("#!/bin/sh\necho 'mpirun (Open MPI) 5.0.7'\n")
-    mpirun.chmod(mpirun.stat().st_mode | stat.S_IXUSR)
+    stand_ins(tmp_path, mpirun="echo 'mpirun (Open MPI) 5.0.7'")
 
-    assert dialect_of(str(mpirun)) is OPEN_MPI_5
+    assert dialect_of(f"{tmp_path}/mpirun") is OPEN_MPI_5
 
 
 def test_path_comes_before_the_mpirun_beside_this_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for folder in ("module", "venv"):
-        (tmp_path / folder).mkdir()
-        for name in ("mpirun", "orterun"):
-            (tmp_path / folder / name).write_text("#!/bin/sh\n")
-            (tmp_path / folder / name).chmod(0o755)
+        stand_ins(tmp_path / folder, mpirun="", orterun="")
     monkeypatch.setattr("sys.executable", str(tmp_path / "venv/python"))
 
     assert find_mpirun(None, {"PATH": str(tmp_path / "module")}).path == str(tmp_path / "module/mpirun")

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from cluster import slurm
+from stand_ins import stand_ins
 
 RUNNING = "JobState=RUNNING Reason=None Restarts=0 EndTime=2026-03-01T12:00:00 PreemptTime=None ExcNodeList=(null)"
 NOON = slurm.queued_at("EligibleTime=2026-03-01T12:00:00")
@@ -35,13 +36,9 @@ def fake_scontrol(folder: Path, monkeypatch: pytest.MonkeyPatch, detail: str) ->
     """A scontrol that shows this and writes down what else it is asked."""
     asked = folder / "asked"
     asked.touch()
-    (folder / "scontrol").write_text(
-        f'#!/bin/sh\nif [ "$1" = show ]; then echo "{detail}"; else echo "$@" >> {asked}; fi\n'
-    )
-    (folder / "sinfo").write_text("#!/bin/sh\nprintf 'n1 idle\\nn2 comp\\nn3 mix\\nn4 idle*\\nn7 idle\\nn8 down\\n'\n")
-    for name in ("scontrol", "sinfo"):
-        (folder / name).chmod(0o755)
-    monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
+    scontrol = f'if [ "$1" = show ]; then echo "{detail}"; else echo "$@" >> {asked}; fi'
+    sinfo = "printf 'n1 idle\\nn2 comp\\nn3 mix\\nn4 idle*\\nn7 idle\\nn8 down\\n'"
+    monkeypatch.setenv("PATH", stand_ins(folder, scontrol=scontrol, sinfo=sinfo))
     monkeypatch.setattr("signal.signal", lambda *_: None)
     return asked
 

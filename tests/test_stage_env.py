@@ -10,6 +10,7 @@ import pytest
 from cluster import stage_env
 from cluster.allocation import Allocation, Host
 from cluster.stage_env import archive_of, environment_key, file_sha256, main, staged, step_environment
+from stand_ins import stand_ins
 
 HERE = Allocation("local", (Host("localhost", 2, 0, 2),))
 JOB = Allocation("slurm", (Host("n1", 2, 0, 2), Host("n2", 2, 0, 2)))
@@ -110,10 +111,8 @@ def test_where_it_cannot_be_one_line_says_why_and_the_program_stays(
 def test_a_node_that_cannot_have_it_is_quoted_and_the_rest_is_cleaned(
     environment: Path, tmp_path: Path, monkeypatch, capsys
 ) -> None:
-    (tmp_path / "srun").write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/asked\necho "n2 is full"\nexit 4\n')
-    (tmp_path / "srun").chmod(0o755)
-    (tmp_path / "sbcast").symlink_to("/bin/true")
-    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    full = f'echo "$@" >> {tmp_path}/asked; echo "n2 is full"; exit 4'
+    monkeypatch.setenv("PATH", stand_ins(tmp_path, srun=full, sbcast=""))
     program = [str(environment / "bin/python"), "a.py"]
     with staged(str(tmp_path), program, JOB, lambda: False) as running:
         assert running == program
@@ -124,10 +123,7 @@ def test_a_node_that_cannot_have_it_is_quoted_and_the_rest_is_cleaned(
 def test_a_job_that_is_told_to_stop_does_not_wait_for_the_copy(
     environment: Path, tmp_path: Path, monkeypatch, capsys
 ) -> None:
-    (tmp_path / "srun").write_text("#!/bin/sh\nexec sleep 600\n")
-    (tmp_path / "srun").chmod(0o755)
-    (tmp_path / "sbcast").symlink_to("/bin/true")
-    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    monkeypatch.setenv("PATH", stand_ins(tmp_path, srun="exec sleep 600", sbcast=""))
     monkeypatch.setattr(stage_env, "CLEAN_WITHIN", 0.1)
     with staged(str(tmp_path), [str(environment / "bin/python")], JOB, lambda: True):
         assert "the job was told to stop" in capsys.readouterr().out

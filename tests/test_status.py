@@ -18,6 +18,7 @@ from cluster.rundir import launcher_holds, only_launcher_of
 from cluster.runs import all_runs, find_run
 from cluster.status import frame, gpu_hours, main, table
 from conftest import ROOT
+from stand_ins import stand_ins
 
 CRASHED: dict[str, Any] = {
     "attempt": 1,
@@ -142,7 +143,6 @@ def test_half_a_run_json_is_one_line_and_no_traceback(tmp_path: Path) -> None:
 # ── the list ──────────────────────────────────────────────────────────────────────────────────────
 
 SLURM = """\
-#!/bin/sh
 # Answers with the file that is named after it, and writes down that it was asked.
 echo "$(basename $0) $@" >> {folder}/asked
 exec cat {folder}/$(basename $0).txt
@@ -153,17 +153,13 @@ exec cat {folder}/$(basename $0).txt
 def slurm_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Put programs of Slurm on PATH that answer so; the others are missing. Its `asked` are the calls so far."""
     folder = tmp_path / "bin"
-    folder.mkdir()
-    monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
-    for missing in ("squeue", "scontrol", "sacct"):
-        (folder / missing).write_text("#!/bin/sh\nexit 1\n")
-        (folder / missing).chmod(0o755)
+    monkeypatch.setenv("PATH", stand_ins(folder, squeue="exit 1", scontrol="exit 1", sacct="exit 1"))
 
     class Says:
         def __call__(self, **answers: str) -> None:
             for program, answer in answers.items():
                 (folder / f"{program}.txt").write_text(answer)
-                (folder / program).write_text(SLURM.format(folder=folder))
+                stand_ins(folder, **{program: SLURM.format(folder=folder)})
 
         @property
         def asked(self) -> list[str]:

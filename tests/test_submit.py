@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from conftest import ROOT
+from stand_ins import stand_ins
 
 
 def submit(*arguments: str, cwd: Path = ROOT, **environ: str) -> subprocess.CompletedProcess[str]:
@@ -32,15 +33,10 @@ def no_slurm(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture
 def login_node(tmp_path: Path) -> str:
     """A PATH with an sbatch that must not be called."""
-    sbatch = tmp_path / "bin/sbatch"
-    sbatch.parent.mkdir()
-    sbatch.write_text("#!/bin/sh\ntouch called\n")
-    sbatch.chmod(0o755)
-    return f"{sbatch.parent}:/usr/bin:/bin"
+    return stand_ins(tmp_path / "bin", sbatch="touch called")
 
 
 SBATCH = """\
-#!/bin/sh
 # As sbatch answers: --test-only says nothing, --parsable takes the script from its input, submitit gives a file.
 cd {folder}
 [ "$1" = --test-only ] && exit 0
@@ -56,11 +52,7 @@ esac
 def queue(tmp_path: Path) -> Path:
     """The folder of a stand-in for Slurm: `called.<job id>` is the script of a job, `cancelled` the ids of scancel."""
     folder = tmp_path / "slurm"
-    folder.mkdir()
-    scripts = {"sbatch": SBATCH.format(folder=folder), "scancel": f"#!/bin/sh\necho $1 >> {folder}/cancelled\n"}
-    for name, text in scripts.items():
-        (folder / name).write_text(text)
-        (folder / name).chmod(0o755)
+    stand_ins(folder, sbatch=SBATCH.format(folder=folder), scancel=f"echo $1 >> {folder}/cancelled")
     return folder
 
 

@@ -18,6 +18,7 @@ from cluster.sweep import cost, others_unchanged
 from cluster.sweep_file import Element, Sweep, extended, read_sweep, written
 from conftest import ROOT, Mpi
 from slurm_lab import SlurmLab
+from stand_ins import stand_ins
 from waiting import wait_until
 
 
@@ -177,12 +178,7 @@ def test_a_sweeps_file_is_as_it_was_where_the_queue_refuses(tmp_path: Path) -> N
 @pytest.fixture
 def login_node(tmp_path: Path) -> str:
     """A PATH with Slurm's commands: arrays have at most 4 elements, and nothing may be submitted."""
-    folder = tmp_path / "bin"
-    folder.mkdir()
-    for name, text in {"sbatch": "touch called", "scontrol": "echo 'MaxArraySize = 4'"}.items():
-        (folder / name).write_text(f"#!/bin/sh\n{text}\n")
-        (folder / name).chmod(0o755)
-    return f"{folder}:/usr/bin:/bin"
+    return stand_ins(tmp_path / "bin", sbatch="touch called", scontrol="echo 'MaxArraySize = 4'")
 
 
 SMOKE = ["--preset", "smoke", "--max-steps", "2", "--max-eval-samples", "8", "--device", "cpu"]
