@@ -204,3 +204,15 @@ def test_the_rank_table_of_a_large_job_shows_both_ends() -> None:
     assert lines[1].split() == ["0", "0", "n0", "0", "0"]
     assert "(768 more)" in lines[17]
     assert lines[-1].split() == ["799", "99", "n99", "7", "7"]
+
+
+def test_a_plan_with_a_host_that_none_can_be_called_is_not_believed() -> None:
+    with pytest.raises(LauncherError, match=r"^the plan names a host '-oProxyCommand=x': wanted letters, digits"):
+        Allocation.from_json({"source": "ssh", "hosts": [["-oProxyCommand=x", 1, 0, 0]]})
+
+
+def test_more_hosts_than_any_job_has_are_refused_in_its_details_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cluster.allocation.MAX_HOSTS", 1)
+
+    with pytest.raises(RequestError, match=r"^the job's details name more than 1 hosts$"):
+        parse_granted_gpus(UNEVEN_JOB)

@@ -48,6 +48,12 @@ def test_an_unknown_verb_is_an_error_that_says_what_was_probably_meant(
     assert f"error: no verb '{given}': {words}" in capsys.readouterr().err
 
 
+def test_the_completion_is_printed_for_bash_to_read(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["completion", "bash"]) == 0
+
+    assert capsys.readouterr().out == bash_script()
+
+
 def test_the_help_imports_no_module_of_a_verb() -> None:
     code = "import sys; from cluster.__main__ import main; main(['--help']); print(sorted(sys.modules))"
 

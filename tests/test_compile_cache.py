@@ -73,6 +73,11 @@ def test_another_users_folder_is_not_used(disk: Path, tmp_path: Path) -> None:
     assert all(Path(place).is_relative_to(tmp_path / "compiled") for place in variables(disk, tmp_path).values())
 
 
+def test_a_folder_of_compiled_code_that_others_may_read_is_not_used(disk: Path, tmp_path: Path) -> None:
+    Path(variables(disk, tmp_path)["TRITON_CACHE_DIR"]).parent.chmod(0o755)
+    assert variables(disk, tmp_path) == {}
+
+
 def test_a_disk_from_which_no_code_may_be_loaded_is_not_used(disk: Path, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(compile_cache, "is_noexec", lambda folder: True)
     assert all(Path(place).is_relative_to(tmp_path / "compiled") for place in variables(disk, tmp_path).values())
@@ -102,6 +107,7 @@ def test_gpus_are_named_as_the_driver_does(tmp_path: Path) -> None:
         (tmp_path / f"0000:0{number}:00.0").mkdir()
         text = "Model: \t\t NVIDIA H200\nIRQ:   \t\t 16\n"
         (tmp_path / f"0000:0{number}:00.0/information").write_text(text)
+    (tmp_path / "0000:02:00.0/information").mkdir(parents=True)  # one of which the driver tells nothing
     assert gpu_models(tmp_path) == ["NVIDIA H200", "NVIDIA H200"]
     assert gpu_models(tmp_path / "no driver") == []
 

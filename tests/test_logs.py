@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -111,6 +112,18 @@ def test_a_log_that_was_cut_short_is_read_from_its_new_beginning(tmp_path: Path)
     assert read(log) == b"new\n"
 
 
+def test_of_a_log_whose_directory_has_gone_nothing_more_comes(tmp_path: Path) -> None:
+    (tmp_path / "logs").mkdir()
+    path = tmp_path / "logs/log"
+    log = GrowingLog(path, prefixed(""))
+    append(path, "one\n")
+    assert read(log) == b"one\n"
+
+    shutil.rmtree(tmp_path / "logs")
+
+    assert b"".join([read(log), *log.rest()]) == b""
+
+
 def test_of_a_log_that_was_rotated_the_rest_comes_first(tmp_path: Path) -> None:
     path = tmp_path / "log"
     log = GrowingLog(path, prefixed(""))
@@ -189,7 +202,8 @@ def test_errors_are_the_tracebacks_and_the_ranks_that_failed(logs: Callable[...,
     directory = make_attempt(tmp_path / "a", 1, (f"step 1\n{TRACEBACK}step 2\n", f"x\n{torch_style}y\n"), **ended())
     failed = {"rank": 1, "host": "n1", "state": "failed", "outcome": "exception", "status": 1, "step": 7}
     records = [{"rank": 1, "state": "started"}, {**failed, "detail": TRACEBACK}]
-    (directory.parent / "ranks.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    lines_of_records = [*map(json.dumps, records), '{"rank": 0, "state": "fai']  # the disk was full
+    (directory.parent / "ranks.jsonl").write_text("".join(f"{line}\n" for line in lines_of_records))
 
     lines = logs("a", "--errors")
 
