@@ -34,7 +34,7 @@ def read_progress(run_dir: Path) -> Progress:
         settings = (read_json(run_dir / "config.json") or {}).get("config", {})
     except (OSError, ValueError, AttributeError):
         settings = {}
-    return progress(last_rows(run_dir / "metrics.jsonl"), settings)
+    return progress(last_rows(run_dir / "metrics.jsonl"), settings if isinstance(settings, dict) else {})
 
 
 def last_rows(path: Path) -> list[dict[str, Any]]:

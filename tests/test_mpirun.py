@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from cluster.allocation import Allocation, Host
-from cluster.errors import LauncherError
+from cluster.errors import LauncherError, RequestError
 from cluster.hostfile import hostfile_text
 from cluster.mpirun import (
     HYDRA,
@@ -115,6 +115,27 @@ def test_looking_at_an_mpirun_and_asking_it_agree(mpi: Mpi) -> None:
 
     assert dialect_of(str(mpi.mpirun)).name == mpi.dialect
     assert dialect_from_version(str(mpi.mpirun), version).name == mpi.dialect
+
+
+def test_a_program_of_another_name_is_asked_what_it_is(tmp_path: Path) -> None:
+    stand_ins(tmp_path, launcher="echo 'HYDRA build details:'")
+
+    assert dialect_of(f"{tmp_path}/launcher") is HYDRA
+
+
+def test_a_program_that_cannot_be_asked_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "launcher").write_text("no program\n")
+
+    with pytest.raises(LauncherError, match=r"launcher --version did not answer: .*Permission denied"):
+        dialect_of(f"{tmp_path}/launcher")
+
+
+@pytest.mark.parametrize("value", ["--oversubscribe", ":"])
+def test_a_word_of_mpiruns_own_is_no_value(value: str) -> None:
+    with pytest.raises(RequestError, match=rf"^--bind-to {value}: that is no value, but a word of mpirun's own$"):
+        mpirun_command(
+            Mpirun("mpirun", OPEN_MPI_5), UNEVEN, hostfile="h", program=["true"], forward=[], wdir=".", bind_to=value
+        )
 
 
 def test_an_mpirun_with_nothing_known_beside_it_is_asked(tmp_path: Path) -> None:

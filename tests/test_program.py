@@ -40,6 +40,8 @@ def test_another_program_is_found_on_path() -> None:
         (["python", "no_such_script.py"], r"the script no_such_script\.py does not exist in /"),
         (["python", "-m", "no_such_module"], "the module 'no_such_module' does not exist"),
         (["python", "-m", "training.no_such_module"], "the module 'training.no_such_module' does not exist"),
+        (["python", "-m", ".a"], "the module '.a' does not exist"),
+        (["python", "-m", "__main__.a"], "the module '__main__.a' does not exist"),
         (["python", "-m", ""], "the module '' does not exist"),
         (["python"], "no script or module after python"),
     ],

@@ -108,3 +108,61 @@ JobId=7 JobName=a JobState=COMPLETED ExitCode=0:0
    StdOut=/home/u/ExitCode=0:0 JobState=COMPLETED
 """
     assert slurm.parse_job_detail(detail) == slurm.JobState("FAILED", "NonZeroExitCode", 3, 0)
+
+
+def test_accounting_tells_of_a_job_that_the_controller_has_forgotten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = "printf 'NODE_FAIL|0:0\\nCANCELLED by 0|0:15\\n'"
+    monkeypatch.setenv("PATH", stand_ins(tmp_path, scontrol="exit 1", sacct=rows))
+
+    state = slurm.job_state("5")
+
+    assert state == slurm.JobState("CANCELLED", "", 0, 15)
+    assert state.exit_status == 143
+
+
+def test_a_command_that_is_not_there_is_a_controller_that_is_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+
+    assert slurm.test_only("#!/bin/sh\n") is None
+    assert slurm.submit("#!/bin/sh\n", {})[1] is not None
+    refused = slurm.cancel("5")
+    assert refused is not None
+    assert slurm.is_down(refused)
+
+
+def test_hosts_that_slurm_calls_down_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", stand_ins(tmp_path, sinfo="printf 'n1 idle\\nn2 down*\\nn2 down*\\n'"))
+
+    assert slurm.down_hosts(["n1", "n2"]) == ["n2"]
+
+
+BACK_AT_THE_THIRD = """
+echo >> {folder}/asked
+[ $(wc -l < {folder}/asked) -ge 3 ] || exit 1
+{answer}"""
+
+
+def test_a_controller_that_is_down_for_a_while_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(slurm, "ASK_AGAIN_EVERY", 0.0)
+    monkeypatch.setattr("signal.signal", lambda *_: None)
+    monkeypatch.setattr("time.sleep", lambda _: None)
+    shows = BACK_AT_THE_THIRD.format(folder=tmp_path, answer="[ $1 != show ] || echo Restarts=1")
+    monkeypatch.setenv("PATH", stand_ins(tmp_path, scontrol=shows))
+
+    assert slurm.requeue("5", 0, 2) is None
+
+    (tmp_path / "asked").unlink()
+    pings = BACK_AT_THE_THIRD.format(folder=tmp_path, answer="echo Slurmctld is UP")
+    stand_ins(tmp_path, scontrol=pings)
+    slurm.wait_for_controller(lambda: False)
+    assert (tmp_path / "asked").read_text().count("\n") == 3
+
+
+def test_what_scontrol_says_against_a_requeue_is_the_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("signal.signal", lambda *_: None)
+    says = f'if [ $1 = show ]; then echo "{RUNNING}"; else echo Access/permission denied >&2; exit 1; fi'
+    monkeypatch.setenv("PATH", stand_ins(tmp_path, scontrol=says))
+
+    assert slurm.requeue("5", 0, 2) == "Access/permission denied"

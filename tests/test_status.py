@@ -11,12 +11,12 @@ import pytest
 from cluster.errors import RequestError
 from cluster.goodput import PARTS
 from cluster.jobs import Job, look_up, parse_accounted, parse_queue, with_positions
-from cluster.progress import last_rows, progress
+from cluster.progress import all_rows, last_rows, progress, read_progress
 from cluster.request import record_request
 from cluster.run_state import Snapshot, look, state_of, states
 from cluster.rundir import launcher_holds, only_launcher_of
 from cluster.runs import all_runs, find_run
-from cluster.status import frame, gpu_hours, main, table
+from cluster.status import frame, gpu_hours, main, now_line, table, watch
 from conftest import ROOT
 from stand_ins import stand_ins
 
@@ -399,3 +399,57 @@ def test_without_any_run_the_list_says_where_it_looked(tmp_path: Path, capsys: p
     assert main(["--output-dir", str(tmp_path / "none")]) == 0
 
     assert capsys.readouterr().out == f"no run in {tmp_path}/none\n"
+
+
+def test_a_status_that_is_watched_is_shown_again_and_again_until_ctrl_c(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks = iter([["one"], ["two"]])
+
+    def look_again() -> list[str]:
+        if lines := next(looks, None):
+            return lines
+        raise KeyboardInterrupt
+
+    watch(look_again, 0)
+
+    assert capsys.readouterr().out == "one\n\ntwo\n\n"
+
+
+def test_on_a_terminal_it_is_redrawn_in_place_and_the_cursor_comes_back(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(_: float) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    monkeypatch.setattr("time.sleep", interrupted)
+
+    watch(lambda: ["one"], 5)
+
+    shown = capsys.readouterr().out
+    assert shown.startswith("\x1b[?25l\x1b[Hone\x1b[K\n")
+    assert shown.endswith("\x1b[?25h")
+
+
+def test_where_a_run_stands_is_one_line_of_all_that_is_known() -> None:
+    unknown = dict.fromkeys(
+        ("step", "total_steps", "loss", "held_out_loss", "tokens_per_second", "seconds_left", "gpu_hours")
+    )
+    nothing = {**unknown, "job_id": None, "queue_position": None, "expected_start": None}
+    numbers = {"step": 17, "total_steps": 50, "loss": 2.5, "held_out_loss": 2.25, "tokens_per_second": 13210.4}
+    known = {**nothing, **numbers, "seconds_left": 37.0, "gpu_hours": 1.25, "job_id": "12"}
+
+    assert now_line(nothing) == ""
+    assert now_line(known) == (
+        "step 17/50 · loss 2.5000 · held-out loss 2.2500 · 13,210 tokens/s · ETA 0:00:37 · 1.2 GPU hours · job 12"
+    )
+
+
+@pytest.mark.parametrize("text", ["[]", '{"config": 3}', "{", "[" * 100_000], ids=lambda text: text[:12])
+def test_settings_and_rows_that_are_none_leave_nothing_known(text: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(text)
+    (tmp_path / "metrics.jsonl").write_text(f'{text}\n[1]\n{{"step": "one"}}\n{{"step": 3, "loss": 2.0}}\n')
+
+    assert (read_progress(tmp_path).step, read_progress(tmp_path).loss) == (3, 2.0)
+    assert all_rows(tmp_path / "none.jsonl") == []
