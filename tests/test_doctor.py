@@ -89,6 +89,26 @@ def test_measuring_nodes_outside_of_an_allocation_is_refused() -> None:
     assert done.stderr.startswith("error: --nodes 2 measures the nodes of an allocation, and this shell is in none")
 
 
+def test_more_nodes_than_the_allocation_has_are_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "12")
+    monkeypatch.setenv("SLURM_JOB_NUM_NODES", "2")
+
+    with pytest.raises(RequestError, match=r"^--nodes 3: this allocation has 2; ask for more, or measure fewer$"):
+        main(["--nodes", "3"])
+
+
+def test_fewer_nodes_than_the_allocation_has_leave_the_others_to_spare(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "12")
+    monkeypatch.setenv("SLURM_JOB_NUM_NODES", "4")
+    launched: list[str] = []
+    monkeypatch.setattr("cluster.launch.main", lambda arguments: launched.extend(arguments) or 0)
+
+    assert main(["--nodes", "3", "--output-dir", str(tmp_path)]) == 0
+    assert launched[launched.index("--spare-nodes") + 1] == "1"
+
+
 def test_json_is_for_the_findings_of_this_machine() -> None:
     with pytest.raises(RequestError, match=r"^--json is for the findings of this machine"):
         main(["--nodes", "2", "--json"])

@@ -9,12 +9,13 @@ from typing import Any
 
 import pytest
 
-from cluster.errors import RequestError
+from cluster import element
+from cluster.errors import LauncherError, RequestError
 from cluster.grid import combinations, index_list, name_of, parse_grid
 from cluster.plan import ResourcePlan, hours
 from cluster.ranking import ranking
 from cluster.rundir import check_experiment_name
-from cluster.sweep import cost, others_unchanged
+from cluster.sweep import cost, main, others_unchanged
 from cluster.sweep_file import Element, Sweep, extended, read_sweep, written
 from conftest import ROOT, Mpi
 from slurm_lab import SlurmLab
@@ -260,6 +261,30 @@ with open(os.environ["CLUSTER_RUN_DIR"] + "/metrics.jsonl", "a") as file:
     print(json.dumps({"step": 1, "loss": 3.0 - int(value), "tokens_per_second": 10.0}), file=file)
 sys.exit(5 if value == "2" and not os.path.exists("mended") else 0)
 """
+
+
+def test_an_element_runs_in_its_array_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "sweep.json"
+    file.write_text(json.dumps({"arguments": [], "directory": str(tmp_path), "elements": []}))
+    tmp_path.chmod(0o700)
+
+    with pytest.raises(RequestError, match="this is for the batch body of a sweep's job array"):
+        element.main([str(file)])
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "3")
+    with pytest.raises(RequestError, match=r"sweep\.json has no element 3: this job was submitted with another one$"):
+        element.main([str(file)])
+
+
+def test_a_sweep_is_resumed_from_where_it_was_given_and_by_its_own_file(tmp_path: Path) -> None:
+    (tmp_path / "s").mkdir(mode=0o700)
+    (tmp_path / "s/sweep.json").write_text('{"arguments": [], "directory": "/no/such/place", "elements": []}')
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken/sweep.json").write_text('{"elements": [{}]}')
+
+    with pytest.raises(RequestError, match="was submitted in /no/such/place: that is no directory any more"):
+        main([str(tmp_path / "s"), "--resume"])
+    with pytest.raises(LauncherError, match=r"broken/sweep\.json cannot be read"):
+        main([str(tmp_path / "broken")])
 
 
 def test_without_slurm_the_runs_follow_each_other_and_only_what_failed_is_run_again(tmp_path: Path) -> None:
