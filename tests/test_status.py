@@ -401,6 +401,22 @@ def test_without_any_run_the_list_says_where_it_looked(tmp_path: Path, capsys: p
     assert capsys.readouterr().out == f"no run in {tmp_path}/none\n"
 
 
+def test_a_job_is_found_also_beside_runs_that_cannot_be_read_and_a_sweep_is_told_apart(
+    tmp_path: Path, slurm_says: Any
+) -> None:
+    (make_run(tmp_path / "out", "damaged") / "run.json").write_text("{")
+    make_run(tmp_path / "out", "other", [{**CRASHED, "job_id": "7"}])
+    wanted = make_run(tmp_path / "out", "wanted", [{**CRASHED, "job_id": "8"}])
+    (tmp_path / "out/s").mkdir()
+    (tmp_path / "out/s/sweep.json").write_text('{"arguments": [], "directory": "/", "elements": []}')
+
+    assert find_run("8", tmp_path / "out") == wanted
+    with pytest.raises(RequestError, match=r"^no run 9, "):
+        find_run("9", tmp_path / "out")
+    with pytest.raises(RequestError, match=r"^s is a sweep: python -m cluster sweep s, or name one of its runs$"):
+        find_run("s", tmp_path / "out")
+
+
 def test_a_status_that_is_watched_is_shown_again_and_again_until_ctrl_c(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
