@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster import attach
+from cluster import attach, stacks
 from cluster.allocation import Allocation, Host
 from cluster.attach import ask_nodes, hosts_of, open_shell, shell_command, stack_lines
 from cluster.errors import LauncherError, RequestError
@@ -177,3 +177,20 @@ def test_a_run_that_has_no_plan_yet_is_just_starting(tmp_path: Path) -> None:
 
         with pytest.raises(LauncherError, match="a is just starting: try again in a moment"):
             attach.main([str(tmp_path / "a")])
+
+
+def test_a_rank_that_ends_while_it_is_asked_has_no_answer(tmp_path: Path) -> None:
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+
+    assert stacks.ask(gone.pid) is None
+    assert not stacks.handles_question(gone.pid)
+    assert stacks.state_of(gone.pid) == ""
+    asked = stacks.Asked(gone.pid, tmp_path / "none")
+    assert stacks.read_answer(asked) == ""
+
+
+def test_a_program_that_does_not_answer_is_not_waited_for_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stacks, "WITHIN", 0.1)
+
+    stacks.await_answers([stacks.Asked(os.getpid(), tmp_path / "none")])

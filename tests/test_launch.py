@@ -9,8 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from cluster.allocation import Allocation, Host
+from cluster.launch import hosts_left, remember
 from cluster.logs import say
 from cluster.records import read_records
+from cluster.rundir import Attempt
+from cluster.verdict import Verdict
 from conftest import ROOT, Mpi
 from waiting import wait_until
 
@@ -317,6 +321,8 @@ def test_a_run_directory_that_vanishes_ends_the_attempt_with_one_line(mpi: Mpi, 
             "error: this is srun step 1.0",
         ),
         ([], {"SLURM_JOB_ID": "1", "SLURM_HET_SIZE": "2", "SLURM_JOB_NODELIST": "n1"}, 70, "error: heterogeneous jobs"),
+        (["--spare-nodes", "1"], {}, 64, "error: --spare-nodes 1 of 1 granted: none would be left"),
+        (["--nodes", "2"], {"SLURM_JOB_ID": "1", "SLURM_JOB_NODELIST": "n1"}, 64, "error: --nodes is for this machine"),
         (["-x", "A B=1"], {}, 64, "error: -x 'A B': wanted NAME or NAME=VALUE"),
     ],
 )
@@ -353,3 +359,23 @@ def test_where_there_is_nothing_to_say_no_empty_line_is_printed(capsys: pytest.C
     say([])
     say(["one", "two"])
     assert capsys.readouterr().out == "one\ntwo\n"
+
+
+def test_a_run_file_that_cannot_be_written_is_a_warning_and_the_verdict_still_comes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    attempt = Attempt(1, tmp_path / "gone", tmp_path / "gone/attempt-0001", tmp_path / "gone/attempt-0001/logs")
+
+    remember(attempt, {"ended": 1.0})
+
+    said = f"warning: run.json in {tmp_path}/gone cannot be written (No such file or directory)\n"
+    assert capsys.readouterr().out == said
+
+
+def test_after_a_lost_node_the_others_are_left_but_none_without_the_first() -> None:
+    three = Allocation("slurm", (Host("n1", 1, 0, 1), Host("n2", 1, 0, 1), Host("n3", 1, 0, 1)))
+
+    assert hosts_left(three, [], Verdict("node lost", 71, "", host="n1")) == 0
+    assert hosts_left(three, [], Verdict("node lost", 71, "", host="n2")) == 2
+    assert hosts_left(three, ["n3"], Verdict("node lost", 71, "", host="n2")) == 1
+    assert hosts_left(three, ["n3"], Verdict("rank crash", 1, "", host="n2")) == 2

@@ -10,7 +10,7 @@ import pytest
 
 from cluster.errors import RequestError
 from cluster.goodput import PARTS
-from cluster.jobs import Job, look_up, parse_accounted, parse_queue, with_positions
+from cluster.jobs import Job, look_up, own_ids, parse_accounted, parse_queue, with_positions
 from cluster.progress import all_rows, last_rows, progress, read_progress
 from cluster.request import record_request
 from cluster.run_state import Snapshot, look, state_of, states
@@ -415,6 +415,12 @@ def test_a_job_is_found_also_beside_runs_that_cannot_be_read_and_a_sweep_is_told
         find_run("9", tmp_path / "out")
     with pytest.raises(RequestError, match=r"^s is a sweep: python -m cluster sweep s, or name one of its runs$"):
         find_run("s", tmp_path / "out")
+
+
+def test_what_is_no_line_of_slurms_is_left_out(slurm_says: Any) -> None:
+    assert parse_queue("slurm_load_jobs error: Unable to contact slurm controller\n") == {}
+    assert parse_accounted("sacct: error\n15||Unknown|gpu|15\n") == {}
+    assert own_ids("12|PENDING|Resources|N/A|gpu|1|12|N/A\n", ["12_3"]) == {}
 
 
 def test_a_status_that_is_watched_is_shown_again_and_again_until_ctrl_c(

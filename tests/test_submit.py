@@ -4,10 +4,14 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from cluster import slurm
+from cluster.errors import LauncherError, RequestError
+from cluster.submit import check_with_slurm, patiently, queued
 from conftest import ROOT
 from stand_ins import stand_ins
 
@@ -350,3 +354,52 @@ def test_the_trainers_own_arguments_are_checked_before_anything_is_queued(
     assert done.stderr.startswith("error: ")
     assert message in done.stderr
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bin"]
+
+
+def refusing(*answers: str | None) -> Callable[[], str | None]:
+    """Slurm's words, one after another."""
+    left = iter(answers)
+    return lambda: next(left)
+
+
+DOWN = "sbatch: error: Unable to contact slurm controller (connect failure)"
+
+
+def test_a_controller_that_is_down_for_a_while_is_waited_for_and_said_once(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(slurm, "ASK_AGAIN_EVERY", 0.0)
+
+    assert patiently(refusing(DOWN, DOWN, None)) is None
+    assert capsys.readouterr().err == f"waiting for Slurm's controller ({DOWN})\n"
+    monkeypatch.setattr(slurm, "CONTROLLER_BACK_WITHIN", 0.0)
+    with pytest.raises(LauncherError, match=r"^Slurm's controller does not answer .*: try again when scontrol ping"):
+        patiently(refusing(DOWN, DOWN, None))
+
+
+def test_what_slurm_could_never_start_is_refused_unless_nodes_are_out_of_service(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    never = (
+        "echo 'sbatch: error: Batch job submission failed: Requested node configuration is not available' >&2; exit 1"
+    )
+    monkeypatch.setenv("PATH", stand_ins(tmp_path, sbatch=never, sinfo="echo n2"))
+    check_with_slurm("#!/bin/sh\n")
+    assert "(some nodes are down or drained: queued all the same)" in capsys.readouterr().err
+
+    stand_ins(tmp_path, sinfo="")
+    with pytest.raises(RequestError, match=r"^sbatch refused: .*Requested node configuration is not available"):
+        check_with_slurm("#!/bin/sh\n")
+
+
+def test_a_preparation_that_sbatch_refuses_leaves_nothing_in_the_queue(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refuses = "echo 'sbatch: error: invalid partition' >&2; exit 1"
+    asked = f"echo $1 >> {tmp_path}/cancelled"
+    monkeypatch.setenv("PATH", stand_ins(tmp_path, sbatch=refuses, scancel=asked))
+
+    with pytest.raises(RequestError, match=r"^sbatch refused: sbatch: error: invalid partition$"):
+        with queued("#!/bin/sh\n", dict(os.environ)):
+            raise AssertionError("nothing follows")
+    assert not (tmp_path / "cancelled").exists()

@@ -13,7 +13,7 @@ from cluster import element
 from cluster.errors import LauncherError, RequestError
 from cluster.grid import combinations, index_list, name_of, parse_grid
 from cluster.plan import ResourcePlan, hours
-from cluster.ranking import ranking
+from cluster.ranking import ranking, ranking_lines
 from cluster.rundir import check_experiment_name
 from cluster.sweep import cost, main, others_unchanged
 from cluster.sweep_file import Element, Sweep, extended, read_sweep, written
@@ -139,6 +139,13 @@ def test_without_any_held_out_loss_the_last_steps_loss_ranks() -> None:
 
     assert by == "loss"
     assert [run["experiment"] for run in runs] == ["b", "a"]
+
+
+def test_where_no_run_is_complete_none_is_called_the_best() -> None:
+    steps = {"step": 1, "total_steps": None, "tokens_per_second": None, "values": {}, "run_dir": "/out/s/a"}
+    by, runs = ranking([{**fact("a", "running", None, 2.0), **steps}])
+
+    assert ranking_lines("s", [], by, runs)[-1] == "s by loss: 1 running"
 
 
 def test_a_sweep_that_grows_keeps_every_run_in_its_place() -> None:
