@@ -103,7 +103,12 @@ def test_fewer_nodes_than_the_allocation_has_leave_the_others_to_spare(
     monkeypatch.setenv("SLURM_JOB_ID", "12")
     monkeypatch.setenv("SLURM_JOB_NUM_NODES", "4")
     launched: list[str] = []
-    monkeypatch.setattr("cluster.launch.main", lambda arguments: launched.extend(arguments) or 0)
+
+    def launch(arguments: list[str]) -> int:
+        launched.extend(arguments)
+        return 0
+
+    monkeypatch.setattr("cluster.launch.main", launch)
 
     assert main(["--nodes", "3", "--output-dir", str(tmp_path)]) == 0
     assert launched[launched.index("--spare-nodes") + 1] == "1"

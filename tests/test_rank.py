@@ -232,6 +232,19 @@ def test_a_program_that_is_not_python_runs_as_it_is(tmp_path: Path) -> None:
     assert (tmp_path / "attempt-0001/logs/rank-0.log").read_text() == "rank 0 of 1\n"
 
 
+@pytest.mark.parametrize(("mode", "status"), [(None, 127), (0o600, 126)], ids=["not there", "not executable"])
+def test_a_program_that_this_host_cannot_run_has_the_shells_own_status(
+    mode: int | None, status: int, tmp_path: Path
+) -> None:
+    if mode is not None:
+        (tmp_path / "program").touch(mode)
+
+    assert run_rank(tmp_path, [str(tmp_path / "program")]).returncode == status
+
+    said = (tmp_path / "attempt-0001/logs/rank-0.log").read_text()
+    assert said.startswith(f"error: cannot run {tmp_path}/program: ")
+
+
 def test_workers_that_the_program_left_end_with_it(tmp_path: Path) -> None:
     text = (
         "import os, subprocess, sys\n"

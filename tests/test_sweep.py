@@ -142,7 +142,13 @@ def test_without_any_held_out_loss_the_last_steps_loss_ranks() -> None:
 
 
 def test_where_no_run_is_complete_none_is_called_the_best() -> None:
-    steps = {"step": 1, "total_steps": None, "tokens_per_second": None, "values": {}, "run_dir": "/out/s/a"}
+    steps: dict[str, Any] = {
+        "step": 1,
+        "total_steps": None,
+        "tokens_per_second": None,
+        "values": {},
+        "run_dir": "/out/s/a",
+    }
     by, runs = ranking([{**fact("a", "running", None, 2.0), **steps}])
 
     assert ranking_lines("s", [], by, runs)[-1] == "s by loss: 1 running"
