@@ -210,3 +210,11 @@ def test_a_run_whose_directory_of_submission_has_gone_is_not_submitted_again(tmp
 
     with pytest.raises(RequestError, match=r"^a was submitted in /no/such/place: that is no directory any more$"):
         Run(tmp_path / "a").resubmit()
+
+
+def test_a_run_without_a_job_has_the_status_of_its_last_verdict(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir(mode=0o700)
+    attempt = {"attempt": 1, "started": 1.0, "seconds": 1.0, "verdict": {"kind": "no progress", "status": 73}}
+    (tmp_path / "a/run.json").write_text(json.dumps({"experiment": "a", "attempts": [attempt]}))
+
+    assert Run(tmp_path / "a").wait() == 73

@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from cluster import command
 from cluster.__main__ import VERBS, help_text, main
 from cluster.completion import bash_script
+from cluster.options import run
 from conftest import ROOT
 
 
@@ -125,3 +127,21 @@ def test_bash_completes_verbs_options_and_runs(typed: list[str], offered: list[s
 
     assert done.stderr == ""
     assert done.stdout.split() == offered
+
+
+def test_ranks_find_the_project_unless_it_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    environ = {"PYTHONPATH": "/mine"}
+    command.add_project(environ)
+    assert environ == {"PYTHONPATH": f"{ROOT}:/mine"}
+
+    monkeypatch.setattr(command, "__file__", "/env/lib/python3.11/site-packages/cluster/command.py")
+    command.add_project(installed := {"PYTHONPATH": "/mine"})
+    assert installed == {"PYTHONPATH": "/mine"}
+
+
+def test_ctrl_c_ends_a_command_with_one_word(capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupted(_: list[str]) -> int:
+        raise KeyboardInterrupt
+
+    assert run(interrupted, []) == 130
+    assert capsys.readouterr().err == "interrupted\n"

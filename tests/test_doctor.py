@@ -112,6 +112,9 @@ def test_fewer_nodes_than_the_allocation_has_leave_the_others_to_spare(
 
     assert main(["--nodes", "3", "--output-dir", str(tmp_path)]) == 0
     assert launched[launched.index("--spare-nodes") + 1] == "1"
+    launched.clear()
+    assert main(["--nodes", "4", "--output-dir", str(tmp_path)]) == 0
+    assert "--spare-nodes" not in launched
 
 
 def test_json_is_for_the_findings_of_this_machine() -> None:
@@ -207,6 +210,11 @@ def test_packages_that_are_missing_are_named_with_the_command_that_brings_them(t
     finding = check_python(f"{tmp_path}/python", {})[-1]
     assert (finding.level, finding.found) == (WRONG, "transformers, datasets missing")
     assert finding.fix.startswith(f"{tmp_path}/python -m pip install transformers datasets")
+
+
+def test_a_python_that_does_not_run_lacks_everything() -> None:
+    finding = check_python("/no/such/python", {})[-1]
+    assert (finding.level, finding.found) == (WRONG, "torch, transformers, datasets, tyro missing")
 
 
 def test_a_torch_that_cannot_be_imported_is_wrong_and_a_slow_one_is_warned_of(tmp_path: Path) -> None:

@@ -309,6 +309,17 @@ def test_a_run_directory_that_vanishes_ends_the_attempt_with_one_line(mpi: Mpi, 
     wait_until(lambda: not processes_that_mention(str(tmp_path)))
 
 
+@pytest.mark.parametrize("mpi", ["openmpi-5.0.11"], indirect=True)
+def test_simulated_nodes_share_the_gpus_that_are_visible(mpi: Mpi, tmp_path: Path) -> None:
+    program(tmp_path, "import os\nprint(os.environ['CUDA_VISIBLE_DEVICES'])\n")
+
+    done = launch(mpi, tmp_path, "--ranks-per-node", "1", CUDA_VISIBLE_DEVICES="4,5")
+
+    assert done.returncode == 0, done.stdout + done.stderr
+    logs = tmp_path / "outputs/program/attempt-0001/logs"
+    assert [(logs / f"rank-{rank}.log").read_text() for rank in (0, 1)] == ["4\n", "5\n"]
+
+
 @pytest.mark.parametrize(
     ("options", "environ", "status", "message"),
     [

@@ -126,7 +126,7 @@ def test_a_command_that_is_not_there_is_a_controller_that_is_away(monkeypatch: p
     monkeypatch.setenv("PATH", "/nowhere")
 
     assert slurm.test_only("#!/bin/sh\n") is None
-    assert slurm.submit("#!/bin/sh\n", {})[1] is not None
+    assert slurm.submit("#!/bin/sh\n", {"PATH": "/nowhere"})[1] is not None
     refused = slurm.cancel("5")
     assert refused is not None
     assert slurm.is_down(refused)

@@ -134,7 +134,7 @@ def test_a_job_that_is_told_to_stop_does_not_wait_for_the_copy(
     [
         (f"exit {stage_env.THERE}", "", "staged to"),
         (f"exit {stage_env.NEEDED}", "echo no space; exit 2", "tar ended with status 2: no space"),
-        (f"[ $8 = look ] && exit {stage_env.NEEDED}; exit 9", "exec /bin/tar $@", "srun ended with status 9"),
+        (f"[ ${{11}} = look ] && exit {stage_env.NEEDED}; exit 9", "exec /bin/tar $@", "srun ended with status 9"),
     ],
     ids=["there already", "not packed", "not unpacked"],
 )

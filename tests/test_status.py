@@ -454,6 +454,15 @@ def test_on_a_terminal_it_is_redrawn_in_place_and_the_cursor_comes_back(
     assert shown.endswith("\x1b[?25h")
 
 
+def test_the_status_of_a_run_is_watched_by_an_option(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    watched: list[tuple[list[str], float]] = []
+    monkeypatch.setattr("cluster.status.watch", lambda look_again, seconds: watched.append((look_again(), seconds)))
+
+    assert main(["--watch", "7", "--output-dir", str(tmp_path)]) == 0
+
+    assert watched == [([f"no run in {tmp_path}"], 7)]
+
+
 def test_where_a_run_stands_is_one_line_of_all_that_is_known() -> None:
     unknown = dict.fromkeys(
         ("step", "total_steps", "loss", "held_out_loss", "tokens_per_second", "seconds_left", "gpu_hours")
@@ -463,6 +472,8 @@ def test_where_a_run_stands_is_one_line_of_all_that_is_known() -> None:
     known = {**nothing, **numbers, "seconds_left": 37.0, "gpu_hours": 1.25, "job_id": "12"}
 
     assert now_line(nothing) == ""
+    queued = {"job_id": "12", "queue_position": 2, "queue_length": 5, "partition": "gpu"}
+    assert now_line({**nothing, **queued}) == "job 12 · 2 of 5 in gpu"
     assert now_line(known) == (
         "step 17/50 · loss 2.5000 · held-out loss 2.2500 · 13,210 tokens/s · ETA 0:00:37 · 1.2 GPU hours · job 12"
     )

@@ -49,3 +49,13 @@ def test_a_job_that_nobody_knows_any_more_is_given_up(tmp_path: Path, monkeypatc
 
     with pytest.raises(LauncherError, match=r"^Slurm no longer knows job 12: its verdict is in run\.json beside "):
         wait_for_job("12", tmp_path / "log", follow=False)
+
+
+def test_a_job_that_nobody_knows_for_a_moment_is_still_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    back = f"[ -e {tmp_path}/asked ] || {{ touch {tmp_path}/asked; exit 1; }}"
+    shown = f"{back}; echo 'JobId=12 JobState=COMPLETED ExitCode=0:0'"
+    monkeypatch.setenv("PATH", stand_ins(tmp_path, scontrol=shown, sacct="exit 1"))
+
+    assert wait_for_job("12", tmp_path / "log", follow=False) == 0
