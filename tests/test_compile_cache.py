@@ -72,6 +72,8 @@ def test_another_users_folder_is_not_used(disk: Path, tmp_path: Path) -> None:
     squatted.mkdir(mode=0o700)
     os.chown(squatted, 12345, 12345)
     assert all(Path(place).is_relative_to(tmp_path / "compiled") for place in variables(disk, tmp_path).values())
+    os.chown(disk, 12345, 12345)
+    assert not make_private(disk / "folder")
 
 
 def test_a_folder_of_compiled_code_that_others_may_read_is_not_used(disk: Path, tmp_path: Path) -> None:

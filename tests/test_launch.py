@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from cluster.launch import hosts_left, remember
 from cluster.logs import say
 from cluster.records import read_records
 from cluster.rundir import Attempt
+from cluster.signals import Requests
 from cluster.verdict import Verdict
 from conftest import ROOT, Mpi
 from waiting import wait_until
@@ -390,3 +392,15 @@ def test_after_a_lost_node_the_others_are_left_but_none_without_the_first() -> N
     assert hosts_left(three, [], Verdict("node lost", 71, "", host="n2")) == 2
     assert hosts_left(three, ["n3"], Verdict("node lost", 71, "", host="n2")) == 1
     assert hosts_left(three, ["n3"], Verdict("rank crash", 1, "", host="n2")) == 2
+
+
+def test_the_first_signal_that_stops_a_launcher_is_the_one_that_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    handlers: dict[int, Callable[[int, None], None]] = {}
+    monkeypatch.setattr("signal.signal", handlers.__setitem__)
+    requests = Requests(lambda: "signal")
+    requests.listen()
+
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        handlers[number](number, None)
+
+    assert requests.stopped_by == signal.SIGTERM

@@ -354,6 +354,16 @@ def test_the_log_of_a_job_goes_on_with_its_next_attempt_and_no_line_comes_twice(
     assert rest == "── a: complete\n"
 
 
+def test_an_attempt_that_never_began_is_not_followed(tmp_path: Path, capfdbinary: pytest.CaptureFixture[bytes]) -> None:
+    directory = make_attempt(tmp_path / "a", 1, ("x\n",), **ended())
+    (directory.parent / "plan.json").unlink()
+
+    assert main([str(tmp_path / "a"), "--follow"]) == 0
+
+    said = capfdbinary.readouterr()
+    assert (said.out, said.err.decode()) == (b"", "── a: complete\n")
+
+
 def test_following_one_attempt_ends_where_the_next_begins(
     tmp_path: Path, capfdbinary: pytest.CaptureFixture[bytes]
 ) -> None:

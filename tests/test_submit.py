@@ -11,7 +11,7 @@ import pytest
 
 from cluster import slurm
 from cluster.errors import LauncherError, RequestError
-from cluster.submit import check_with_slurm, patiently, queued
+from cluster.submit import check_with_slurm, made, patiently, queued
 from conftest import ROOT
 from stand_ins import stand_ins
 
@@ -403,3 +403,35 @@ def test_a_preparation_that_sbatch_refuses_leaves_nothing_in_the_queue(
         with queued("#!/bin/sh\n", dict(os.environ)):
             raise AssertionError("nothing follows")
     assert not (tmp_path / "cancelled").exists()
+
+
+def test_after_an_error_a_directory_in_which_something_lies_stays(tmp_path: Path) -> None:
+    def fails() -> None:
+        (tmp_path / "out/kept").touch()
+        raise OSError("full")
+
+    with pytest.raises(OSError, match="full"), made(tmp_path / "out/a"):
+        fails()
+
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["kept"]
+
+
+def test_what_an_earlier_submission_left_stays_where_the_next_is_refused(queue: Path, tmp_path: Path) -> None:
+    request = ["--nodes", "1", "--no-check", "--", "-e", "a"]
+    first = submit(*request, cwd=tmp_path, PATH=f"{queue}:/usr/bin:/bin")
+    before = sorted((tmp_path / "outputs/a/submitit").iterdir())
+    stand_ins(queue, sbatch="[ $1 = --test-only ] && exit 0; echo 'sbatch: error: no' >&2; exit 1")
+
+    again = submit(*request, cwd=tmp_path, PATH=f"{queue}:/usr/bin:/bin")
+
+    assert (first.returncode, again.returncode) == (0, 64), first.stderr + again.stderr
+    assert before
+    assert sorted((tmp_path / "outputs/a/submitit").iterdir()) == before
+
+
+def test_the_job_that_prepares_works_where_the_training_does(queue: Path, tmp_path: Path) -> None:
+    dry = submit(
+        *PREPARED, "--wdir", str(tmp_path), "--dry-run", "--", "-e", "a", cwd=tmp_path, PATH=f"{queue}:/usr/bin:/bin"
+    )
+
+    assert f"#SBATCH --chdir={tmp_path}\n" in dry.stdout, dry.stderr

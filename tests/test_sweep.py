@@ -326,6 +326,25 @@ def test_without_slurm_the_runs_follow_each_other_and_only_what_failed_is_run_ag
     assert "is a sweep over width: choose another --experiment-name for this one" in other.stderr
 
 
+STOPS_ITS_LAUNCHER = """
+import os, signal, time
+open("began", "a").write("x")
+launcher = open(os.environ["CLUSTER_RUN_DIR"] + "/launcher.lock").read().split()[1]
+os.kill(int(launcher), signal.SIGTERM)
+time.sleep(600)
+"""
+
+
+def test_without_slurm_a_run_that_is_stopped_is_the_last_one(tmp_path: Path) -> None:
+    (tmp_path / "stops.py").write_text(STOPS_ITS_LAUNCHER)
+    command = ["--cluster", "local", "--grid", "width=1..2", "--experiment-name", "s", "--program"]
+
+    done = sweep(*command, "--", "python", "stops.py", cwd=tmp_path)
+
+    assert done.returncode == 143, done.stdout + done.stderr
+    assert (tmp_path / "began").read_text() == "x"
+
+
 @pytest.mark.parametrize("mpi", ["openmpi-5.0.11"], indirect=True)
 def test_an_array_of_a_real_slurm_resumes_only_what_failed_and_is_cancelled_as_a_whole(
     slurm: SlurmLab, mpi: Mpi, tmp_path: Path
