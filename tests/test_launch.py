@@ -404,3 +404,41 @@ def test_the_first_signal_that_stops_a_launcher_is_the_one_that_is_told(monkeypa
         handlers[number](number, None)
 
     assert requests.stopped_by == signal.SIGTERM
+
+
+FULL_DISK = """
+import errno, os
+def full(*_):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+launch.write_plan = full
+"""
+CANCELLED_MEANWHILE = """
+from cluster.sequel import REQUEUE, Sequel
+from cluster.verdict import Verdict
+launch.launch_to_the_end = lambda *_: (Sequel(REQUEUE, Verdict("saved for requeue", 75, "")), [])
+launch.slurm.requeue = lambda *_: "it was cancelled"
+"""
+
+
+@pytest.mark.parametrize(
+    ("fault", "status", "said"),
+    [
+        (FULL_DISK, 70, "cannot be written (No space left on device): df -h "),
+        (CANCELLED_MEANWHILE, 75, "not requeued: it was cancelled; submit the same command again, it goes on\n"),
+    ],
+    ids=["full disk", "cancelled meanwhile"],
+)
+def test_where_a_launcher_can_do_no_more_one_line_says_why(fault: str, status: int, said: str, tmp_path: Path) -> None:
+    code = f"import sys\nfrom cluster import launch\nfrom cluster.options import run\n{fault}\n"
+    code += "sys.exit(run(launch.main, ['--cluster', 'local', '--experiment-name', 'a', '--', 'true']))"
+
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "SLURM_JOB_ID": "1"},
+    )
+
+    assert done.returncode == status, done.stdout + done.stderr
+    assert said in done.stdout + done.stderr

@@ -463,6 +463,12 @@ def test_a_host_on_which_slurm_could_not_start_mpiruns_daemon_is_lost(words: str
     assert "before any rank began" in verdict.summary
 
 
+def test_a_program_that_leaves_with_127_itself_lacks_nothing() -> None:
+    verdict = decide(seen(failed=[record(2, "exit", 127)], guilty_log_tail="error: no such option"))
+
+    assert (verdict.kind, verdict.status, verdict.summary) == ("rank crash", 127, "left with exit status 127")
+
+
 def test_a_host_that_the_preflight_refuses_is_named_with_its_reason() -> None:
     verdict = decide(seen(started=[], unfit=[("n2", "has torch 2.11, n1 has 2.13")], mpirun_status=0))
 
