@@ -191,7 +191,7 @@ def test_a_job_fails_where_a_node_is_lost(slurm: SlurmLab, mpi: Mpi, where: Path
         "import os, signal, time\n"
         "if os.environ['RANK'] == '1':\n"
         "    os.kill(int(open('/proc/%d/stat' % os.getppid()).read().split()[3]), signal.SIGKILL)\n"
-        "time.sleep(15)\n"
+        "time.sleep(600)\n"
     )
     job = batch(slurm, ["--nodes=2", "--ntasks-per-node=1", "--output=%x-%j.log", "job.sh"], where)
 
