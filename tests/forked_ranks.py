@@ -83,11 +83,11 @@ def serve() -> None:
 
     for line in sys.stdin:
         order = json.loads(line)
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        children = [_fork(order, rank, port) for rank in range(order["world"])]
-        statuses = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+        with socket.socket() as held:  # rank 0 may listen at its port, and nobody else comes to have it meanwhile
+            held.bind(("127.0.0.1", 0))
+            held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            children = [_fork(order, rank, held.getsockname()[1]) for rank in range(order["world"])]
+            statuses = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
         print(json.dumps(statuses), flush=True)
 
 
