@@ -14,7 +14,8 @@ import socket
 import subprocess
 import sys
 import traceback
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,15 @@ def environment(**more: str) -> dict[str, str]:
     """This process's environment without any launcher's variables, for ranks of one thread."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(LAUNCHERS)}
     return kept | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"} | more
+
+
+@contextmanager
+def held_port() -> Iterator[int]:
+    """A port of this machine at which rank 0 may listen, and that nobody else comes to have meanwhile."""
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        yield held.getsockname()[1]
 
 
 class ForkedRanks:
@@ -83,10 +93,8 @@ def serve() -> None:
 
     for line in sys.stdin:
         order = json.loads(line)
-        with socket.socket() as held:  # rank 0 may listen at its port, and nobody else comes to have it meanwhile
-            held.bind(("127.0.0.1", 0))
-            held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            children = [_fork(order, rank, held.getsockname()[1]) for rank in range(order["world"])]
+        with held_port() as port:
+            children = [_fork(order, rank, port) for rank in range(order["world"])]
             statuses = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
         print(json.dumps(statuses), flush=True)
 

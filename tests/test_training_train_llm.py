@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from conftest import metrics_of
-from forked_ranks import environment
+from forked_ranks import environment, held_port
 from tiny_training import flip_a_bit
 
 TINY = ["--preset", "smoke", "--seq-length", "32", "--batch-size", "2", "--max-steps", "6", "--ckpt-freq", "2"]
@@ -31,14 +30,14 @@ def mpirun(output: Path, ranks: int, *argv: str, master: bool = True) -> subproc
     program = str(found) if found.exists() else shutil.which("mpirun")
     if program is None:
         pytest.skip("no mpirun: neither beside this Python nor on PATH")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    where = ["-x", "MASTER_ADDR=127.0.0.1", "-x", f"MASTER_PORT={port}"] if master else []
-    command = [program, "-np", str(ranks), "--bind-to", "none", "--oversubscribe", *where, "-x", "OMP_NUM_THREADS=1"]
-    command += [sys.executable, "-m", "training.train_llm", "--output-dir", str(output), *argv]
-    allow = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
-    return subprocess.run(command, capture_output=True, text=True, timeout=180, env=environment(**allow), cwd=output)
+    command = [program, "-np", str(ranks), "--bind-to", "none", "--oversubscribe", "-x", "OMP_NUM_THREADS=1"]
+    training = [sys.executable, "-m", "training.train_llm", "--output-dir", str(output), *argv]
+    environ = environment(OMPI_ALLOW_RUN_AS_ROOT="1", OMPI_ALLOW_RUN_AS_ROOT_CONFIRM="1")
+    with held_port() as port:
+        where = ["-x", "MASTER_ADDR=127.0.0.1", "-x", f"MASTER_PORT={port}"] if master else []
+        return subprocess.run(
+            [*command, *where, *training], capture_output=True, text=True, timeout=180, env=environ, cwd=output
+        )
 
 
 def losses(run: Path) -> list[tuple[int, float]]:
