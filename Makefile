@@ -1,6 +1,7 @@
 # make demo    train a small model on this machine, 2 simulated nodes x 2 ranks (no root, no Slurm)
 # make test    everything that is checked; as root on Debian or Ubuntu it installs Slurm for the tests as well
 # make lint    ruff, mypy and shellcheck        make docs    the HTML pages        make clean    undo the above
+# make coverage   the tests again, and which lines and branches of the packages none of them took
 # make bench   how long a start and a checkpoint take, how fast data is read and a step made, whether memory grows
 # make faults  throw faults at real jobs, again and again (hours; FAULTS="--rows SIGKILL --times 3", FAULTS="--soak 30")
 # make fuzz    a coverage-guided fuzzer over every parser, for FUZZ_SECONDS=600
@@ -46,6 +47,14 @@ demo: .venv/.demo
 .PHONY: test
 test: slurm-packages $(MPIS:%=.mpi/%/.made) lint docs
 	.venv/bin/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+
+# The table comes also where a test failed.
+.PHONY: coverage
+coverage: slurm-packages $(MPIS:%=.mpi/%/.made) .venv/.test
+	.venv/bin/python -m coverage erase
+	@set -x; failed=0; \
+	.venv/bin/python -m coverage run -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder || failed=$$?; \
+	.venv/bin/python -m coverage combine --quiet; .venv/bin/python -m coverage report; exit $$failed
 
 .PHONY: lint
 lint: .venv/.test

@@ -35,7 +35,7 @@ def read_progress(run_dir: Path) -> Progress:
         settings = (read_json(run_dir / CONFIG_FILE) or {}).get("config", {})
     except (OSError, ValueError, AttributeError):
         settings = {}
-    return progress(last_rows(run_dir / METRICS_FILE), settings)
+    return progress(last_rows(run_dir / METRICS_FILE), settings if isinstance(settings, dict) else {})
 
 
 def last_rows(path: Path) -> list[dict[str, Any]]:

@@ -100,10 +100,10 @@ def _stage(environment: Path, copy: Path, granted: Allocation, stopped: Callable
         return time.monotonic() - begun
     if status != NEEDED:
         raise CannotStage(words or f"srun ended with status {status}")
+    if not make_folders(copy.parent):
+        raise CannotStage(f"{copy.parent} cannot be made on {os.uname().nodename}, or is not this user's alone")
     packed = copy.parent / f"packed-{os.getpid()}.tar"
     try:
-        if not make_folders(copy.parent):
-            raise CannotStage(f"{copy.parent} cannot be made on {os.uname().nodename}, or is not this user's alone")
         _do(["tar", "--create", "--file", str(packed), "-C", f"{environment}/", "."], WITHIN, stopped)
         sha256 = file_sha256(packed)
         _do(["sbcast", "--force", str(packed), str(archive_of(copy))], WITHIN, stopped)

@@ -1,9 +1,10 @@
-"""What tests share: the Slurm cluster, the installed MPIs, and one list of all that could not run here.
+"""What tests share: the Slurm cluster, the installed MPIs, ranks that train, and a list of all that could not run here.
 
 Nothing is skipped silently: the reasons stand together at the end of the output. Where CI is set in the
 environment, a missing Slurm or MPI fails the tests that need it.
 """
 
+import json
 import os
 import subprocess
 import tempfile
@@ -11,10 +12,12 @@ from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import pytest
 
+from forked_ranks import ForkedRanks
 from slurm_lab import LabUnavailable, SlurmLab
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -91,12 +94,25 @@ def mpi(request: pytest.FixtureRequest) -> Mpi:
 
 
 @pytest.fixture(scope="session")
+def ranks() -> Iterator[ForkedRanks]:
+    """Starts trainings of several ranks on this machine; one for the whole session, as its imports take seconds."""
+    forked = ForkedRanks()
+    yield forked
+    forked.close()
+
+
+@pytest.fixture(scope="session")
 def shared_data() -> Path:
     """A folder beside the repository: the real GPT-2 tokenizer and configuration, and instruction data."""
     folder = ROOT.parent / "shared/data"
     if not folder.is_dir():
         pytest.skip("needs ../shared/data")
     return folder
+
+
+def metrics_of(run_dir: Path) -> list[dict[str, Any]]:
+    """The lines of a run's metrics.jsonl."""
+    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

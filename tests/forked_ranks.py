@@ -14,7 +14,8 @@ import socket
 import subprocess
 import sys
 import traceback
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,17 +24,31 @@ LAUNCHERS = ("RANK", "WORLD_SIZE", "OMPI_", "PMI", "PRTE", "SLURM_", "MASTER_", 
 LONGEST_RUN_SECONDS = 60
 
 
+def environment(**more: str) -> dict[str, str]:
+    """This process's environment without any launcher's variables, for ranks of one thread."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(LAUNCHERS)}
+    return kept | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"} | more
+
+
+@contextmanager
+def held_port() -> Iterator[int]:
+    """A port of this machine at which rank 0 may listen, and that nobody else comes to have meanwhile."""
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        yield held.getsockname()[1]
+
+
 class ForkedRanks:
     """The test's end: a process that carries out orders."""
 
     def __init__(self) -> None:
-        environ = {name: value for name, value in os.environ.items() if not name.startswith(LAUNCHERS)}
         self._server = subprocess.Popen(
             [sys.executable, __file__],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env=environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "TOKENIZERS_PARALLELISM": "false"},
+            env=environment(TOKENIZERS_PARALLELISM="false"),
         )
 
     def run(
@@ -78,11 +93,9 @@ def serve() -> None:
 
     for line in sys.stdin:
         order = json.loads(line)
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        children = [_fork(order, rank, port) for rank in range(order["world"])]
-        statuses = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+        with held_port() as port:
+            children = [_fork(order, rank, port) for rank in range(order["world"])]
+            statuses = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
         print(json.dumps(statuses), flush=True)
 
 

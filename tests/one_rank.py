@@ -23,7 +23,7 @@ class OneRank:
     def __init__(self, tmp_path: Path, program: list[str], **environ: str) -> None:
         attempt = tmp_path / "attempt-0001"
         for directory in ("errors", "logs"):
-            (attempt / directory).mkdir(parents=True)
+            (attempt / directory).mkdir(parents=True, exist_ok=True)
         self.listener = Listener("127.0.0.1")
         self.heard: list[dict[str, Any]] = []
         plan = {

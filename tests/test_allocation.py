@@ -1,6 +1,8 @@
 """From Slurm's environment, host lists and this machine to one allocation."""
 
 import json
+from argparse import Namespace
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -18,6 +20,8 @@ from cluster.allocation import (
     parse_granted_gpus,
 )
 from cluster.errors import LauncherError, RequestError
+from cluster.granted import find_allocation
+from stand_ins import stand_ins
 
 BATCH_BODY = {
     "SLURM_JOB_ID": "7",
@@ -116,6 +120,18 @@ def test_a_difference_between_tasks_and_ranks_is_said_in_one_line() -> None:
     assert disagreement({"SLURM_TASKS_PER_NODE": "4(x2)"}, allocation) is None
 
 
+def test_in_a_job_the_launcher_says_where_it_runs_other_ranks_than_slurm_granted_tasks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PATH", stand_ins(tmp_path, scontrol=f"echo '{UNEVEN_JOB}'"))
+    options = Namespace(hosts=None, hostfile=None, cluster="auto", nodes=None, ranks_per_node=None)
+
+    found = find_allocation(options, {**BATCH_BODY, "SLURM_TASKS_PER_NODE": "1(x2)"})
+
+    assert [host.ranks for host in found.hosts] == [2, 1]
+    assert capsys.readouterr().out.startswith("note: Slurm granted 1(x2) tasks per node, running 2, 1 ranks")
+
+
 def test_hosts_are_written_as_in_the_guide() -> None:
     assert from_hosts("a:8,b.example.org:4,c").hosts == (
         Host("a", 8, None, 0),
@@ -204,3 +220,15 @@ def test_the_rank_table_of_a_large_job_shows_both_ends() -> None:
     assert lines[1].split() == ["0", "0", "n0", "0", "0"]
     assert "(768 more)" in lines[17]
     assert lines[-1].split() == ["799", "99", "n99", "7", "7"]
+
+
+def test_a_plan_with_a_host_that_none_can_be_called_is_not_believed() -> None:
+    with pytest.raises(LauncherError, match=r"^the plan names a host '-oProxyCommand=x': wanted letters, digits"):
+        Allocation.from_json({"source": "ssh", "hosts": [["-oProxyCommand=x", 1, 0, 0]]})
+
+
+def test_more_hosts_than_any_job_has_are_refused_in_its_details_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cluster.allocation.MAX_HOSTS", 1)
+
+    with pytest.raises(RequestError, match=r"^the job's details name more than 1 hosts$"):
+        parse_granted_gpus(UNEVEN_JOB)

@@ -10,8 +10,10 @@ import pytest
 from cluster import RequestError, Run, submit
 from cluster.keywords import SubmitOptions, command_words
 from cluster.request import parser
+from cluster.request_file import record_request
 from conftest import ROOT, Mpi
 from slurm_lab import SlurmLab
+from stand_ins import stand_ins
 from waiting import wait_until
 
 ONLY_WORDS = {"help", "dry_run", "wait", "follow", "json", "program", "training.NAME"}
@@ -186,3 +188,33 @@ def test_a_job_is_submitted_waited_for_and_cancelled_from_python(slurm: SlurmLab
     first, job, said, state, status, rows, log = json.loads(done.stdout.splitlines()[-1])
     assert (first, said, state, rows) == (3, f"job {job} cancelled", "cancelled", 2)
     assert (status, log) == (143, f"a-{job}.log")
+
+
+def test_a_run_is_shown_by_its_directory_and_an_ended_job_by_slurms_own_status(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failed = 'echo "JobId=12 JobState=FAILED Reason=NonZeroExitCode ExitCode=3:0"'
+    monkeypatch.setenv("PATH", stand_ins(tmp_path / "bin", scontrol=failed, squeue="exit 1", sacct="exit 1"))
+    record_request(tmp_path / "a", [], "12")
+
+    run = Run(tmp_path / "a")
+
+    assert repr(run) == f"Run('{tmp_path}/a')"
+    assert run.wait() == 3
+
+
+def test_a_run_whose_directory_of_submission_has_gone_is_not_submitted_again(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir(mode=0o700)
+    request = {"arguments": [], "directory": "/no/such/place", "submitted": 1.0, "job_id": None}
+    (tmp_path / "a/request.json").write_text(json.dumps(request))
+
+    with pytest.raises(RequestError, match=r"^a was submitted in /no/such/place: that is no directory any more$"):
+        Run(tmp_path / "a").resubmit()
+
+
+def test_a_run_without_a_job_has_the_status_of_its_last_verdict(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir(mode=0o700)
+    attempt = {"attempt": 1, "started": 1.0, "seconds": 1.0, "verdict": {"kind": "no progress", "status": 73}}
+    (tmp_path / "a/run.json").write_text(json.dumps({"experiment": "a", "attempts": [attempt]}))
+
+    assert Run(tmp_path / "a").wait() == 73

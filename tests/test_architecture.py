@@ -8,6 +8,7 @@ import pytest
 
 from architecture import DRAWING, PACKAGES, drawing, imported_names, module_name, modules, why_not
 from conftest import ROOT
+from stand_ins import stand_ins
 
 
 @pytest.mark.parametrize("package", PACKAGES)
@@ -79,15 +80,12 @@ print(sorted({"torch", "transformers", "datasets", "submitit", "numpy", "trainin
     "arguments", [["--help"], ["--cluster", "slurm", "--dry-run"], ["--cluster", "local", "--dry-run"]], ids=" ".join
 )
 def test_help_and_dry_run_load_nothing_heavy(arguments: list[str], tmp_path: Path) -> None:
-    (tmp_path / "sbatch").write_text("#!/bin/sh\n")
-    (tmp_path / "sbatch").chmod(0o755)
-
     done = subprocess.run(
         [sys.executable, "-c", LOADED, *arguments],
         capture_output=True,
         text=True,
         cwd=ROOT,
-        env={"PATH": f"{tmp_path}:/usr/bin:/bin"},
+        env={"PATH": stand_ins(tmp_path, sbatch="")},
     )
 
     assert done.stdout.splitlines()[-1:] == ["[]"], done.stderr

@@ -10,13 +10,17 @@ from pathlib import Path
 
 import pytest
 
-from cluster import attach
+from cluster import attach, stacks
 from cluster.allocation import Allocation, Host
-from cluster.attach import hosts_of, shell_command, stack_lines
-from cluster.errors import RequestError
+from cluster.attach import ask_nodes, hosts_of, open_shell, shell_command, stack_lines
+from cluster.errors import LauncherError, RequestError
+from cluster.lock import only_launcher_of
+from cluster.machine import handles_signal, process_state
 from cluster.records import read_records
 from cluster.stacks import from_lines, to_lines
+from cluster.watch import STACK_SIGNAL
 from conftest import ROOT, Mpi
+from stand_ins import stand_ins
 from waiting import wait_until
 
 WAITS = """
@@ -130,3 +134,65 @@ def test_a_rank_without_an_answer_says_why() -> None:
         "rank 2 on n2: no answer (its program is no Python)",
         "rank 3 on n2: has not begun, or has ended",
     ]
+
+
+def test_hosts_without_slurm_are_asked_over_ssh_one_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    answer = "\n".join(to_lines({"rank": 0, "host": "n1", "state": "S", "stacks": "a\n"}))
+    ssh = f"echo $1 >> {tmp_path}/asked\n[ $1 = n2 ] || cat <<'END'\n{answer}\nEND"
+    monkeypatch.setenv("PATH", stand_ins(tmp_path, ssh=ssh))
+
+    told = ask_nodes(Namespace(ssh="ssh"), None, "ssh", ["n1", "n2"], tmp_path / "attempt-0001")
+
+    assert [one["stacks"] for one in told] == ["a\n"]
+    assert (tmp_path / "asked").read_text() == "n1\nn2\n"
+
+
+@pytest.mark.parametrize(
+    ("srun", "words"),
+    [
+        ("echo srun: error: Invalid job id specified >&2; exit 1", "srun: srun: error: Invalid job id specified"),
+        ("exit 3", "srun: exit status 3"),
+        ("exec sleep 600", r"srun did not reach the nodes \(.*timed out"),
+    ],
+    ids=["refused", "silent", "never ends"],
+)
+def test_nodes_that_cannot_be_reached_are_an_error_in_sruns_own_words(
+    srun: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", stand_ins(tmp_path, srun=srun))
+    monkeypatch.setattr(attach, "STACKS_WITHIN", 0.5)
+
+    with pytest.raises(LauncherError, match=words):
+        ask_nodes(Namespace(ssh="ssh"), "12", "slurm", ["n1"], tmp_path)
+
+
+def test_where_there_is_no_srun_a_login_node_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+
+    with pytest.raises(LauncherError, match="no srun on PATH: attach from a login node of the cluster"):
+        open_shell(["srun", "bash"], "n1")
+
+
+def test_a_run_that_has_no_plan_yet_is_just_starting(tmp_path: Path) -> None:
+    with only_launcher_of(tmp_path / "a"):
+        (tmp_path / "a/run.json").write_text('{"experiment": "a", "attempts": []}')
+
+        with pytest.raises(LauncherError, match="a is just starting: try again in a moment"):
+            attach.main([str(tmp_path / "a")])
+
+
+def test_a_rank_that_ends_while_it_is_asked_has_no_answer(tmp_path: Path) -> None:
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+
+    assert stacks.ask(gone.pid) is None
+    assert not handles_signal(gone.pid, STACK_SIGNAL)
+    assert process_state(gone.pid) == ""
+    asked = stacks.Asked(gone.pid, tmp_path / "none")
+    assert stacks.read_answer(asked) == ""
+
+
+def test_a_program_that_does_not_answer_is_not_waited_for_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stacks, "WITHIN", 0.1)
+
+    stacks.await_answers([stacks.Asked(os.getpid(), tmp_path / "none")])

@@ -3,14 +3,16 @@
 import json
 import subprocess
 import sys
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
 
 from cluster.allocation import Allocation, Host
-from cluster.bench import Start, Way, can, launch_options, measure, phases, table, to_json
-from cluster.errors import LauncherError
+from cluster.bench import Start, Way, bare, can, launch_options, main, measure, phases, table, to_json
+from cluster.errors import LauncherError, RequestError
 from conftest import ROOT, Mpi
+from stand_ins import stand_ins
 
 TRAINED = {"imports": 2.0, "group": 0.5, "first step": 0.25}
 
@@ -84,3 +86,33 @@ def test_any_program_is_started_by_each_way_in_turns(mpi: Mpi, tmp_path: Path) -
     assert [len(figures["seconds"][way]) for way in ("launch", "mpirun")] == [1, 1]
     assert set(figures["phases"]["launch"][0]) == {"launcher", "to the program", "program"}
     assert done.stdout.startswith("1 node × 2 ranks = 2 ranks, 1 rounds: -c pass\n")
+
+
+def test_srun_and_torchrun_are_given_what_one_would_type(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", stand_ins(tmp_path, torchrun=""))
+    monkeypatch.setattr(sys, "executable", "/nowhere/python")
+    here = Allocation("local", (Host("localhost", 2, 0, 2),))
+
+    srun = bare("srun", None, here, ["python", "a.py"], tmp_path, 1, Namespace())
+    torchrun = bare("torchrun", None, here, ["python", "a.py"], tmp_path, 1, Namespace())
+
+    assert srun.command == ["srun", "--ntasks=2", "--mpi=none", "python", "a.py"]
+    assert srun.environ["MASTER_PORT"].isdecimal()
+    assert torchrun.command[:3] == [f"{tmp_path}/torchrun", "--nproc-per-node=2", "--no-python"]
+    assert torchrun.command[-2:] == ["python", "a.py"]
+
+
+def test_the_front_end_is_measured_beside_bare_python(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--front-end", "--rounds", "1"]) == 0
+
+    python, of_help, dry_run = capsys.readouterr().out.splitlines()
+    assert python.startswith("python ")
+    assert " help/python " in of_help
+    assert " dry run/python " in dry_run
+
+
+def test_an_unknown_way_is_refused() -> None:
+    with pytest.raises(
+        RequestError, match=r"^--ways launch,fork: there is no fork, only launch, mpirun, srun, torchrun$"
+    ):
+        main(["--ways", "launch,fork"])

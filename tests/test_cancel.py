@@ -8,14 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from cluster import cancel, resubmit
+from cluster import cancel, resubmit, stop
 from cluster.cancel import became
 from cluster.errors import LauncherError, RequestError
 from cluster.lock import only_launcher_of, read_holder
 from cluster.request_file import read_request, record_request
 from cluster.run_state import RunState, Snapshot
-from cluster.stop import element_of
+from cluster.stop import await_end, element_of
 from conftest import ROOT
+from stand_ins import stand_ins
 from waiting import wait_until
 
 SLEEPS = "import time\nprint('ready', flush=True)\ntime.sleep(600)\n"
@@ -172,3 +173,94 @@ def test_of_an_array_only_the_element_is_cancelled() -> None:
     assert element_of(detail, "13") == "12_0"
     assert element_of("JobId=14 JobState=RUNNING", "14") == "14"
     assert element_of("", "15") == "15"
+
+
+def test_a_launcher_that_has_not_said_yet_who_it_is_is_just_starting(tmp_path: Path) -> None:
+    with only_launcher_of(tmp_path / "a"):
+        (tmp_path / "a/run.json").write_text(json.dumps({"experiment": "a", "attempts": []}))
+        (tmp_path / "a/launcher.lock").write_text("")
+
+        with pytest.raises(LauncherError, match="a is just starting: try again in a moment"):
+            cancel.main([str(tmp_path / "a")])
+    assert read_holder(tmp_path / "none") is None
+
+
+def test_a_job_that_slurm_does_not_let_go_is_told_in_its_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    refuses = "echo 'scancel: error: Kill job error on job id 12: Access denied' >&2; exit 1"
+    queued = "echo '12|PENDING|Priority|N/A|gpu|1|12|N/A'"
+    monkeypatch.setenv("PATH", stand_ins(tmp_path / "bin", scancel=refuses, squeue=queued, scontrol="exit 1"))
+    record_request(tmp_path / "a", [], "12")
+
+    with pytest.raises(
+        LauncherError, match=r"^scancel 12: scancel: error: Kill job error on job id 12: Access denied$"
+    ):
+        cancel.main([str(tmp_path / "a")])
+
+
+def test_a_run_that_does_not_end_in_time_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stop, "WAIT_AT_MOST", 0.2)
+    monkeypatch.setattr(stop, "LOOK_EVERY", 0.01)
+
+    with only_launcher_of(tmp_path / "a"), pytest.raises(LauncherError, match=r"^a still ends after 0 s: "):
+        await_end(tmp_path / "a", None)
+
+
+def make_sweep(tmp_path: Path, job_ids: dict[str, str | None]) -> Path:
+    """A sweep whose runs were asked for by these jobs."""
+    elements = [{"name": name, "values": {"lr": name}, "submit": [], "launch": []} for name in job_ids]
+    (tmp_path / "s").mkdir(mode=0o700)
+    content = {"arguments": [], "directory": str(tmp_path), "elements": elements}
+    (tmp_path / "s/sweep.json").write_text(json.dumps(content))
+    for name, job_id in job_ids.items():
+        record_request(tmp_path / "s" / name, [], job_id)
+    return tmp_path / "s"
+
+
+STATE = "state() {{ grep -qx $1 {folder}/cancelled 2>/dev/null && echo CANCELLED || echo PENDING; }}\n"
+QUEUE = STATE + 'for job in 12 15; do echo "$job|$(state $job)|Priority|N/A|gpu|1|$job|0-1"; done'
+SHOWN = STATE + 'for id; do :; done; id=${{id%_*}}; echo "JobId=$id JobState=$(state $id) Reason=None ExitCode=0:0"'
+
+
+def test_a_sweep_is_cancelled_by_its_array_and_by_the_jobs_of_single_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "bin"
+    scripts = {"squeue": QUEUE.format(folder=folder), "scontrol": SHOWN.format(folder=folder)}
+    monkeypatch.setenv("PATH", stand_ins(folder, scancel=f"echo $1 >> {folder}/cancelled", sacct="exit 1", **scripts))
+    monkeypatch.setattr(stop, "LOOK_EVERY", 0.01)
+    run = make_sweep(tmp_path, {"a": "12_0", "b": "12_1", "c": "15"})
+
+    assert cancel.main([str(run)]) == 0
+
+    assert (folder / "cancelled").read_text() == "12\n15\n"
+    assert capsys.readouterr().out.startswith("3 of 3 runs of s cancelled\nnext: python -m cluster sweep ")
+
+
+def test_a_sweep_of_which_nothing_runs_is_not_cancelled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+
+    with pytest.raises(RequestError, match=r"^s is not running: none of its 1 runs is$"):
+        cancel.main([str(make_sweep(tmp_path, {"a": None}))])
+
+
+def test_an_array_that_slurm_does_not_let_go_is_told_in_its_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "bin"
+    refuses = "echo 'scancel: error: Access denied' >&2; exit 1"
+    monkeypatch.setenv("PATH", stand_ins(folder, scancel=refuses, squeue=QUEUE.format(folder=folder)))
+
+    with pytest.raises(LauncherError, match=r"^scancel 12: scancel: error: Access denied$"):
+        cancel.main([str(make_sweep(tmp_path, {"a": "12_0"}))])
+
+
+def test_a_request_that_cannot_be_kept_is_a_warning_and_one_that_cannot_be_read_is_none(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+
+    record_request(tmp_path / "file/a", [], "12")
+
+    assert "request.json cannot be written (File exists): resubmit will not know the run" in capsys.readouterr().out
+    (tmp_path / "request.json").write_text('{"unknown": 1}')
+    assert read_request(tmp_path) is None

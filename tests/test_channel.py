@@ -4,13 +4,14 @@ import json
 import select
 import socket
 import threading
-import time
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
+from cluster import channel
 from cluster.channel import LONGEST_GREETING, STRANGERS, Listener, Wire, connect, own_address
+from cluster.errors import LauncherError
 from waiting import wait_until
 
 
@@ -139,13 +140,18 @@ def _send(stranger: socket.socket, words: bytes) -> None:
 
 
 def test_a_rank_that_does_not_read_does_not_hold_the_launcher_up(listener: Listener) -> None:
-    rank(listener, 0)
-    begun = time.monotonic()
+    silent = rank(listener, 0)
+    words: list[dict[str, Any]] = []
 
     for _ in range(200):
-        listener.tell({"do": "x" * 100_000})
+        listener.tell({"do": "x" * 100_000})  # more than both sockets take: the rest waits with the launcher
 
-    assert time.monotonic() - begun < 30
+    def all_have_come() -> bool:
+        listener.tell({})
+        words.extend(word for word in silent.receive() if word)
+        return len(words) == 200
+
+    wait_until(all_have_come)
 
 
 def test_the_launcher_is_heard_while_its_main_thread_waits_for_a_disk(listener: Listener) -> None:
@@ -176,3 +182,30 @@ def test_a_message_is_one_line_of_json(listener: Listener) -> None:
 
     assert json.loads(accepted.makefile().readline()) == {"token": "secret", "rank": 7}
     wire.close()
+
+
+def test_a_stranger_that_says_nothing_is_shown_the_door_after_a_while(
+    listener: Listener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(channel, "CONNECT_WITHIN", 0.0)
+
+    with socket.create_connection((listener.address, listener.port)) as stranger:
+        heard(listener, lambda _: select.select([stranger], [], [], 0)[0])
+        assert stranger.recv(1) == b""
+
+
+def test_more_ranks_than_the_system_allows_open_files_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("resource.getrlimit", lambda _: (1024, 4096))
+
+    with pytest.raises(LauncherError, match=r"needs 100,064 open files, one for each rank, and may have 4,096"):
+        Listener("127.0.0.1", 100_000)
+
+
+def test_hosts_whose_names_nobody_knows_need_the_name_of_their_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown(*_: object, **__: object) -> None:
+        raise socket.gaierror("Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", unknown)
+
+    with pytest.raises(LauncherError, match=r"neither n1 nor this host has an address by its name: .* --nic"):
+        own_address(["n1", "n2"], lambda host: False, None)

@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from cluster import environment
 from cluster.__main__ import VERBS, help_text, main
 from cluster.completion import bash_script
+from cluster.options import run
 from conftest import ROOT
 
 
@@ -46,6 +48,12 @@ def test_an_unknown_verb_is_an_error_that_says_what_was_probably_meant(
     assert main([given]) == 64
 
     assert f"error: no verb '{given}': {words}" in capsys.readouterr().err
+
+
+def test_the_completion_is_printed_for_bash_to_read(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["completion", "bash"]) == 0
+
+    assert capsys.readouterr().out == bash_script()
 
 
 def test_the_help_imports_no_module_of_a_verb() -> None:
@@ -119,3 +127,18 @@ def test_bash_completes_verbs_options_and_runs(typed: list[str], offered: list[s
 
     assert done.stderr == ""
     assert done.stdout.split() == offered
+
+
+def test_ranks_find_the_project_unless_it_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert environment.with_project({"PYTHONPATH": "/mine"}) == {"PYTHONPATH": f"{ROOT}:/mine"}
+
+    monkeypatch.setattr(environment, "__file__", "/env/lib/python3.11/site-packages/cluster/environment.py")
+    assert environment.with_project({"PYTHONPATH": "/mine"}) == {"PYTHONPATH": "/mine"}
+
+
+def test_ctrl_c_ends_a_command_with_one_word(capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupted(_: list[str]) -> int:
+        raise KeyboardInterrupt
+
+    assert run(interrupted, []) == 130
+    assert capsys.readouterr().err == "interrupted\n"

@@ -9,6 +9,7 @@ import pytest
 
 from cluster import compile_cache
 from cluster.compile_cache import cache_key, compile_cache_variables, gpu_models, torch_version
+from cluster.node_local import make_private
 from one_rank import run_rank
 
 PROGRAM = [sys.executable, "-c", "pass"]
@@ -71,6 +72,22 @@ def test_another_users_folder_is_not_used(disk: Path, tmp_path: Path) -> None:
     squatted.mkdir(mode=0o700)
     os.chown(squatted, 12345, 12345)
     assert all(Path(place).is_relative_to(tmp_path / "compiled") for place in variables(disk, tmp_path).values())
+    os.chown(disk, 12345, 12345)
+    assert not make_private(disk / "folder")
+
+
+def test_a_folder_of_compiled_code_that_others_may_read_is_not_used(disk: Path, tmp_path: Path) -> None:
+    Path(variables(disk, tmp_path)["TRITON_CACHE_DIR"]).parent.chmod(0o755)
+    assert variables(disk, tmp_path) == {}
+
+
+def test_a_folder_below_one_of_another_user_or_that_cannot_be_made_is_not_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert not make_private(tmp_path / "not there" / "folder")
+    monkeypatch.setattr("cluster.node_local.os.geteuid", lambda: 12345)
+    tmp_path.chmod(0o777)
+    assert not make_private(tmp_path / "folder")
 
 
 def test_a_disk_from_which_no_code_may_be_loaded_is_not_used(disk: Path, tmp_path: Path, monkeypatch) -> None:
@@ -102,6 +119,7 @@ def test_gpus_are_named_as_the_driver_does(tmp_path: Path) -> None:
         (tmp_path / f"0000:0{number}:00.0").mkdir()
         text = "Model: \t\t NVIDIA H200\nIRQ:   \t\t 16\n"
         (tmp_path / f"0000:0{number}:00.0/information").write_text(text)
+    (tmp_path / "0000:02:00.0/information").mkdir(parents=True)  # one of which the driver tells nothing
     assert gpu_models(tmp_path) == ["NVIDIA H200", "NVIDIA H200"]
     assert gpu_models(tmp_path / "no driver") == []
 

@@ -1,20 +1,27 @@
 """`python -m cluster.doctor`: what it makes of a place, and that a place is measured for real."""
 
+import errno
+import fcntl
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 
+from cluster import checks
 from cluster.checks import (
     OK,
+    PACKAGES,
     WARN,
     WRONG,
     Finding,
     check_folders,
+    check_network,
     check_python,
     check_slurm,
     controller_time,
@@ -28,6 +35,7 @@ from cluster.doctor import lines, main
 from cluster.errors import RequestError
 from conftest import ROOT
 from slurm_lab import SlurmLab
+from stand_ins import stand_ins
 from training.check_hosts import by_host, slow_hosts, table
 
 CONFIG = """Configuration data as of 2026-03-01T12:00:00
@@ -81,6 +89,34 @@ def test_measuring_nodes_outside_of_an_allocation_is_refused() -> None:
     assert done.stderr.startswith("error: --nodes 2 measures the nodes of an allocation, and this shell is in none")
 
 
+def test_more_nodes_than_the_allocation_has_are_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "12")
+    monkeypatch.setenv("SLURM_JOB_NUM_NODES", "2")
+
+    with pytest.raises(RequestError, match=r"^--nodes 3: this allocation has 2; ask for more, or measure fewer$"):
+        main(["--nodes", "3"])
+
+
+def test_fewer_nodes_than_the_allocation_has_leave_the_others_to_spare(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "12")
+    monkeypatch.setenv("SLURM_JOB_NUM_NODES", "4")
+    launched: list[str] = []
+
+    def launch(arguments: list[str]) -> int:
+        launched.extend(arguments)
+        return 0
+
+    monkeypatch.setattr("cluster.launch.main", launch)
+
+    assert main(["--nodes", "3", "--output-dir", str(tmp_path)]) == 0
+    assert launched[launched.index("--spare-nodes") + 1] == "1"
+    launched.clear()
+    assert main(["--nodes", "4", "--output-dir", str(tmp_path)]) == 0
+    assert "--spare-nodes" not in launched
+
+
 def test_json_is_for_the_findings_of_this_machine() -> None:
     with pytest.raises(RequestError, match=r"^--json is for the findings of this machine"):
         main(["--nodes", "2", "--json"])
@@ -103,14 +139,31 @@ def test_on_a_real_slurm_the_site_is_told(slurm: SlurmLab) -> None:
     assert "GRES gpu" in found["Slurm"]
 
 
+def site(folder: Path, monkeypatch: pytest.MonkeyPatch, scontrol: str) -> None:
+    """A PATH with a Slurm whose controller answers by this line of sh."""
+    monkeypatch.setenv("PATH", stand_ins(folder, sbatch="echo slurm 22.05.8", scontrol=scontrol))
+
+
 def test_a_controller_that_does_not_answer_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "sbatch").write_text("#!/bin/sh\necho slurm 22.05.8\n")
-    (tmp_path / "scontrol").write_text("#!/bin/sh\nexit 1\n")
-    for program in tmp_path.iterdir():
-        program.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}:/bin")
+    site(tmp_path, monkeypatch, "exit 1")
     [finding] = check_slurm({})
     assert (finding.level, finding.found) == (WRONG, "22.05.8, its controller does not answer")
+
+
+def test_a_controller_that_kills_at_once_or_lives_at_another_time_is_warned_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site(tmp_path, monkeypatch, "echo 'Configuration data as of 2020-01-31T12:00:00'; echo 'KillWait = 0 sec'")
+    slurm, killwait, clock = check_slurm({})
+    assert (slurm.level, killwait.level, clock.level) == (OK, WARN, WARN)
+    assert killwait.found == "0: jobs are killed without a chance to end"
+    assert re.fullmatch(r"\+\d+ s from that of Slurm's controller", clock.found)
+
+
+def test_the_allocation_of_this_shell_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    site(tmp_path, monkeypatch, "echo 'KillWait = 30 sec'")
+    *_, allocation = check_slurm({"SLURM_JOB_ID": "12", "SLURM_JOB_NODELIST": "n[1-2]"})
+    assert (allocation.level, allocation.found) == (OK, "job 12 on n[1-2]: try it with --nodes")
 
 
 def test_what_a_site_has_set_is_told_in_a_few_words() -> None:
@@ -145,18 +198,38 @@ GPUS = {"cuda": "13.0", "gpus": ["NVIDIA H100"], "memory": [[75, 80]], "nccl": "
     ],
     ids=["fit", "in use", "no compiler", "torch for CPUs", "not granted", "login node"],
 )
-def test_gpus(change: dict[str, object], devices: int, compiler: str | None, levels: list[str]) -> None:
+def test_gpus_are_found_fit_or_not(
+    change: dict[str, object], devices: int, compiler: str | None, levels: list[str]
+) -> None:
     assert [finding.level for finding in gpu_findings({**GPUS, **change}, devices, compiler)] == levels
 
 
 def test_packages_that_are_missing_are_named_with_the_command_that_brings_them(tmp_path: Path) -> None:
-    python = tmp_path / "python"
     answer = json.dumps({"versions": {"torch": "2.13.0", "transformers": None, "datasets": None, "tyro": "1.0"}})
-    python.write_text(f"#!/bin/sh\necho '{answer}'\n")
-    python.chmod(0o755)
-    finding = check_python(str(python), {})[-1]
+    stand_ins(tmp_path, python=f"echo '{answer}'")
+    finding = check_python(f"{tmp_path}/python", {})[-1]
     assert (finding.level, finding.found) == (WRONG, "transformers, datasets missing")
-    assert finding.fix.startswith(f"{python} -m pip install transformers datasets")
+    assert finding.fix.startswith(f"{tmp_path}/python -m pip install transformers datasets")
+
+
+def test_a_python_that_does_not_run_lacks_everything() -> None:
+    finding = check_python("/no/such/python", {})[-1]
+    assert (finding.level, finding.found) == (WRONG, "torch, transformers, datasets, tyro missing")
+
+
+def test_a_torch_that_cannot_be_imported_is_wrong_and_a_slow_one_is_warned_of(tmp_path: Path) -> None:
+    versions = dict.fromkeys(PACKAGES, "1.0")
+
+    def told(**found: object) -> Finding:
+        stand_ins(tmp_path, python=f"echo '{json.dumps({'versions': versions, **found})}'")
+        return check_python(f"{tmp_path}/python", {})[2]
+
+    broken = told(error="ImportError: libcudart")
+    slow = told(seconds=16.0, cuda=None, gpus=[])
+
+    assert (broken.level, broken.found) == (WRONG, "ImportError: libcudart")
+    assert (slow.level, slow.found) == (WARN, "torch takes 16 s")
+    assert slow.fix.endswith("--stage-env /tmp")
 
 
 def test_a_folder_that_cannot_be_written_is_wrong() -> None:
@@ -164,6 +237,90 @@ def test_a_folder_that_cannot_be_written_is_wrong() -> None:
     assert findings[0].level == WRONG
     assert findings[0].name == "run directories"
     assert findings[0].fix == "name another place by --output-dir"
+
+
+def test_folders_with_little_room_no_locks_or_another_time_are_warned_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setenv("PATH", "")  # no Slurm, whose nodes would all have to see the folder
+    monkeypatch.setattr(checks, "LEAST_FREE_BYTES", 2**80)
+    monkeypatch.setattr(checks, "CLOCK_MAY_DIFFER", -1.0)
+    monkeypatch.setattr(fcntl, "flock", refuse)
+
+    findings = [finding for finding in check_folders(tmp_path, {}) if finding.name == "run directories"]
+
+    assert [finding.level for finding in findings] == [WARN] * 3
+    assert findings[0].fix == "make room, or name another place by --output-dir"
+    assert findings[1].found == "files cannot be locked"
+    assert findings[2].found.startswith("the file server's clock differs by ")
+
+
+def test_on_a_cluster_the_folders_of_runs_are_to_be_a_networks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    site(tmp_path, monkeypatch, "true")
+    monkeypatch.chdir(tmp_path)
+    findings = check_folders(Path("/dev/shm"), {"HF_HOME": "/dev/shm"})
+    assert [finding.found for finding in findings if finding.level == WARN] == [
+        "tmpfs is no network's file system by its name",
+        "tmpfs is no network's file system by its name",
+        f"not in {tmp_path}",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("own", "level", "found"),
+    [(None, WARN, " has no address"), ("127.0.1.1", WARN, " means 127.0.1.1 here"), ("192.0.2.1", None, "")],
+    ids=["unknown", "loopback", "its own"],
+)
+def test_the_own_name_is_to_mean_an_address_of_the_network(
+    own: str | None, level: str | None, found: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def resolve(*_: object) -> list[tuple[object, ...]]:
+        if own is None:
+            raise socket.gaierror("Name or service not known")
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (own, 0))]
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolve)
+    monkeypatch.setattr(checks, "_address", lambda interface: "192.0.2.1")
+    monkeypatch.setattr(socket, "if_nameindex", lambda: [(1, "lo"), (2, "eth0")])
+
+    told = [finding for finding in check_network({"HF_HUB_OFFLINE": "1"}) if finding.name == "host name"]
+
+    assert [(finding.level, finding.found) for finding in told] == (
+        [(level, socket.gethostname() + found)] * bool(level)
+    )
+
+
+def test_a_machine_without_an_interface_is_told_that_it_stands_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(socket, "if_nameindex", lambda: [(1, "lo"), (2, "no-such-one")])
+    network, *_ = check_network({"HF_HUB_OFFLINE": "1"})
+    assert (network.level, network.found) == (WARN, "no interface with an address")
+
+
+@pytest.mark.parametrize(
+    ("status", "level", "found"),
+    [("200 OK", OK, "answers"), ("401 Unauthorized", OK, "answers"), (None, WARN, "does not answer")],
+)
+def test_the_hub_is_asked_whether_it_answers(
+    status: str | None, level: str, found: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("no_proxy", "*")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"http://127.0.0.1:{server.getsockname()[1]}"
+
+        def answer() -> None:
+            with server.accept()[0] as connection:
+                connection.recv(65536)
+                if status:
+                    connection.sendall(f"HTTP/1.0 {status}\r\n\r\n".encode())
+
+        answering = threading.Thread(target=answer)
+        answering.start()
+        hub = check_network({"HF_ENDPOINT": address})[-1]
+        answering.join()
+    assert (hub.level, hub.found.removeprefix(f"{address} ").partition(" (")[0]) == (level, found)
 
 
 def test_the_file_system_is_that_of_the_nearest_mount() -> None:
@@ -177,7 +334,9 @@ def test_the_file_system_is_that_of_the_nearest_mount() -> None:
     ("files", "locked", "infiniband", "levels"),
     [(1024, -1, True, [OK]), (512, -1, False, [WARN]), (4096, 65536, True, [WARN]), (4096, 65536, False, [OK])],
 )
-def test_limits(files: int, locked: int, infiniband: bool, levels: list[str]) -> None:
+def test_limits_are_too_low_only_where_they_are_needed(
+    files: int, locked: int, infiniband: bool, levels: list[str]
+) -> None:
     assert [finding.level for finding in limit_findings(files, locked, infiniband)] == levels
 
 

@@ -13,6 +13,7 @@ from cluster.environment import (
     rank_environment,
     simulated_gpus,
 )
+from cluster.errors import LauncherError
 from cluster.rendezvous import MASTER_PORTS, first_port, hold_port, rendezvous
 
 UNEVEN = Allocation("slurm", (Host("n1", 3, 3, 16), Host("n2", 1, 1, 16)))
@@ -62,6 +63,15 @@ def test_away_from_slurm_no_trace_of_a_surrounding_job_reaches_mpirun() -> None:
 
     assert [name for name in environ if name.startswith("SLURM_")] == []
     assert environ["PATH"] == "/bin"
+
+
+@pytest.mark.parametrize(("user", "allowed"), [(0, "1"), (1000, None)], ids=["root", "another user"])
+def test_open_mpi_is_told_that_root_means_it(user: int, allowed: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.geteuid", lambda: user)
+
+    environ = mpirun_environment({}, UNEVEN, None, HERE_IS_N1)
+
+    assert environ.get("OMPI_ALLOW_RUN_AS_ROOT") == environ.get("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM") == allowed
 
 
 def test_one_nic_option_sets_nccl_and_gloo() -> None:
@@ -127,6 +137,20 @@ def test_a_port_that_is_listened_at_or_held_is_passed_over() -> None:
             held.close()
             with hold_port(port) as later:
                 assert later.getsockname()[1] != port
+
+
+def test_where_all_ports_are_taken_the_error_names_their_range(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cluster.rendezvous.MASTER_PORTS", range(20000, 20002))
+
+    with hold_port(20000), hold_port(20000), pytest.raises(LauncherError, match="between 20000 and 20001 on this host"):
+        hold_port(20000)
+
+
+def test_a_first_host_elsewhere_chooses_its_port_itself() -> None:
+    meeting = rendezvous(UNEVEN, {"SLURM_JOB_ID": "7"}, 1, "10.0.0.1")
+    meeting.held.close()
+
+    assert (meeting.address, meeting.port) == ("n1", first_port(7, 0, 1))
 
 
 def test_twenty_launches_of_one_job_at_once_on_one_host_have_twenty_ports() -> None:

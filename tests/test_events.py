@@ -18,3 +18,9 @@ def test_events_follow_one_another_one_json_object_a_line(tmp_path: Path) -> Non
 
 def test_an_event_that_cannot_be_written_does_not_end_the_run(tmp_path: Path) -> None:
     record_event(tmp_path / "gone", "attempt started")
+
+
+def test_a_disk_that_fills_up_meanwhile_does_not_end_the_run_either(tmp_path: Path) -> None:
+    (tmp_path / "events.jsonl").symlink_to("/dev/full")
+
+    record_event(tmp_path, "attempt started")

@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 
 from cluster import slurm
-from cluster.errors import RequestError
+from cluster.errors import LauncherError, RequestError
 from cluster.explain import allocation_of_job, bound_to, forwarded_by, main, words_of_sbatch
 from cluster.secret import masked
 from conftest import ROOT, Mpi
+from stand_ins import stand_ins
 
 WHERE = """
 import json, os, socket
@@ -23,7 +24,6 @@ print(json.dumps({"cpus": cpus, **{name: int(os.environ[name]) for name in names
 """
 
 SBATCH = """\
-#!/bin/sh
 [ "$1" = --test-only ] || exit 9
 cat > {folder}/script
 echo 'sbatch: Job 7 to start at 2026-01-31T12:00:00 using 4 processors on nodes n[1-2] in partition main' >&2
@@ -114,9 +114,7 @@ def test_uneven_tasks_without_gpus_are_shown_rank_by_rank(capsys: pytest.Capture
 def test_a_request_is_shown_with_its_script_and_what_sbatch_says_of_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "sbatch").write_text(SBATCH.format(folder=tmp_path))
-    (tmp_path / "sbatch").chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    monkeypatch.setenv("PATH", stand_ins(tmp_path, sbatch=SBATCH.format(folder=tmp_path)))
     monkeypatch.chdir(tmp_path)
 
     assert main(["--nodes", "2", "--gpus", "2", "--prepare-first", "--", "-e", "a"]) == 0
@@ -192,6 +190,52 @@ def test_how_uneven_tasks_are_spread_is_not_guessed() -> None:
 
     with pytest.raises(RequestError, match=r"^3 tasks on 2 nodes"):
         allocation_of_job(detail, None)
+
+
+DETAIL = "JobId=12 NumNodes=2 NumTasks=8 NtasksPerN:B:S:C=4:0:*:1 NodeList=n[1-2]"
+
+
+def test_a_job_that_has_left_no_run_yet_is_explained_by_its_number(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PATH", stand_ins(tmp_path, scontrol=f"echo '{DETAIL}'"))
+    monkeypatch.chdir(tmp_path)
+
+    assert explain(capsys, "12")["summary"] == "2 nodes × 4 ranks = 8 ranks"
+    assert main(["12"]) == 0
+    shown = capsys.readouterr().out
+    assert "# environment" not in shown
+    with pytest.raises(RequestError, match=r"^no run smoke, neither here nor in "):
+        main(["smoke"])
+
+
+def test_a_run_that_has_had_no_attempt_is_not_explained_by_its_name(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a/request.json").write_text("{}")
+
+    with pytest.raises(RequestError, match=r"^a has had no attempt yet: python -m cluster explain JOB_ID"):
+        main([str(tmp_path / "a")])
+
+
+def test_where_there_is_no_mpirun_open_mpi_5_is_shown_but_never_for_one_that_was_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pasted = ["--nodelist", "n[1-2]", "--program", "--", sys.executable, "-c", "pass"]
+    monkeypatch.setenv("PATH", "/nowhere")
+    monkeypatch.setattr(sys, "executable", "/nowhere/python")
+
+    assert explain(capsys, *pasted)["dialect"] == "Open MPI 5"
+    with pytest.raises(LauncherError, match=r"^--mpirun /no/such: no such program"):
+        main(["--mpirun", "/no/such", *pasted])
+
+
+def test_ranks_bound_to_more_than_a_core_are_shown_with_what_they_are_bound_to(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    explained = explain(capsys, "--nodelist", "n[1-2]", "--tasks-per-node", "1(x2)", "--bind-to", "socket")
+
+    assert [rank["cpus"] for rank in explained["ranks"]] == ["a socket"] * 2
+    assert bound_to(["mpirun", "-np", "2"]) == "none"
 
 
 def test_tasks_without_a_nodelist_are_an_error_that_says_what_is_missing() -> None:

@@ -102,3 +102,10 @@ def test_the_effective_share_is_given_with_and_without_the_queue() -> None:
 def test_a_run_without_any_time_has_no_share() -> None:
     assert totals([{"attempt": 1, "started": 1.0}]).effective is None
     assert goodput_lines(totals([])) == []
+
+
+def test_an_attempt_whose_end_nobody_wrote_down_leaves_no_gap_after_it() -> None:
+    first, second = attempt(100.0, 200.0, 10.0, job_id="7"), attempt(260.0, 300.0, 5.0, job_id="7")
+    del first["ended"]
+
+    assert totals([first, second]).parts["queue"] == 15.0

@@ -44,6 +44,7 @@ from cluster.terminal import plain, plain_bytes, say
 from conftest import ROOT, Mpi
 from report_runs import make_run
 from slurm_lab import SlurmLab
+from stand_ins import stand_ins
 from training.manifest import MANIFEST, DamagedError, Manifest, Proof, is_file_name, read_manifest, render_manifest
 from training.metrics import MetricsFile, read_rows
 from training.report.page import render
@@ -126,8 +127,7 @@ def test_a_template_hands_every_argument_on_as_it_is(template: str, tmp_path: Pa
     words = [text for text in STRINGS if "\0" not in text and text == text.encode(errors="replace").decode()]
     (tmp_path / "sbatch").mkdir()
     (tmp_path / "sbatch/env.sh").touch()
-    (tmp_path / "python").write_text("#!/bin/sh\nprintf '%s\\0' \"$@\"\n")
-    (tmp_path / "python").chmod(0o700)
+    stand_ins(tmp_path, python="printf '%s\\0' \"$@\"")
     environ = {"PATH": os.environ["PATH"], "PYTHON": str(tmp_path / "python")}
 
     said = subprocess.run(

@@ -5,12 +5,19 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from cluster.allocation import Allocation, Host
+from cluster.attempt import remember
+from cluster.launch import hosts_left
 from cluster.records import read_records
+from cluster.rundir import Attempt
+from cluster.signals import Requests
 from cluster.terminal import say
+from cluster.verdict import Verdict
 from conftest import ROOT, Mpi
 from waiting import wait_until
 
@@ -339,6 +346,17 @@ def test_a_run_directory_that_vanishes_ends_the_attempt_with_one_line(mpi: Mpi, 
     wait_until(lambda: not processes_that_mention(str(tmp_path)))
 
 
+@pytest.mark.parametrize("mpi", ["openmpi-5.0.11"], indirect=True)
+def test_simulated_nodes_share_the_gpus_that_are_visible(mpi: Mpi, tmp_path: Path) -> None:
+    program(tmp_path, "import os\nprint(os.environ['CUDA_VISIBLE_DEVICES'])\n")
+
+    done = launch(mpi, tmp_path, "--ranks-per-node", "1", CUDA_VISIBLE_DEVICES="4,5")
+
+    assert done.returncode == 0, done.stdout + done.stderr
+    logs = tmp_path / "outputs/program/attempt-0001/logs"
+    assert [(logs / f"rank-{rank}.log").read_text() for rank in (0, 1)] == ["4\n", "5\n"]
+
+
 @pytest.mark.parametrize(
     ("options", "environ", "status", "message"),
     [
@@ -351,6 +369,8 @@ def test_a_run_directory_that_vanishes_ends_the_attempt_with_one_line(mpi: Mpi, 
             "error: this is srun step 1.0",
         ),
         ([], {"SLURM_JOB_ID": "1", "SLURM_HET_SIZE": "2", "SLURM_JOB_NODELIST": "n1"}, 70, "error: heterogeneous jobs"),
+        (["--spare-nodes", "1"], {}, 64, "error: --spare-nodes 1 of 1 granted: none would be left"),
+        (["--nodes", "2"], {"SLURM_JOB_ID": "1", "SLURM_JOB_NODELIST": "n1"}, 64, "error: --nodes is for this machine"),
         (["-x", "A B=1"], {}, 64, "error: -x 'A B': wanted NAME or NAME=VALUE"),
     ],
 )
@@ -387,3 +407,73 @@ def test_where_there_is_nothing_to_say_no_empty_line_is_printed(capsys: pytest.C
     say([])
     say(["one", "two"])
     assert capsys.readouterr().out == "one\ntwo\n"
+
+
+def test_a_run_file_that_cannot_be_written_is_a_warning_and_the_verdict_still_comes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    attempt = Attempt(1, tmp_path / "gone", tmp_path / "gone/attempt-0001", tmp_path / "gone/attempt-0001/logs")
+
+    remember(attempt, {"ended": 1.0})
+
+    said = f"warning: run.json in {tmp_path}/gone cannot be written (No such file or directory)\n"
+    assert capsys.readouterr().out == said
+
+
+def test_after_a_lost_node_the_others_are_left_but_none_without_the_first() -> None:
+    three = Allocation("slurm", (Host("n1", 1, 0, 1), Host("n2", 1, 0, 1), Host("n3", 1, 0, 1)))
+
+    assert hosts_left(three, [], Verdict("node lost", 71, "", host="n1")) == 0
+    assert hosts_left(three, [], Verdict("node lost", 71, "", host="n2")) == 2
+    assert hosts_left(three, ["n3"], Verdict("node lost", 71, "", host="n2")) == 1
+    assert hosts_left(three, ["n3"], Verdict("rank crash", 1, "", host="n2")) == 2
+
+
+def test_the_first_signal_that_stops_a_launcher_is_the_one_that_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    handlers: dict[int, Callable[[int, None], None]] = {}
+    monkeypatch.setattr("signal.signal", handlers.__setitem__)
+    requests = Requests(lambda: "signal")
+    requests.listen()
+
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        handlers[number](number, None)
+
+    assert requests.stopped_by == signal.SIGTERM
+
+
+FULL_DISK = """
+import errno, os
+def full(*_):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+attempt.write_plan = full
+"""
+CANCELLED_MEANWHILE = """
+from cluster.sequel import REQUEUE, Sequel
+from cluster.verdict import Verdict
+launch.launch_to_the_end = lambda *_: (Sequel(REQUEUE, Verdict("saved for requeue", 75, "")), [])
+launch.requeue = lambda *_: "it was cancelled"
+"""
+
+
+@pytest.mark.parametrize(
+    ("fault", "status", "said"),
+    [
+        (FULL_DISK, 70, "cannot be written (No space left on device): df -h "),
+        (CANCELLED_MEANWHILE, 75, "not requeued: it was cancelled; submit the same command again, it goes on\n"),
+    ],
+    ids=["full disk", "cancelled meanwhile"],
+)
+def test_where_a_launcher_can_do_no_more_one_line_says_why(fault: str, status: int, said: str, tmp_path: Path) -> None:
+    code = f"import sys\nfrom cluster import attempt, launch\nfrom cluster.options import run\n{fault}\n"
+    code += "sys.exit(run(launch.main, ['--cluster', 'local', '--experiment-name', 'a', '--', 'true']))"
+
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "SLURM_JOB_ID": "1"},
+    )
+
+    assert done.returncode == status, done.stdout + done.stderr
+    assert said in done.stdout + done.stderr

@@ -2,20 +2,24 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+from argparse import ArgumentTypeError
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from cluster.error_lines import Tracebacks
 from cluster.errors import RequestError
 from cluster.growing_logs import CHUNK, LONGEST_LINE, GrowingLog, prefixed
 from cluster.lock import only_launcher_of
-from cluster.logs import main
+from cluster.logs import main, number_of_lines
 from cluster.request_file import record_request
 from conftest import ROOT
+from stand_ins import stand_ins
 
 TRACEBACK = """\
 Traceback (most recent call last):
@@ -110,6 +114,38 @@ def test_a_log_that_was_cut_short_is_read_from_its_new_beginning(tmp_path: Path)
     assert read(log) == b"new\n"
 
 
+def test_of_a_log_whose_directory_has_gone_nothing_more_comes(tmp_path: Path) -> None:
+    (tmp_path / "logs").mkdir()
+    path = tmp_path / "logs/log"
+    log = GrowingLog(path, prefixed(""))
+    append(path, "one\n")
+    assert read(log) == b"one\n"
+
+    shutil.rmtree(tmp_path / "logs")
+
+    assert b"".join([read(log), *log.rest()]) == b""
+
+
+def test_of_a_log_that_is_not_there_yet_everything_is_shown_once_it_is(tmp_path: Path) -> None:
+    log = GrowingLog(tmp_path / "log", prefixed(""), 2)
+    assert b"".join(log.rest()) == b""
+
+    append(tmp_path / "log", "1\n2\n3\n")
+
+    assert read(log) == b"1\n2\n3\n"
+
+
+def test_of_a_log_whose_old_file_was_removed_the_new_one_is_shown(tmp_path: Path) -> None:
+    log = GrowingLog(tmp_path / "log", prefixed(""))
+    append(tmp_path / "log", "one\n")
+    assert read(log) == b"one\n"
+
+    append(tmp_path / "new", "two\n")
+    (tmp_path / "new").rename(tmp_path / "log")
+
+    assert read(log) == b"two\n"
+
+
 def test_of_a_log_that_was_rotated_the_rest_comes_first(tmp_path: Path) -> None:
     path = tmp_path / "log"
     log = GrowingLog(path, prefixed(""))
@@ -188,7 +224,8 @@ def test_errors_are_the_tracebacks_and_the_ranks_that_failed(logs: Callable[...,
     directory = make_attempt(tmp_path / "a", 1, (f"step 1\n{TRACEBACK}step 2\n", f"x\n{torch_style}y\n"), **ended())
     failed = {"rank": 1, "host": "n1", "state": "failed", "outcome": "exception", "status": 1, "step": 7}
     records = [{"rank": 1, "state": "started"}, {**failed, "detail": TRACEBACK}]
-    (directory.parent / "ranks.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    lines_of_records = [*map(json.dumps, records), '{"rank": 0, "state": "fai']  # the disk was full
+    (directory.parent / "ranks.jsonl").write_text("".join(f"{line}\n" for line in lines_of_records))
 
     lines = logs("a", "--errors")
 
@@ -209,6 +246,37 @@ def test_errors_end_with_the_verdict_also_where_the_guilty_rank_said_nothing(
     assert logs("a", "--attempt", "1") == logs("a", "--errors", "--attempt", "2") == []
     [line] = logs("a", "--errors", "--attempt", "1", "--json")
     assert json.loads(line) == {"attempt": 1, "rank": 1, "time": 3.0, "line": said}
+
+
+def test_what_links_a_rank_to_another_belongs_to_the_errors(tmp_path: Path) -> None:
+    joined = f"{TRACEBACK}\nDuring handling of the above exception, another exception occurred:\n\n{TRACEBACK}x\n"
+
+    shown = Tracebacks(prefixed(""))(joined.encode())
+
+    assert shown.decode().splitlines() == [line for line in joined.splitlines() if line not in ("", "x")]
+
+
+@pytest.mark.parametrize(("given", "number"), [("all", None), ("7", 7)])
+def test_the_last_lines_are_a_number_or_all(given: str, number: int | None) -> None:
+    assert number_of_lines(given) == number
+    with pytest.raises(ArgumentTypeError, match=r"^given '-1', wanted a whole number or all$"):
+        number_of_lines("-1")
+
+
+def test_a_run_without_an_attempt_has_no_logs_yet(tmp_path: Path) -> None:
+    record_request(tmp_path / "a", [], None)
+
+    with pytest.raises(RequestError, match=r"^a has no attempt yet: python -m cluster status a, or --follow$"):
+        main([str(tmp_path / "a")])
+
+
+def test_logs_of_an_attempt_without_a_plan_are_those_that_are_there(
+    logs: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    directory = make_attempt(tmp_path / "a", 1, ("x\n", "y\n"), **ended())
+    (directory.parent / "plan.json").unlink()
+
+    assert logs("a") == ["0: x", "1: y"]
 
 
 def test_that_there_are_no_errors_is_said_beside_the_output(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -286,6 +354,16 @@ def test_the_log_of_a_job_goes_on_with_its_next_attempt_and_no_line_comes_twice(
     assert rest == "── a: complete\n"
 
 
+def test_an_attempt_that_never_began_is_not_followed(tmp_path: Path, capfdbinary: pytest.CaptureFixture[bytes]) -> None:
+    directory = make_attempt(tmp_path / "a", 1, ("x\n",), **ended())
+    (directory.parent / "plan.json").unlink()
+
+    assert main([str(tmp_path / "a"), "--follow"]) == 0
+
+    said = capfdbinary.readouterr()
+    assert (said.out, said.err.decode()) == (b"", "── a: complete\n")
+
+
 def test_following_one_attempt_ends_where_the_next_begins(
     tmp_path: Path, capfdbinary: pytest.CaptureFixture[bytes]
 ) -> None:
@@ -301,11 +379,8 @@ def test_following_one_attempt_ends_where_the_next_begins(
 def test_the_log_of_a_job_that_failed_before_its_launcher_began_is_shown(
     tmp_path: Path, capfdbinary: pytest.CaptureFixture[bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "sacct").write_text("#!/bin/sh\necho '12|FAILED|Unknown|gpu|12'\n")
-    (tmp_path / "sacct").chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}:/bin")
-    for missing in ("squeue", "scontrol"):
-        (tmp_path / missing).symlink_to("/bin/false")
+    away = dict.fromkeys(("squeue", "scontrol"), "exit 1")
+    monkeypatch.setenv("PATH", stand_ins(tmp_path, sacct="echo '12|FAILED|Unknown|gpu|12'", **away))
     record_request(tmp_path / "a", [], "12")
     (tmp_path / "a/a-12.log").write_text("module: not found\n")
 

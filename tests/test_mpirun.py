@@ -1,12 +1,11 @@
 """mpirun's three dialects: which one an executable speaks, and the whole command line in each."""
 
-import stat
 from pathlib import Path
 
 import pytest
 
 from cluster.allocation import Allocation, Host
-from cluster.errors import LauncherError
+from cluster.errors import LauncherError, RequestError
 from cluster.hostfile import hostfile_text
 from cluster.mpirun import (
     HYDRA,
@@ -20,6 +19,7 @@ from cluster.mpirun import (
     mpirun_command,
 )
 from conftest import Mpi
+from stand_ins import stand_ins
 
 UNEVEN = Allocation("ssh", (Host("b", 8, None, 0), Host("a", 4, None, 0)))
 
@@ -117,20 +117,36 @@ def test_looking_at_an_mpirun_and_asking_it_agree(mpi: Mpi) -> None:
     assert dialect_from_version(str(mpi.mpirun), version).name == mpi.dialect
 
 
-def test_an_mpirun_with_nothing_known_beside_it_is_asked(tmp_path: Path) -> None:
-    mpirun = tmp_path / "mpirun"
-    mpirun.write_text("#!/bin/sh\necho 'mpirun (Open MPI) 5.0.7'\n")
-    mpirun.chmod(mpirun.stat().st_mode | stat.S_IXUSR)
+def test_a_program_of_another_name_is_asked_what_it_is(tmp_path: Path) -> None:
+    stand_ins(tmp_path, launcher="echo 'HYDRA build details:'")
 
-    assert dialect_of(str(mpirun)) is OPEN_MPI_5
+    assert dialect_of(f"{tmp_path}/launcher") is HYDRA
+
+
+def test_a_program_that_cannot_be_asked_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "launcher").write_text("no program\n")
+
+    with pytest.raises(LauncherError, match=r"launcher --version did not answer: .*Permission denied"):
+        dialect_of(f"{tmp_path}/launcher")
+
+
+@pytest.mark.parametrize("value", ["--oversubscribe", ":"])
+def test_a_word_of_mpiruns_own_is_no_value(value: str) -> None:
+    with pytest.raises(RequestError, match=rf"^--bind-to {value}: that is no value, but a word of mpirun's own$"):
+        mpirun_command(
+            Mpirun("mpirun", OPEN_MPI_5), UNEVEN, hostfile="h", program=["true"], forward=[], wdir=".", bind_to=value
+        )
+
+
+def test_an_mpirun_with_nothing_known_beside_it_is_asked(tmp_path: Path) -> None:
+    stand_ins(tmp_path, mpirun="echo 'mpirun (Open MPI) 5.0.7'")
+
+    assert dialect_of(f"{tmp_path}/mpirun") is OPEN_MPI_5
 
 
 def test_path_comes_before_the_mpirun_beside_this_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for folder in ("module", "venv"):
-        (tmp_path / folder).mkdir()
-        for name in ("mpirun", "orterun"):
-            (tmp_path / folder / name).write_text("#!/bin/sh\n")
-            (tmp_path / folder / name).chmod(0o755)
+        stand_ins(tmp_path / folder, mpirun="", orterun="")
     monkeypatch.setattr("sys.executable", str(tmp_path / "venv/python"))
 
     assert find_mpirun(None, {"PATH": str(tmp_path / "module")}).path == str(tmp_path / "module/mpirun")

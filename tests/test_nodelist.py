@@ -29,7 +29,24 @@ def test_a_node_list_expands_in_its_own_order(nodelist: str, hosts: list[str]) -
 
 @pytest.mark.parametrize(
     "nodelist",
-    ["", ",", "a,", ",a", "n[", "n]", "n[]", "n[1-]", "n[3-1]", "n[a-b]", "n[1-2", "a b", "n[1,,2]", "n[[1]]", "n[١]"],
+    [
+        "",
+        ",",
+        "a,",
+        ",a",
+        "n[",
+        "n]",
+        "n[]",
+        "n[1-]",
+        "n[3-1]",
+        "n[a-b]",
+        "n[1-2",
+        "a b",
+        "n[1,,2]",
+        "n[[1]]",
+        "n[١]",
+        "n" * 300 + "[1]",
+    ],
 )
 def test_what_is_no_node_list_is_refused_with_an_example(nodelist: str) -> None:
     with pytest.raises(RequestError, match=r"cannot read the node list .*: wanted a form like"):

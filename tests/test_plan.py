@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from cluster.errors import RequestError
-from cluster.plan import ResourcePlan, batch_script, check_sbatch_options
+from cluster.plan import ResourcePlan, batch_script, check_sbatch_options, header_value
 from conftest import ROOT
 
 GOLDEN = """\
@@ -85,6 +85,11 @@ def test_tasks_follow_gpus_unless_ranks_are_given(plan: ResourcePlan, ranks: int
     assert [host.ranks for host in plan.expected_allocation().hosts] == [ranks, ranks]
 
 
+def test_a_job_with_spare_nodes_outlives_the_loss_of_one() -> None:
+    assert "no-kill" in ResourcePlan(spare_nodes=1).sbatch_options("l")
+    assert "no-kill" not in ResourcePlan().sbatch_options("l")
+
+
 def test_without_gpus_none_are_asked_for() -> None:
     assert "gpus-per-node" not in ResourcePlan(gpus_per_node=0).sbatch_options("l")
 
@@ -95,3 +100,13 @@ def test_without_gpus_none_are_asked_for() -> None:
 def test_nothing_breaks_out_of_the_header(options: dict[str, str]) -> None:
     with pytest.raises(RequestError, match="sbatch option"):
         check_sbatch_options(options)
+
+
+def test_a_jobs_name_is_to_name_its_files_too() -> None:
+    with pytest.raises(RequestError, match="sbatch option --job-name: 'a/b' has a space or slash"):
+        check_sbatch_options({"job-name": "a/b"})
+
+
+def test_a_path_of_ours_that_would_break_the_header_is_refused() -> None:
+    with pytest.raises(RequestError, match="has a line break or control character: sbatch takes none"):
+        header_value("/out/a\n#SBATCH --uid=0")

@@ -1,6 +1,7 @@
 """Which node does not fit the others, before any rank starts there."""
 
 import json
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,10 @@ GOOD = {
     "free": {"/out/a": 10**12, "/tmp": 10**12},
     "time": 1000.0,
 }
+
+
+def not_installed(name: str) -> str:
+    raise PackageNotFoundError(name)
 
 
 def told(**n2: Any) -> tuple[list[tuple[str, str]], list[str]]:
@@ -69,6 +74,12 @@ def test_what_a_node_says_of_itself_can_be_sent_and_names_torch_without_importin
     assert facts["mpirun"] == "5.0.11"
     assert facts["free"][str(tmp_path)] > 0
     assert facts["free"]["/nowhere"] is None
+
+
+def test_a_package_that_is_not_installed_has_no_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.metadata.version", not_installed)
+
+    assert node_facts(tmp_path, {})["torch"] is None
 
 
 def test_one_changed_byte_of_the_sources_changes_their_hash(tmp_path: Path) -> None:

@@ -195,6 +195,13 @@ def test_an_own_directory_that_others_could_only_read_is_closed_to_them(tmp_path
     check_private(tmp_path / "not there")
 
 
+def test_a_file_in_the_place_of_a_run_directory_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a").touch()
+
+    with pytest.raises(RequestError, match="a is no directory: what lies in it is not believed"):
+        check_private(tmp_path / "a")
+
+
 def test_a_file_is_not_written_through_a_link(tmp_path: Path) -> None:
     (tmp_path / "precious").write_text("kept")
     (tmp_path / "hostfile").symlink_to("precious")

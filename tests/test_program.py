@@ -2,6 +2,7 @@
 
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -40,6 +41,7 @@ def test_another_program_is_found_on_path() -> None:
         (["python", "no_such_script.py"], r"the script no_such_script\.py does not exist in /"),
         (["python", "-m", "no_such_module"], "the module 'no_such_module' does not exist"),
         (["python", "-m", "training.no_such_module"], "the module 'training.no_such_module' does not exist"),
+        (["python", "-m", ".a"], "the module '.a' does not exist"),
         (["python", "-m", ""], "the module '' does not exist"),
         (["python"], "no script or module after python"),
     ],
@@ -53,3 +55,10 @@ def test_a_module_deep_in_a_package_is_found_without_importing_the_package() -> 
     assert resolve_program(["python", "-m", "hypothesis.extra.cli"])[-1] == "hypothesis.extra.cli"
     assert resolve_program(["python", "-m", "torch.distributed.run"])[-1] == "torch.distributed.run"
     assert "torch.distributed.run" not in sys.modules
+
+
+def test_a_module_that_python_knows_without_a_place_does_not_exist(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "typed_in", ModuleType("typed_in"))  # as the __main__ of `python -c`
+
+    with pytest.raises(RequestError, match="the module 'typed_in' does not exist"):
+        resolve_program(["python", "-m", "typed_in"])

@@ -1,6 +1,8 @@
 """One rank: where it stands, how its program is run, and how its end is judged."""
 
 import json
+import os
+import socket
 import subprocess
 import sys
 import venv
@@ -9,12 +11,12 @@ from pathlib import Path
 import pytest
 
 from cluster.allocation import Allocation, Host
-from cluster.machine import is_this_host, visible_gpus
+from cluster.machine import is_this_host, signal_name, visible_gpus
 from cluster.rank import identity, mismatch
 from cluster.records import read_records
 from cluster.watch import PROGRAM_MAIN, Ending, judge, observed_command
 from conftest import ROOT
-from one_rank import run_rank
+from one_rank import AS_MPICH, run_rank
 from waiting import is_gone, wait_until
 
 TWO_BY_TWO = Allocation("slurm", (Host("n1", 2, 2, 4), Host("n2", 2, 2, 4)))
@@ -210,13 +212,13 @@ def test_atexit_and_threads_finish_and_a_crash_in_the_interpreters_tear_down_can
     tmp_path: Path,
 ) -> None:
     text = (
-        "import atexit, os, threading, time\n"
+        "import atexit, os, threading\n"
         "class Native:\n"
         "    def __del__(self): os.abort()\n"
         "native = Native()\n"
         "native.itself = native\n"
         "atexit.register(print, 'atexit')\n"
-        "threading.Thread(target=lambda: (time.sleep(0.2), print('thread'))).start()\n"
+        "threading.Thread(target=lambda: (threading.main_thread().join(), print('thread'))).start()\n"
     )
     (tmp_path / "direct.py").write_text(text)
 
@@ -228,6 +230,19 @@ def test_atexit_and_threads_finish_and_a_crash_in_the_interpreters_tear_down_can
 def test_a_program_that_is_not_python_runs_as_it_is(tmp_path: Path) -> None:
     assert run_rank(tmp_path, ["sh", "-c", "echo rank $RANK of $WORLD_SIZE; exit 4"]).returncode == 4
     assert (tmp_path / "attempt-0001/logs/rank-0.log").read_text() == "rank 0 of 1\n"
+
+
+@pytest.mark.parametrize(("mode", "status"), [(None, 127), (0o600, 126)], ids=["not there", "not executable"])
+def test_a_program_that_this_host_cannot_run_has_the_shells_own_status(
+    mode: int | None, status: int, tmp_path: Path
+) -> None:
+    if mode is not None:
+        (tmp_path / "program").touch(mode)
+
+    assert run_rank(tmp_path, [str(tmp_path / "program")]).returncode == status
+
+    said = (tmp_path / "attempt-0001/logs/rank-0.log").read_text()
+    assert said.startswith(f"error: cannot run {tmp_path}/program: ")
 
 
 def test_workers_that_the_program_left_end_with_it(tmp_path: Path) -> None:
@@ -332,24 +347,46 @@ def test_odd_exceptions_are_recorded_as_exceptions(tmp_path: Path, text: str) ->
     assert end_of(tmp_path, "failed")["outcome"] == "exception"
 
 
-def test_a_program_that_does_not_know_usr1_survives_it(tmp_path: Path) -> None:
-    text = "import os, signal, time\nos.kill(os.getppid(), signal.SIGUSR1)\ntime.sleep(0.5)\nprint('on')\n"
+def test_a_launcher_that_cannot_be_reached_is_named_with_the_option_that_helps(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as nobody:
+        port = nobody.getsockname()[1]
+    plan = {**TWO_BY_TWO.to_json(), "launcher": ["127.0.0.1", port], "token": "x"}
+    (tmp_path / "plan.json").write_text(json.dumps(plan))
+    reaches = "import functools, sys; from cluster import rank; "
+    reaches += "rank.connect = functools.partial(rank.connect, seconds=0); sys.exit(rank.main(sys.argv[1:]))"
 
-    assert run_rank(tmp_path, script(tmp_path, text)).returncode == 0
-
-
-def test_usr1_reaches_the_program_once(tmp_path: Path) -> None:
-    text = (
-        "import os, signal, time\n"
-        "came = []\n"
-        "signal.signal(signal.SIGUSR1, lambda *_: (print('usr1', flush=True), came.append(1)))\n"
-        "os.kill(os.getppid(), signal.SIGUSR1)\n"
-        "while not came: time.sleep(0.01)\n"
-        "time.sleep(0.5)\n"
+    done = subprocess.run(
+        [sys.executable, "-c", reaches, str(tmp_path / "plan.json"), "--", "true"],
+        env={**os.environ, **AS_MPICH},
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
     )
 
-    assert run_rank(tmp_path, script(tmp_path, text)).returncode == 0
-    assert (tmp_path / "attempt-0001/logs/rank-0.log").read_text() == "usr1\n"
+    assert done.returncode == 70
+    assert f"cannot reach the launcher at 127.0.0.1:{port}" in done.stderr
+    assert done.stderr.endswith("or name their common network with --nic\n")
+
+
+def test_a_rank_whose_log_cannot_be_written_says_so_on_record(tmp_path: Path) -> None:
+    (tmp_path / "attempt-0001/logs/rank-0.log").mkdir(parents=True)
+
+    assert run_rank(tmp_path, ["true"]).returncode == 1
+
+    assert "rank-0.log" in str(end_of(tmp_path, "failed")["detail"])
+
+
+def test_an_error_file_that_the_program_has_written_itself_stays(tmp_path: Path) -> None:
+    text = "import os\nopen(os.environ['TORCHELASTIC_ERROR_FILE'], 'w').write('its own')\nraise ValueError\n"
+
+    assert run_rank(tmp_path, script(tmp_path, text)).returncode == 1
+
+    assert (tmp_path / "attempt-0001/errors/rank-0.json").read_text() == "its own"
+
+
+@pytest.mark.parametrize(("number", "name"), [(9, "SIGKILL"), (39, "SIG39")])
+def test_a_signal_is_called_by_its_name_and_a_real_time_one_by_its_number(number: int, name: str) -> None:
+    assert signal_name(number) == name
 
 
 def test_a_plan_that_cannot_be_read_says_what_all_nodes_need(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Names and layout of the run directory, and run.json."""
 
+import errno
 import json
 import os
 import stat
@@ -7,9 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from cluster.errors import RequestError
+from cluster.errors import LauncherError, RequestError
 from cluster.lock import only_launcher_of
-from cluster.run_file import close_unfinished_attempts, put_damaged_aside, read_run, record_attempt
+from cluster.run_file import (
+    close_unfinished_attempts,
+    exclude_host,
+    put_damaged_aside,
+    read_json,
+    read_run,
+    record_attempt,
+)
 from cluster.rundir import check_experiment_name, create_directories, next_attempt, run_directory
 from cluster.trainer import name_run_directory
 
@@ -188,3 +196,60 @@ def test_a_job_that_slurm_queued_again_without_its_launcher_has_lost_the_first_h
 
     [attempt] = read_run(tmp_path)["attempts"]
     assert (attempt["verdict"]["kind"], attempt["verdict"]["host"]) == ("node lost", "n1")
+
+
+def test_a_file_system_without_locks_keeps_nobody_from_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    monkeypatch.setattr("fcntl.lockf", refuse)
+
+    with only_launcher_of(tmp_path / "a"):
+        assert (tmp_path / "a/launcher.lock").read_text().startswith(f"process {os.getpid()} on ")
+
+
+@pytest.mark.parametrize(
+    ("number", "kind", "words"),
+    [
+        (errno.ENOSPC, LauncherError, "No space left on device"),
+        (errno.EACCES, RequestError, "choose another --output-dir"),
+    ],
+    ids=["full", "not allowed"],
+)
+def test_an_attempt_whose_directories_cannot_be_made_is_the_places_fault_or_the_requests(
+    number: int, kind: type[Exception], words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    attempt = next_attempt(tmp_path, None)
+    monkeypatch.setattr(Path, "mkdir", refuse)
+
+    with pytest.raises(kind, match=rf"the run directory .* cannot be written .*{words}"):
+        create_directories(attempt)
+
+
+@pytest.mark.parametrize(
+    ("program", "name"),
+    [(["python", "-u", "a b.py"], "a_b"), (["./train.sh", "--fast"], "train"), (["python", "-"], "program")],
+    ids=" ".join,
+)
+def test_a_run_without_a_name_is_called_after_its_program(program: list[str], name: str, tmp_path: Path) -> None:
+    assert run_directory(program, None, str(tmp_path), None).name == name
+
+
+def test_a_run_file_that_is_nested_too_deeply_is_no_json(tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text("[" * 100_000)
+
+    with pytest.raises(ValueError, match="nested too deeply"):
+        read_json(tmp_path / "run.json")
+
+
+def test_a_host_that_is_left_out_is_written_down_once(tmp_path: Path) -> None:
+    for host in ("n2", "n3", "n2"):
+        exclude_host(tmp_path, host)
+
+    assert read_run(tmp_path)["excluded_hosts"] == ["n2", "n3"]

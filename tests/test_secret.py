@@ -23,8 +23,9 @@ from conftest import ROOT, Mpi
 from slurm_lab import SlurmLab
 from waiting import wait_until
 
-SECRETS = {"HF_TOKEN": "hf_canary4711", "WANDB_API_KEY": "wandb_canary4711", "SITE_DATABASE": "db://canary4711"}
-CANARY = "canary4711"
+# Drawn anew: neither a copy of this file nor the same test in another process holds it.
+CANARY = f"canary{os.urandom(8).hex()}"
+SECRETS = {"HF_TOKEN": f"hf_{CANARY}", "WANDB_API_KEY": f"wandb_{CANARY}", "SITE_DATABASE": f"db://{CANARY}"}
 SAYS_WHICH = """
 import hashlib, os, time
 values = [os.environ[name] for name in ("HF_TOKEN", "WANDB_API_KEY", "SITE_DATABASE")]

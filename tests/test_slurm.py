@@ -4,9 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from cluster import own_job
-from cluster.jobs import parse_detail
+from cluster import own_job, slurm
+from cluster.jobs import Job, job_now, parse_detail
 from cluster.requeue import hosts_to_avoid, requeue
+from stand_ins import stand_ins
 
 RUNNING = "JobState=RUNNING Reason=None Restarts=0 EndTime=2026-03-01T12:00:00 PreemptTime=None ExcNodeList=(null)"
 NOON = own_job.queued_at("EligibleTime=2026-03-01T12:00:00")
@@ -39,13 +40,9 @@ def fake_scontrol(folder: Path, monkeypatch: pytest.MonkeyPatch, detail: str) ->
     """A scontrol that shows this and writes down what else it is asked."""
     asked = folder / "asked"
     asked.touch()
-    (folder / "scontrol").write_text(
-        f'#!/bin/sh\nif [ "$1" = show ]; then echo "{detail}"; else echo "$@" >> {asked}; fi\n'
-    )
-    (folder / "sinfo").write_text("#!/bin/sh\nprintf 'n1 idle\\nn2 comp\\nn3 mix\\nn4 idle*\\nn7 idle\\nn8 down\\n'\n")
-    for name in ("scontrol", "sinfo"):
-        (folder / name).chmod(0o755)
-    monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
+    scontrol = f'if [ "$1" = show ]; then echo "{detail}"; else echo "$@" >> {asked}; fi'
+    sinfo = "printf 'n1 idle\\nn2 comp\\nn3 mix\\nn4 idle*\\nn7 idle\\nn8 down\\n'"
+    monkeypatch.setenv("PATH", stand_ins(folder, scontrol=scontrol, sinfo=sinfo))
     monkeypatch.setattr("signal.signal", lambda *_: None)
     return asked
 
@@ -116,3 +113,61 @@ JobId=7 JobName=a JobState=COMPLETED ExitCode=0:0
 """
     job = parse_detail(detail)
     assert (job.state, job.reason, job.exit_code, job.signal) == ("FAILED", "NonZeroExitCode", 3, 0)
+
+
+def test_accounting_tells_of_a_job_that_the_controller_has_forgotten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = "printf 'NODE_FAIL|0:0\\nCANCELLED by 0|0:15\\n'"
+    monkeypatch.setenv("PATH", stand_ins(tmp_path, scontrol="exit 1", sacct=rows))
+
+    job = job_now("5")
+
+    assert job == Job("CANCELLED", signal=15)
+    assert job.exit_status == 143
+
+
+def test_a_command_that_is_not_there_is_a_controller_that_is_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+
+    assert slurm.test_only("#!/bin/sh\n") is None
+    assert slurm.submit("#!/bin/sh\n", {"PATH": "/nowhere"})[1] is not None
+    refused = slurm.cancel("5")
+    assert refused is not None
+    assert slurm.is_down(refused)
+
+
+def test_hosts_that_slurm_calls_down_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", stand_ins(tmp_path, sinfo="printf 'n1 idle\\nn2 down*\\nn2 down*\\n'"))
+
+    assert slurm.down_hosts(["n1", "n2"]) == ["n2"]
+
+
+BACK_AT_THE_THIRD = """
+echo >> {folder}/asked
+[ $(wc -l < {folder}/asked) -ge 3 ] || exit 1
+{answer}"""
+
+
+def test_a_controller_that_is_down_for_a_while_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(slurm, "ASK_AGAIN_EVERY", 0.0)
+    monkeypatch.setattr("signal.signal", lambda *_: None)
+    monkeypatch.setattr("time.sleep", lambda _: None)
+    shows = BACK_AT_THE_THIRD.format(folder=tmp_path, answer="[ $1 != show ] || echo Restarts=1")
+    monkeypatch.setenv("PATH", stand_ins(tmp_path, scontrol=shows))
+
+    assert requeue("5", 0, 2) is None
+
+    (tmp_path / "asked").unlink()
+    pings = BACK_AT_THE_THIRD.format(folder=tmp_path, answer="echo Slurmctld is UP")
+    stand_ins(tmp_path, scontrol=pings)
+    slurm.wait_for_controller(lambda: False)
+    assert (tmp_path / "asked").read_text().count("\n") == 3
+
+
+def test_what_scontrol_says_against_a_requeue_is_the_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("signal.signal", lambda *_: None)
+    says = f'if [ $1 = show ]; then echo "{RUNNING}"; else echo Access/permission denied >&2; exit 1; fi'
+    monkeypatch.setenv("PATH", stand_ins(tmp_path, scontrol=says))
+
+    assert requeue("5", 0, 2) == "Access/permission denied"

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from cluster.records import read_records
-from conftest import ROOT, Mpi
+from conftest import ROOT, Mpi, metrics_of
 from slurm_lab import SlurmLab
 from waiting import wait_until
 
@@ -60,12 +60,8 @@ def places(attempt: Path) -> list[tuple[str, ...]]:
     return [tuple(rank[name] for name in names) for rank in sorted(said, key=lambda rank: int(rank["RANK"]))]
 
 
-def rows(run_dir: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-
-
 def losses(run_dir: Path) -> list[float]:
-    return [row["loss"] for row in rows(run_dir) if "loss" in row]
+    return [row["loss"] for row in metrics_of(run_dir) if "loss" in row]
 
 
 @pytest.fixture
@@ -195,7 +191,7 @@ def test_a_job_fails_where_a_node_is_lost(slurm: SlurmLab, mpi: Mpi, where: Path
         "import os, signal, time\n"
         "if os.environ['RANK'] == '1':\n"
         "    os.kill(int(open('/proc/%d/stat' % os.getppid()).read().split()[3]), signal.SIGKILL)\n"
-        "time.sleep(15)\n"
+        "time.sleep(600)\n"
     )
     job = batch(slurm, ["--nodes=2", "--ntasks-per-node=1", "--output=%x-%j.log", "job.sh"], where)
 
@@ -258,7 +254,7 @@ def test_the_gpt2_template_trains_the_real_configuration(
     end = slurm.wait_job(job, timeout=400)
 
     assert (end.state, end.exit_code) == ("COMPLETED", 0), log_of(project, job)
-    assert [row["step"] for row in rows(project / "outputs/a") if "loss" in row] == [1, 2, 3]
+    assert [row["step"] for row in metrics_of(project / "outputs/a") if "loss" in row] == [1, 2, 3]
     assert (project / "outputs/a/checkpoints/step-00000003/model.safetensors").stat().st_size > 400_000_000
     started = [one for one in read_records(project / "outputs/a/attempt-0001") if one["state"] == "started"]
     assert sorted(one["host"] for one in started) == ["r1n1", "r1n1", "r1n2", "r1n2"]
@@ -293,7 +289,14 @@ def test_template_and_submitit_train_alike_and_resume(slurm: SlurmLab, mpi: Mpi,
     if mpi.name == "openmpi-5.0.11":  # the front end is the same for all: once is enough
         second = submit("--follow", steps="6")
         assert "── complete · exit status 0 · attempt 2" in second.stdout
-        assert [row["step"] for row in rows(project / "outputs/by-submitit") if "loss" in row] == [1, 2, 3, 4, 5, 6]
+        assert [row["step"] for row in metrics_of(project / "outputs/by-submitit") if "loss" in row] == [
+            1,
+            2,
+            3,
+            4,
+            5,
+            6,
+        ]
 
 
 @pytest.mark.parametrize("mpi", ["openmpi-5.0.11"], indirect=True)

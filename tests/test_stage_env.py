@@ -9,7 +9,8 @@ import pytest
 
 from cluster import stage_env
 from cluster.allocation import Allocation, Host
-from cluster.stage_env import archive_of, environment_key, file_sha256, main, staged, step_environment
+from cluster.stage_env import archive_of, environment_key, file_sha256, main, staged, step_environment, unpack
+from stand_ins import stand_ins
 
 HERE = Allocation("local", (Host("localhost", 2, 0, 2),))
 JOB = Allocation("slurm", (Host("n1", 2, 0, 2), Host("n2", 2, 0, 2)))
@@ -110,10 +111,8 @@ def test_where_it_cannot_be_one_line_says_why_and_the_program_stays(
 def test_a_node_that_cannot_have_it_is_quoted_and_the_rest_is_cleaned(
     environment: Path, tmp_path: Path, monkeypatch, capsys
 ) -> None:
-    (tmp_path / "srun").write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/asked\necho "n2 is full"\nexit 4\n')
-    (tmp_path / "srun").chmod(0o755)
-    (tmp_path / "sbcast").symlink_to("/bin/true")
-    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    full = f'echo "$@" >> {tmp_path}/asked; echo "n2 is full"; exit 4'
+    monkeypatch.setenv("PATH", stand_ins(tmp_path, srun=full, sbcast=""))
     monkeypatch.setenv("SLURM_JOB_ID", "7")
     program = [str(environment / "bin/python"), "a.py"]
     with staged(str(tmp_path), program, JOB, lambda: False) as running:
@@ -125,14 +124,46 @@ def test_a_node_that_cannot_have_it_is_quoted_and_the_rest_is_cleaned(
 def test_a_job_that_is_told_to_stop_does_not_wait_for_the_copy(
     environment: Path, tmp_path: Path, monkeypatch, capsys
 ) -> None:
-    (tmp_path / "srun").write_text("#!/bin/sh\nexec sleep 600\n")
-    (tmp_path / "srun").chmod(0o755)
-    (tmp_path / "sbcast").symlink_to("/bin/true")
-    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    monkeypatch.setenv("PATH", stand_ins(tmp_path, srun="exec sleep 600", sbcast=""))
     monkeypatch.setenv("SLURM_JOB_ID", "7")
     monkeypatch.setattr(stage_env, "CLEAN_WITHIN", 0.1)
     with staged(str(tmp_path), [str(environment / "bin/python")], JOB, lambda: True):
         assert "the job was told to stop" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("srun", "tar", "said"),
+    [
+        (f"exit {stage_env.THERE}", "", "staged to"),
+        (f"exit {stage_env.NEEDED}", "echo no space; exit 2", "tar ended with status 2: no space"),
+        (f"[ ${{11}} = look ] && exit {stage_env.NEEDED}; exit 9", "exec /bin/tar $@", "srun ended with status 9"),
+    ],
+    ids=["there already", "not packed", "not unpacked"],
+)
+def test_what_becomes_of_the_copy_is_one_line(
+    srun: str, tar: str, said: str, environment: Path, tmp_path: Path, monkeypatch, capsys
+) -> None:
+    monkeypatch.setenv("PATH", stand_ins(tmp_path / "bin", srun=srun, tar=tar, sbcast=""))
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    (tmp_path / "disk").mkdir()
+    with staged(str(tmp_path / "disk"), [str(environment / "bin/python")], JOB, lambda: False):
+        assert said in capsys.readouterr().out
+
+
+def test_on_a_launchers_host_whose_folder_cannot_be_trusted_nothing_is_packed(
+    environment: Path, tmp_path: Path, monkeypatch, capsys
+) -> None:
+    monkeypatch.setenv("PATH", stand_ins(tmp_path / "bin", srun=f"exit {stage_env.NEEDED}", tar="exit 9", sbcast=""))
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    (tmp_path / f"slurm-mpi-train-{os.geteuid()}").touch()
+    with staged(str(tmp_path), [str(environment / "bin/python")], JOB, lambda: False):
+        assert "or is not this user's alone; the environment is used where it lies" in capsys.readouterr().out
+
+
+def test_a_copy_that_is_there_is_not_unpacked_again(node: Path) -> None:
+    (node / "env-1").mkdir()
+    unpack(archive_of(node / "env-1"), node / "env-1", "the hash of another archive")
+    assert list((node / "env-1").iterdir()) == []
 
 
 def test_a_step_has_nothing_of_the_shape_of_the_job() -> None:

@@ -10,15 +10,16 @@ import pytest
 
 from cluster.errors import RequestError
 from cluster.goodput import PARTS
-from cluster.jobs import Job, look_up, parse_accounted, parse_queue, with_positions
+from cluster.jobs import Job, look_up, own_ids, parse_accounted, parse_queue, with_positions
 from cluster.lock import launcher_holds, only_launcher_of
-from cluster.progress import last_rows, progress
+from cluster.progress import all_rows, last_rows, progress, read_progress
 from cluster.request_file import record_request
 from cluster.run_state import Snapshot, look, state_of, states
 from cluster.runs import all_runs, find_run
-from cluster.status import frame, gpu_hours, main
+from cluster.status import frame, gpu_hours, main, now_line, watch
 from cluster.terminal import table
 from conftest import ROOT
+from stand_ins import stand_ins
 
 CRASHED: dict[str, Any] = {
     "attempt": 1,
@@ -143,7 +144,6 @@ def test_half_a_run_json_is_one_line_and_no_traceback(tmp_path: Path) -> None:
 # ── the list ──────────────────────────────────────────────────────────────────────────────────────
 
 SLURM = """\
-#!/bin/sh
 # Answers with the file that is named after it, and writes down that it was asked.
 echo "$(basename $0) $@" >> {folder}/asked
 exec cat {folder}/$(basename $0).txt
@@ -154,17 +154,13 @@ exec cat {folder}/$(basename $0).txt
 def slurm_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Put programs of Slurm on PATH that answer so; the others are missing. Its `asked` are the calls so far."""
     folder = tmp_path / "bin"
-    folder.mkdir()
-    monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
-    for missing in ("squeue", "scontrol", "sacct"):
-        (folder / missing).write_text("#!/bin/sh\nexit 1\n")
-        (folder / missing).chmod(0o755)
+    monkeypatch.setenv("PATH", stand_ins(folder, squeue="exit 1", scontrol="exit 1", sacct="exit 1"))
 
     class Says:
         def __call__(self, **answers: str) -> None:
             for program, answer in answers.items():
                 (folder / f"{program}.txt").write_text(answer)
-                (folder / program).write_text(SLURM.format(folder=folder))
+                stand_ins(folder, **{program: SLURM.format(folder=folder)})
 
         @property
         def asked(self) -> list[str]:
@@ -404,3 +400,90 @@ def test_without_any_run_the_list_says_where_it_looked(tmp_path: Path, capsys: p
     assert main(["--output-dir", str(tmp_path / "none")]) == 0
 
     assert capsys.readouterr().out == f"no run in {tmp_path}/none\n"
+
+
+def test_a_job_is_found_also_beside_runs_that_cannot_be_read_and_a_sweep_is_told_apart(
+    tmp_path: Path, slurm_says: Any
+) -> None:
+    (make_run(tmp_path / "out", "damaged") / "run.json").write_text("{")
+    make_run(tmp_path / "out", "other", [{**CRASHED, "job_id": "7"}])
+    wanted = make_run(tmp_path / "out", "wanted", [{**CRASHED, "job_id": "8"}])
+    (tmp_path / "out/s").mkdir()
+    (tmp_path / "out/s/sweep.json").write_text('{"arguments": [], "directory": "/", "elements": []}')
+
+    assert find_run("8", tmp_path / "out") == wanted
+    with pytest.raises(RequestError, match=r"^no run 9, "):
+        find_run("9", tmp_path / "out")
+    with pytest.raises(RequestError, match=r"^s is a sweep: python -m cluster sweep s, or name one of its runs$"):
+        find_run("s", tmp_path / "out")
+
+
+def test_what_is_no_line_of_slurms_is_left_out(slurm_says: Any) -> None:
+    assert parse_queue("slurm_load_jobs error: Unable to contact slurm controller\n") == {}
+    assert parse_accounted("sacct: error\n15||Unknown|gpu|15\n") == {}
+    assert own_ids("12|PENDING|Resources|N/A|gpu|1|12|N/A\n", ["12_3"]) == {}
+
+
+def test_a_status_that_is_watched_is_shown_again_and_again_until_ctrl_c(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks = iter([["one"], ["two"]])
+
+    def look_again() -> list[str]:
+        if lines := next(looks, None):
+            return lines
+        raise KeyboardInterrupt
+
+    watch(look_again, 0)
+
+    assert capsys.readouterr().out == "one\n\ntwo\n\n"
+
+
+def test_on_a_terminal_it_is_redrawn_in_place_and_the_cursor_comes_back(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(_: float) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    monkeypatch.setattr("time.sleep", interrupted)
+
+    watch(lambda: ["one"], 5)
+
+    shown = capsys.readouterr().out
+    assert shown.startswith("\x1b[?25l\x1b[Hone\x1b[K\n")
+    assert shown.endswith("\x1b[?25h")
+
+
+def test_the_status_of_a_run_is_watched_by_an_option(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    watched: list[tuple[list[str], float]] = []
+    monkeypatch.setattr("cluster.status.watch", lambda look_again, seconds: watched.append((look_again(), seconds)))
+
+    assert main(["--watch", "7", "--output-dir", str(tmp_path)]) == 0
+
+    assert watched == [([f"no run in {tmp_path}"], 7)]
+
+
+def test_where_a_run_stands_is_one_line_of_all_that_is_known() -> None:
+    unknown = dict.fromkeys(
+        ("step", "total_steps", "loss", "held_out_loss", "tokens_per_second", "seconds_left", "gpu_hours")
+    )
+    nothing = {**unknown, "job_id": None, "queue_position": None, "expected_start": None}
+    numbers = {"step": 17, "total_steps": 50, "loss": 2.5, "held_out_loss": 2.25, "tokens_per_second": 13210.4}
+    known = {**nothing, **numbers, "seconds_left": 37.0, "gpu_hours": 1.25, "job_id": "12"}
+
+    assert now_line(nothing) == ""
+    queued = {"job_id": "12", "queue_position": 2, "queue_length": 5, "partition": "gpu"}
+    assert now_line({**nothing, **queued}) == "job 12 · 2 of 5 in gpu"
+    assert now_line(known) == (
+        "step 17/50 · loss 2.5000 · held-out loss 2.2500 · 13,210 tokens/s · ETA 0:00:37 · 1.2 GPU hours · job 12"
+    )
+
+
+@pytest.mark.parametrize("text", ["[]", '{"config": 3}', "{", "[" * 100_000], ids=lambda text: text[:12])
+def test_settings_and_rows_that_are_none_leave_nothing_known(text: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(text)
+    (tmp_path / "metrics.jsonl").write_text(f'{text}\n[1]\n{{"step": "one"}}\n{{"step": 3, "loss": 2.0}}\n')
+
+    assert (read_progress(tmp_path).step, read_progress(tmp_path).loss) == (3, 2.0)
+    assert all_rows(tmp_path / "none.jsonl") == []

@@ -4,11 +4,16 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from cluster import slurm
+from cluster.errors import LauncherError, RequestError
+from cluster.sbatch import check_with_slurm, made, patiently, queued
 from conftest import ROOT
+from stand_ins import stand_ins
 
 
 def submit(*arguments: str, cwd: Path = ROOT, **environ: str) -> subprocess.CompletedProcess[str]:
@@ -32,15 +37,10 @@ def no_slurm(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture
 def login_node(tmp_path: Path) -> str:
     """A PATH with an sbatch that must not be called."""
-    sbatch = tmp_path / "bin/sbatch"
-    sbatch.parent.mkdir()
-    sbatch.write_text("#!/bin/sh\ntouch called\n")
-    sbatch.chmod(0o755)
-    return f"{sbatch.parent}:/usr/bin:/bin"
+    return stand_ins(tmp_path / "bin", sbatch="touch called")
 
 
 SBATCH = """\
-#!/bin/sh
 # As sbatch answers: --test-only says nothing, --parsable takes the script from its input, submitit gives a file.
 cd {folder}
 [ "$1" = --test-only ] && exit 0
@@ -56,11 +56,7 @@ esac
 def queue(tmp_path: Path) -> Path:
     """The folder of a stand-in for Slurm: `called.<job id>` is the script of a job, `cancelled` the ids of scancel."""
     folder = tmp_path / "slurm"
-    folder.mkdir()
-    scripts = {"sbatch": SBATCH.format(folder=folder), "scancel": f"#!/bin/sh\necho $1 >> {folder}/cancelled\n"}
-    for name, text in scripts.items():
-        (folder / name).write_text(text)
-        (folder / name).chmod(0o755)
+    stand_ins(folder, sbatch=SBATCH.format(folder=folder), scancel=f"echo $1 >> {folder}/cancelled")
     return folder
 
 
@@ -358,3 +354,84 @@ def test_the_trainers_own_arguments_are_checked_before_anything_is_queued(
     assert done.stderr.startswith("error: ")
     assert message in done.stderr
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bin"]
+
+
+def refusing(*answers: str | None) -> Callable[[], str | None]:
+    """Slurm's words, one after another."""
+    left = iter(answers)
+    return lambda: next(left)
+
+
+DOWN = "sbatch: error: Unable to contact slurm controller (connect failure)"
+
+
+def test_a_controller_that_is_down_for_a_while_is_waited_for_and_said_once(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(slurm, "ASK_AGAIN_EVERY", 0.0)
+
+    assert patiently(refusing(DOWN, DOWN, None)) is None
+    assert capsys.readouterr().err == f"waiting for Slurm's controller ({DOWN})\n"
+    monkeypatch.setattr(slurm, "CONTROLLER_BACK_WITHIN", 0.0)
+    with pytest.raises(LauncherError, match=r"^Slurm's controller does not answer .*: try again when scontrol ping"):
+        patiently(refusing(DOWN, DOWN, None))
+
+
+def test_what_slurm_could_never_start_is_refused_unless_nodes_are_out_of_service(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    never = (
+        "echo 'sbatch: error: Batch job submission failed: Requested node configuration is not available' >&2; exit 1"
+    )
+    monkeypatch.setenv("PATH", stand_ins(tmp_path, sbatch=never, sinfo="echo n2"))
+    check_with_slurm("#!/bin/sh\n")
+    assert "(some nodes are down or drained: queued all the same)" in capsys.readouterr().err
+
+    stand_ins(tmp_path, sinfo="")
+    with pytest.raises(RequestError, match=r"^sbatch refused: .*Requested node configuration is not available"):
+        check_with_slurm("#!/bin/sh\n")
+
+
+def test_a_preparation_that_sbatch_refuses_leaves_nothing_in_the_queue(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refuses = "echo 'sbatch: error: invalid partition' >&2; exit 1"
+    asked = f"echo $1 >> {tmp_path}/cancelled"
+    monkeypatch.setenv("PATH", stand_ins(tmp_path, sbatch=refuses, scancel=asked))
+
+    with pytest.raises(RequestError, match=r"^sbatch refused: sbatch: error: invalid partition$"):
+        with queued("#!/bin/sh\n", dict(os.environ)):
+            raise AssertionError("nothing follows")
+    assert not (tmp_path / "cancelled").exists()
+
+
+def test_after_an_error_a_directory_in_which_something_lies_stays(tmp_path: Path) -> None:
+    def fails() -> None:
+        (tmp_path / "out/kept").touch()
+        raise OSError("full")
+
+    with pytest.raises(OSError, match="full"), made(tmp_path / "out/a"):
+        fails()
+
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["kept"]
+
+
+def test_what_an_earlier_submission_left_stays_where_the_next_is_refused(queue: Path, tmp_path: Path) -> None:
+    request = ["--nodes", "1", "--no-check", "--", "-e", "a"]
+    first = submit(*request, cwd=tmp_path, PATH=f"{queue}:/usr/bin:/bin")
+    before = sorted((tmp_path / "outputs/a/submitit").iterdir())
+    stand_ins(queue, sbatch="[ $1 = --test-only ] && exit 0; echo 'sbatch: error: no' >&2; exit 1")
+
+    again = submit(*request, cwd=tmp_path, PATH=f"{queue}:/usr/bin:/bin")
+
+    assert (first.returncode, again.returncode) == (0, 64), first.stderr + again.stderr
+    assert before
+    assert sorted((tmp_path / "outputs/a/submitit").iterdir()) == before
+
+
+def test_the_job_that_prepares_works_where_the_training_does(queue: Path, tmp_path: Path) -> None:
+    dry = submit(
+        *PREPARED, "--wdir", str(tmp_path), "--dry-run", "--", "-e", "a", cwd=tmp_path, PATH=f"{queue}:/usr/bin:/bin"
+    )
+
+    assert f"#SBATCH --chdir={tmp_path}\n" in dry.stdout, dry.stderr

@@ -9,15 +9,17 @@ from typing import Any
 
 import pytest
 
-from cluster.errors import RequestError
+from cluster import element
+from cluster.errors import LauncherError, RequestError
 from cluster.grid import combinations, index_list, name_of, parse_grid
 from cluster.plan import ResourcePlan, hours
-from cluster.ranking import ranking
+from cluster.ranking import ranking, ranking_lines
 from cluster.rundir import check_experiment_name
-from cluster.sweep import cost, others_unchanged
+from cluster.sweep import cost, main, others_unchanged
 from cluster.sweep_file import Element, Sweep, extended, read_sweep, written
 from conftest import ROOT, Mpi
 from slurm_lab import SlurmLab
+from stand_ins import stand_ins
 from waiting import wait_until
 
 
@@ -139,6 +141,19 @@ def test_without_any_held_out_loss_the_last_steps_loss_ranks() -> None:
     assert [run["experiment"] for run in runs] == ["b", "a"]
 
 
+def test_where_no_run_is_complete_none_is_called_the_best() -> None:
+    steps: dict[str, Any] = {
+        "step": 1,
+        "total_steps": None,
+        "tokens_per_second": None,
+        "values": {},
+        "run_dir": "/out/s/a",
+    }
+    by, runs = ranking([{**fact("a", "running", None, 2.0), **steps}])
+
+    assert ranking_lines("s", [], by, runs)[-1] == "s by loss: 1 running"
+
+
 def test_a_sweep_that_grows_keeps_every_run_in_its_place() -> None:
     def one(name: str, word: str) -> Element:
         return Element(name, {"seed": name}, [word], [word])
@@ -177,12 +192,7 @@ def test_a_sweeps_file_is_as_it_was_where_the_queue_refuses(tmp_path: Path) -> N
 @pytest.fixture
 def login_node(tmp_path: Path) -> str:
     """A PATH with Slurm's commands: arrays have at most 4 elements, and nothing may be submitted."""
-    folder = tmp_path / "bin"
-    folder.mkdir()
-    for name, text in {"sbatch": "touch called", "scontrol": "echo 'MaxArraySize = 4'"}.items():
-        (folder / name).write_text(f"#!/bin/sh\n{text}\n")
-        (folder / name).chmod(0o755)
-    return f"{folder}:/usr/bin:/bin"
+    return stand_ins(tmp_path / "bin", sbatch="touch called", scontrol="echo 'MaxArraySize = 4'")
 
 
 SMOKE = ["--preset", "smoke", "--max-steps", "2", "--max-eval-samples", "8", "--device", "cpu"]
@@ -266,6 +276,30 @@ sys.exit(5 if value == "2" and not os.path.exists("mended") else 0)
 """
 
 
+def test_an_element_runs_in_its_array_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "sweep.json"
+    file.write_text(json.dumps({"arguments": [], "directory": str(tmp_path), "elements": []}))
+    tmp_path.chmod(0o700)
+
+    with pytest.raises(RequestError, match="this is for the batch body of a sweep's job array"):
+        element.main([str(file)])
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "3")
+    with pytest.raises(RequestError, match=r"sweep\.json has no element 3: this job was submitted with another one$"):
+        element.main([str(file)])
+
+
+def test_a_sweep_is_resumed_from_where_it_was_given_and_by_its_own_file(tmp_path: Path) -> None:
+    (tmp_path / "s").mkdir(mode=0o700)
+    (tmp_path / "s/sweep.json").write_text('{"arguments": [], "directory": "/no/such/place", "elements": []}')
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken/sweep.json").write_text('{"elements": [{}]}')
+
+    with pytest.raises(RequestError, match="was submitted in /no/such/place: that is no directory any more"):
+        main([str(tmp_path / "s"), "--resume"])
+    with pytest.raises(LauncherError, match=r"broken/sweep\.json cannot be read"):
+        main([str(tmp_path / "broken")])
+
+
 def test_without_slurm_the_runs_follow_each_other_and_only_what_failed_is_run_again(tmp_path: Path) -> None:
     (tmp_path / "fails.py").write_text(FAILS_ONCE)
     command = ["--cluster", "local", "--grid", "width=1..2", "--experiment-name", "s", "--program"]
@@ -290,6 +324,25 @@ def test_without_slurm_the_runs_follow_each_other_and_only_what_failed_is_run_ag
     assert [(tmp_path / f"began-{value}").read_text() for value in (1, 2)] == ["x", "xx"]
     assert nothing.stdout.splitlines()[-1] == "nothing to submit: all are complete or under way"
     assert "is a sweep over width: choose another --experiment-name for this one" in other.stderr
+
+
+STOPS_ITS_LAUNCHER = """
+import os, signal, time
+open("began", "a").write("x")
+launcher = open(os.environ["CLUSTER_RUN_DIR"] + "/launcher.lock").read().split()[1]
+os.kill(int(launcher), signal.SIGTERM)
+time.sleep(600)
+"""
+
+
+def test_without_slurm_a_run_that_is_stopped_is_the_last_one(tmp_path: Path) -> None:
+    (tmp_path / "stops.py").write_text(STOPS_ITS_LAUNCHER)
+    command = ["--cluster", "local", "--grid", "width=1..2", "--experiment-name", "s", "--program"]
+
+    done = sweep(*command, "--", "python", "stops.py", cwd=tmp_path)
+
+    assert done.returncode == 143, done.stdout + done.stderr
+    assert (tmp_path / "began").read_text() == "x"
 
 
 @pytest.mark.parametrize("mpi", ["openmpi-5.0.11"], indirect=True)

@@ -1,12 +1,11 @@
 """Numbers that are not finite, or out of the ordinary."""
 
-import json
 import math
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from conftest import metrics_of
 from forked_ranks import ForkedRanks
 from training.divergence import NormWatch, NotFinite, usual_norm
 from training.errors import PeerError
@@ -64,13 +63,6 @@ def test_a_norm_that_is_not_finite_is_not_remembered():
 # ── in several ranks ──────────────────────────────────────────────────────────────────────────────
 
 
-@pytest.fixture(scope="module")
-def ranks() -> Iterator[ForkedRanks]:
-    forked = ForkedRanks()
-    yield forked
-    forked.close()
-
-
 # In the third and fifth batch that a rank reads, the loss, or only its gradient, is not finite.
 BAD_LOSS = """
 import torch
@@ -116,10 +108,6 @@ def train(ranks: ForkedRanks, folder: Path, name: str, world: int, inject: str, 
     return statuses, log.read_text()
 
 
-def rows(run: Path) -> list[dict]:
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-
-
 @pytest.fixture(scope="module")
 def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("outputs")
@@ -131,17 +119,17 @@ def test_the_rank_where_it_came_up_is_named_with_its_batch(ranks: ForkedRanks, o
     assert statuses == [1, 1]
     assert f"FloatingPointError: the {what} is not finite at step 3 on rank 1 (sequences " in printed
     assert f"PeerError: the {what} is not finite at step 3 on rank 1 (sequences " in printed
-    assert [row["step"] for row in rows(output / what)] == [1, 2]
+    assert [row["step"] for row in metrics_of(output / what)] == [1, 2]
 
 
 def test_a_skipped_step_counts_and_leaves_the_weights_and_every_rank_goes_on(ranks: ForkedRanks, output: Path):
     statuses, printed = train(ranks, output, "skips", 2, BAD_LOSS, "--max-skipped-steps", "2")
     assert statuses == [0, 0], printed
     assert "warning: the loss is not finite at step 3 on rank 1 (sequences " in printed
-    skipped = [row for row in rows(output / "skips") if row.get("event") == "skipped"]
+    skipped = [row for row in metrics_of(output / "skips") if row.get("event") == "skipped"]
     assert [(row["step"], row["ranks"]) for row in skipped] == [(3, [1]), (5, [1])]
     assert len(skipped[0]["sequences"]["1"]) == 2
-    losses = {row["step"]: row["loss"] for row in rows(output / "skips") if "loss" in row}
+    losses = {row["step"]: row["loss"] for row in metrics_of(output / "skips") if "loss" in row}
     assert losses[3] is None
     assert None not in (losses[2], losses[4], losses[6])
     assert "complete: 6 steps" in printed

@@ -1,6 +1,5 @@
 """Before a run: every host does what it should, or is named."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -131,13 +130,6 @@ def test_the_matrix_product_of_this_machine_comes_out_right(tmp_path: Path):
 # ── in several ranks ──────────────────────────────────────────────────────────────────────────────
 
 
-@pytest.fixture(scope="module")
-def ranks() -> Iterator[ForkedRanks]:
-    forked = ForkedRanks()
-    yield forked
-    forked.close()
-
-
 def train(ranks: ForkedRanks, folder: Path, world: int, inject: dict[int, str]) -> tuple[list[int], str]:
     options = ["-e", "run", "--output-dir", str(folder), "--preset", "smoke", "--max-steps", "1", "--device", "cpu"]
     statuses = ranks.run(folder / "log", world, *options, "--seq-length", "32", inject=inject)
@@ -146,8 +138,14 @@ def train(ranks: ForkedRanks, folder: Path, world: int, inject: dict[int, str]) 
 
 HOSTS = "import socket; socket.gethostname = lambda: 'n{}'"
 WRONG = "import training.host as h; h.multiply = lambda d: {'right': False, 'seconds': 0.1, 'flops': 1}"
-HANGS = "import training.host as h, training.preflight as p, time; p.ANSWER_WITHIN = 3.0\n"
-HANGS += "h.gpu_health = lambda d: time.sleep(8)"
+HANGS_UNTIL_THE_OTHERS_SAY_SO = """
+import time, training.host as h, training.preflight as p
+from pathlib import Path
+def hang(device):
+    while "error:" not in Path({log!r}).read_text():
+        time.sleep(0.05)
+p.ANSWER_WITHIN, h.gpu_health = 3.0, hang
+"""
 SHORT = "import training.preflight as p; p.ANSWER_WITHIN = 3.0"
 
 
@@ -166,7 +164,8 @@ def test_a_host_that_computes_wrongly_ends_every_rank_with_one_line(ranks: Forke
 
 
 def test_a_rank_that_does_not_answer_is_named_and_not_waited_for(ranks: ForkedRanks, tmp_path: Path):
-    statuses, printed = train(ranks, tmp_path, 3, {0: SHORT, 1: SHORT, 2: HANGS})
+    hangs = HANGS_UNTIL_THE_OTHERS_SAY_SO.format(log=str(tmp_path / "log"))
+    statuses, printed = train(ranks, tmp_path, 3, {0: SHORT, 1: SHORT, 2: hangs})
     assert statuses[:2] == [71, 71], printed
     assert "error: rank 2 on " in printed
     assert "does not answer in 3 s" in printed

@@ -2,22 +2,15 @@
 
 import hashlib
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from conftest import metrics_of
 from forked_ranks import ForkedRanks
 from training.demo import demo_architecture, demo_tokenizer
 
 STEPS = 9
-
-
-@pytest.fixture(scope="module")
-def ranks() -> Iterator[ForkedRanks]:
-    forked = ForkedRanks()
-    yield forked
-    forked.close()
 
 
 @pytest.fixture(scope="module")
@@ -53,15 +46,11 @@ def train(
     return printed
 
 
-def rows(run: Path) -> list[dict]:
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-
-
 def numbers(run: Path) -> list[tuple]:
     """Every number of a run that must be the same to the last bit, and the hash of its weights."""
     told = [
         tuple(row.get(name) for name in ("step", "loss", "lr", "grad_norm", "eval_loss"))
-        for row in rows(run)
+        for row in metrics_of(run)
         if "loss" in row or "eval_loss" in row
     ]
     weights = run / "checkpoints" / f"step-{STEPS:08d}" / "model.safetensors"
@@ -133,7 +122,9 @@ def test_on_another_number_of_ranks_each_sequence_still_comes_once_an_epoch(rank
     indices = [int(line) for line in trained_on.read_text().split()]
     # 1 × 2 in the first step, 3 × 2 in the second, 2 × 2 in each of two: all of the first epoch but the last sequences.
     assert len(indices) == len(set(indices)) == 2 + 6 + 2 * 4
-    resumed = [(row["step"], row["bit_exact"]) for row in rows(output / "regrouped") if row.get("event") == "resumed"]
+    resumed = [
+        (row["step"], row["bit_exact"]) for row in metrics_of(output / "regrouped") if row.get("event") == "resumed"
+    ]
     assert resumed == [(1, False), (2, False)]
     assert json.loads((output / "regrouped" / "summary.json").read_text())["bit_exact"] is False
     assert "not bit-exact: some attempt went on under other conditions" in printed
@@ -149,7 +140,7 @@ def test_a_stop_in_the_last_step_completes_the_run(ranks: ForkedRanks, output: P
     log = output / "last.log"
     assert set(ranks.run(log, 2, *options(output, "last"), stop=(1, STEPS))) == {0}, log.read_text()
     assert "complete: 9 steps" in log.read_text()
-    assert any("eval_loss" in row and row["step"] == STEPS for row in rows(output / "last"))
+    assert any("eval_loss" in row and row["step"] == STEPS for row in metrics_of(output / "last"))
 
 
 SIGNALLED_BEFORE_THE_GROUP = """
@@ -189,7 +180,7 @@ def test_a_stop_before_the_ranks_have_found_each_other_makes_no_step(ranks: Fork
     inject = {1: SIGNALLED_BEFORE_THE_GROUP}
     assert set(ranks.run(log, 2, *options(output, "early"), inject=inject)) == {75}, log.read_text()
     assert "stopped at step 0/9 on SIGUSR1, before a new step" in log.read_text()
-    assert rows(output / "early") == []
+    assert metrics_of(output / "early") == []
 
 
 def test_a_stop_during_a_save_is_taken_at_the_next_step(ranks: ForkedRanks, output: Path):

@@ -2,7 +2,6 @@
 from."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,19 +10,13 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from conftest import metrics_of
 from forked_ranks import ForkedRanks
 from training.demo import demo_architecture, demo_tokenizer
 from training.errors import InputError
 from training.strategy import blocks, check_ties
 
 STEPS = 3
-
-
-@pytest.fixture(scope="module")
-def ranks() -> Iterator[ForkedRanks]:
-    forked = ForkedRanks()
-    yield forked
-    forked.close()
 
 
 @pytest.fixture(scope="module")
@@ -64,8 +57,7 @@ def train(
 
 
 def numbers(run: Path, *names: str) -> list[float]:
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [row[name] for row in rows for name in names if name in row]
+    return [row[name] for row in metrics_of(run) for name in names if name in row]
 
 
 def weights(run: Path) -> dict[str, torch.Tensor]:

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 CRASHES_IN_TEAR_DOWN = """
-import atexit, os, threading, time
+import atexit, os, threading
 from training.teardown import exit_with
 
 class Native:
@@ -17,7 +17,7 @@ def run():
     native = Native()
     native.itself = native
     atexit.register(print, "atexit")
-    threading.Thread(target=lambda: (time.sleep(0.2), print("thread"))).start()
+    threading.Thread(target=lambda: (threading.main_thread().join(), print("thread"))).start()
     return {status}
 
 {call}

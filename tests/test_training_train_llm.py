@@ -4,25 +4,18 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from conftest import metrics_of
+from forked_ranks import environment, held_port
 from tiny_training import flip_a_bit
 
-ROOT = Path(__file__).parent.parent
 TINY = ["--preset", "smoke", "--seq-length", "32", "--batch-size", "2", "--max-steps", "6", "--ckpt-freq", "2"]
 TINY += ["--eval-freq", "3", "--device", "cpu"]
-RANK_VARIABLES = ("RANK", "WORLD_SIZE", "OMPI_", "PMI", "PRTE", "SLURM_", "MASTER_", "CLUSTER_", "LOCAL_", "MPI_")
-
-
-def environment(**more: str) -> dict[str, str]:
-    """This process's environment without any launcher's variables."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(RANK_VARIABLES)}
-    return kept | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"} | more
 
 
 def alone(output: Path, *argv: str, **env: str) -> subprocess.CompletedProcess[str]:
@@ -37,22 +30,18 @@ def mpirun(output: Path, ranks: int, *argv: str, master: bool = True) -> subproc
     program = str(found) if found.exists() else shutil.which("mpirun")
     if program is None:
         pytest.skip("no mpirun: neither beside this Python nor on PATH")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    where = ["-x", "MASTER_ADDR=127.0.0.1", "-x", f"MASTER_PORT={port}"] if master else []
-    command = [program, "-np", str(ranks), "--bind-to", "none", "--oversubscribe", *where, "-x", "OMP_NUM_THREADS=1"]
-    command += [sys.executable, "-m", "training.train_llm", "--output-dir", str(output), *argv]
-    allow = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
-    return subprocess.run(command, capture_output=True, text=True, timeout=180, env=environment(**allow), cwd=output)
-
-
-def rows(run: Path) -> list[dict]:
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    command = [program, "-np", str(ranks), "--bind-to", "none", "--oversubscribe", "-x", "OMP_NUM_THREADS=1"]
+    training = [sys.executable, "-m", "training.train_llm", "--output-dir", str(output), *argv]
+    environ = environment(OMPI_ALLOW_RUN_AS_ROOT="1", OMPI_ALLOW_RUN_AS_ROOT_CONFIRM="1")
+    with held_port() as port:
+        where = ["-x", "MASTER_ADDR=127.0.0.1", "-x", f"MASTER_PORT={port}"] if master else []
+        return subprocess.run(
+            [*command, *where, *training], capture_output=True, text=True, timeout=180, env=environ, cwd=output
+        )
 
 
 def losses(run: Path) -> list[tuple[int, float]]:
-    return [(row["step"], row["loss"]) for row in rows(run) if "loss" in row]
+    return [(row["step"], row["loss"]) for row in metrics_of(run) if "loss" in row]
 
 
 def manifest(run: Path, step: int) -> dict:
@@ -89,7 +78,7 @@ def test_a_run_says_what_it_trains_and_what_came_out(whole, output: Path):
 
 
 def test_metrics_have_a_row_for_each_step_and_each_evaluation(whole, output: Path):
-    written = rows(output / "whole")
+    written = metrics_of(output / "whole")
     assert [row["step"] for row in written if "loss" in row] == [1, 2, 3, 4, 5, 6]
     assert [row["step"] for row in written if "eval_loss" in row] == [3, 6]
     expected = {"step", "epoch", "loss", "lr", "grad_norm", "tokens_per_second", "step_seconds", "memory_peak_bytes"}
@@ -99,7 +88,7 @@ def test_metrics_have_a_row_for_each_step_and_each_evaluation(whole, output: Pat
 
 
 def test_metrics_have_a_row_for_each_checkpoint(whole, output: Path):
-    written = [row for row in rows(output / "whole") if "checkpoint_bytes" in row]
+    written = [row for row in metrics_of(output / "whole") if "checkpoint_bytes" in row]
     assert [row["step"] for row in written] == [2, 4, 6]
     for row in written:
         assert set(row) == {"step", "checkpoint_seconds", "checkpoint_blocking_seconds", "checkpoint_bytes"}
@@ -145,8 +134,8 @@ def test_a_resumed_run_passes_over_a_damaged_checkpoint_and_repeats_the_undistur
     assert losses(cut) == losses(output / "whole")
     assert manifest(cut, 6)["weights_sha256"] == manifest(output / "whole", 6)["weights_sha256"]
     assert manifest(cut, 6)["incarnation"] == 2
-    assert [row["eval_loss"] for row in rows(cut) if "eval_loss" in row] == [
-        row["eval_loss"] for row in rows(output / "whole") if "eval_loss" in row
+    assert [row["eval_loss"] for row in metrics_of(cut) if "eval_loss" in row] == [
+        row["eval_loss"] for row in metrics_of(output / "whole") if "eval_loss" in row
     ]
 
 
@@ -178,7 +167,11 @@ def test_torchrun_whose_agent_has_the_store_trains_too(output: Path):
 def test_of_each_rank_is_known_how_long_it_was_busy_with_each_step(pair, output: Path):
     told = [json.loads(line) for line in (output / "pair" / "rank_times.jsonl").read_text().splitlines()]
     assert [row["step"] for row in told] == [1, 2, 3, 4, 5]
-    own = {row["step"]: row["data_seconds"] + row["forward_seconds"] for row in rows(output / "pair") if "loss" in row}
+    own = {
+        row["step"]: row["data_seconds"] + row["forward_seconds"]
+        for row in metrics_of(output / "pair")
+        if "loss" in row
+    }
     for row in told:
         first, second = row["busy_seconds"]
         assert first == pytest.approx(own[row["step"]], abs=1e-5)
@@ -223,7 +216,9 @@ def test_another_model_cannot_resume_a_run_and_nothing_is_touched(whole, output:
 
 def test_the_held_out_loss_is_the_same_on_one_rank_and_on_two(pair, output: Path):
     assert alone(output, "-e", "single", *TINY, "--batch-size", "4").returncode == 0
-    one, two = ([row["eval_loss"] for row in rows(output / run) if "eval_loss" in row] for run in ("single", "pair"))
+    one, two = (
+        [row["eval_loss"] for row in metrics_of(output / run) if "eval_loss" in row] for run in ("single", "pair")
+    )
     assert len(one) == 2
     assert one == pytest.approx(two, rel=1e-5)
 
@@ -281,7 +276,7 @@ def test_usr1_saves_and_asks_to_be_run_again(output: Path):
 def test_all_ranks_save_when_the_time_has_come_on_rank_zero(output: Path):
     done = mpirun(output, 2, "-e", "timed", *TINY, "--ckpt-freq", "0.001s", "--keep-checkpoints", "9")
     assert done.returncode == 0, done.stdout + done.stderr
-    saved = [row["step"] for row in rows(output / "timed") if "checkpoint_bytes" in row]
+    saved = [row["step"] for row in metrics_of(output / "timed") if "checkpoint_bytes" in row]
     assert saved[0] == 1
     assert saved[-1] == 6
 
@@ -290,7 +285,7 @@ def test_the_best_checkpoint_by_its_held_out_loss_stays(output: Path):
     worse = ["--lr", "0.5", "--warmup-steps", "4", "--lr-scheduler", "constant", "--keep-checkpoints", "1"]
     done = alone(output, "-e", "best", *TINY, "--eval-freq", "1", "--ckpt-freq", "1", *worse)
     assert done.returncode == 0, done.stderr
-    evaluated = {row["step"]: row["eval_loss"] for row in rows(output / "best") if "eval_loss" in row}
+    evaluated = {row["step"]: row["eval_loss"] for row in metrics_of(output / "best") if "eval_loss" in row}
     best = min(evaluated, key=lambda step: evaluated[step])
     assert best < 6, "the loss was to rise again"
     kept = sorted(path.name for path in (output / "best" / "checkpoints").glob("step-*"))

@@ -85,6 +85,49 @@ def test_a_rank_whose_peer_has_gone_is_never_blamed_for_it(victims_words: str) -
     assert decide(seen(failed=[victim])).kind == "node lost"  # the others are silent, and rank 0 noticed
 
 
+def test_an_mpirun_that_somebody_killed_is_the_launchers_failure() -> None:
+    verdict = decide(seen(mpirun_status=-9, mpirun_log_tail="its last words"))
+
+    assert (verdict.kind, verdict.status, verdict.summary) == ("launcher failed", 70, "mpirun was killed by SIGKILL")
+    assert verdict.detail == "its last words"
+
+
+def test_where_mpirun_does_not_say_which_daemon_ended_it_is_that_of_the_ranks_that_went_first() -> None:
+    words = "srun returned non-zero exit status (35072) from launching the per-node daemon"
+    its_own = [record(rank, "signal", 143, "SIGTERM", time_ns=100) for rank in (0, 1)]
+
+    of_the_second_host = decide(seen(vanished=[2, 3], failed=its_own, mpirun_log_tail=words))
+    of_the_first_host = decide(seen(failed=its_own, mpirun_log_tail=words))
+
+    assert (of_the_second_host.kind, of_the_second_host.rank, of_the_second_host.host) == ("node lost", 2, "n2")
+    assert of_the_second_host.summary.startswith("never ended: the host lost mpirun's daemon")
+    assert "lost mpirun's daemon" not in of_the_first_host.summary
+
+
+def test_a_process_that_mpirun_names_is_not_blamed_again_where_its_own_record_tells_more() -> None:
+    words = "mpirun noticed that process rank 3 with PID 7 on node n2 exited on signal 9 (Killed)."
+
+    verdict = decide(seen(failed=[record(3, "signal", 143, "SIGTERM")], vanished=[2], mpirun_log_tail=words))
+
+    assert (verdict.kind, verdict.rank, verdict.summary) == ("rank crash", 2, "crashed: its watcher was killed")
+
+
+def test_collectives_that_all_ranks_wait_in_at_one_step_have_no_guilty_rank() -> None:
+    timed_out = "Watchdog caught collective operation timeout: WorkNCCL(SeqNum=7)"
+    waiting = [{**record(rank, "exception", 1, timed_out), "step": 7} for rank in range(4)]
+
+    verdict = decide(seen(failed=waiting))
+
+    assert (verdict.kind, verdict.status, verdict.rank) == ("hang", 72, None)
+    assert verdict.summary == "all ranks waited in collectives until the time-out: their calls differ"
+
+
+def test_a_host_that_the_plan_does_not_have_is_lost_without_a_rank() -> None:
+    verdict = decide(seen(lost_hosts=("n9",)))
+
+    assert (verdict.kind, verdict.rank, verdict.host, verdict.summary) == ("node lost", None, "n9", "n9 fell silent")
+
+
 def test_mpiruns_own_sigterm_is_never_the_beginning() -> None:
     early = record(0, "signal", 143, "SIGTERM", time_ns=100)
     late = record(2, "signal", 137, "SIGKILL", time_ns=200)
@@ -422,6 +465,12 @@ def test_a_host_on_which_slurm_could_not_start_mpiruns_daemon_is_lost(words: str
     assert "before any rank began" in verdict.summary
 
 
+def test_a_program_that_leaves_with_127_itself_lacks_nothing() -> None:
+    verdict = decide(seen(failed=[record(2, "exit", 127)], guilty_log_tail="error: no such option"))
+
+    assert (verdict.kind, verdict.status, verdict.summary) == ("rank crash", 127, "left with exit status 127")
+
+
 def test_a_host_that_the_preflight_refuses_is_named_with_its_reason() -> None:
     verdict = decide(seen(started=[], unfit=[("n2", "has torch 2.11, n1 has 2.13")], mpirun_status=0))
 
@@ -468,6 +517,11 @@ def test_the_third_same_fault_keeps_the_guilty_rank_and_ends_with_73() -> None:
         (Verdict("out of memory", 137, "killed", 3, "n2"), "sbatch --mem=… with more than now"),
         (Verdict("out of memory", 1, "CUDA", 3, "n2"), "less /out/a/attempt-0002/logs/rank-3.log"),
         (Verdict("hang", 72, "behind", 3, "n2"), "less /out/a/attempt-0002/logs/rank-3.log"),
+        (
+            Verdict("storage", 1, "full", 3, "n2", detail="TakenOverError: x"),
+            "python -m cluster.status /out/a; the newer",
+        ),
+        (Verdict("preempted", 143, "over"), "Slurm queues the job again, and it goes on from its last checkpoint"),
         (Verdict("time limit", 143, "over"), "submit the same command again, it goes on from its last checkpoint"),
         (Verdict("no progress", 73, "again"), "python -m cluster.status /out/a"),
         (Verdict("launcher failed", 70, "no"), "less /out/a/attempt-0002/mpirun.log"),

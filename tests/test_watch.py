@@ -86,6 +86,15 @@ def told(rank: OneRank, key: str) -> list[Any]:
     return [message[key] for message in rank.heard if message.get(key) is not None]
 
 
+def looks_on(rank: OneRank) -> None:
+    """Wait until the watcher has looked at its program once more, and so done what it was told.
+
+    Of two states at most the first was on its way already.
+    """
+    before = len(told(rank, "state"))
+    rank.listen_until(lambda: len(told(rank, "state")) > before + 1)
+
+
 def test_heartbeats_go_to_the_launcher_with_the_state_of_the_process(tmp_path: Path) -> None:
     rank = started(tmp_path, BEATS, "beaten")
 
@@ -198,11 +207,39 @@ def test_a_warning_waits_until_the_program_handles_it(tmp_path: Path) -> None:
     rank = started(tmp_path, late, "up")
 
     rank.listener.tell({"do": "warn", "signal": signal.SIGUSR1})
-    rank.listen_until(lambda: len(told(rank, "state")) > 2)
+    looks_on(rank)
     (tmp_path / "go").touch()
     rank.finish()
 
     assert told(rank, "record")[-1]["state"] == "saved"
+
+
+def test_a_warning_to_the_watcher_reaches_the_program_once(tmp_path: Path) -> None:
+    counts = (
+        "import signal, time\n"
+        "signal.signal(signal.SIGUSR1, lambda *_: print('usr1', flush=True))\n"
+        "open('set', 'w')\n"
+        "while not os.path.exists('go'): time.sleep(0.01)\n"
+    )
+    rank = started(tmp_path, counts, "set")
+
+    rank.process.send_signal(signal.SIGUSR1)
+    looks_on(rank)
+    (tmp_path / "go").touch()
+
+    assert rank.finish().returncode == 0
+    assert (tmp_path / "attempt-0001/logs/rank-0.log").read_text() == "usr1\n"
+
+
+def test_a_program_that_does_not_know_a_warning_survives_it(tmp_path: Path) -> None:
+    knows_none = "import time\nopen('up', 'w')\nwhile not os.path.exists('go'): time.sleep(0.01)\n"
+    rank = started(tmp_path, knows_none, "up")
+
+    rank.process.send_signal(signal.SIGUSR1)
+    looks_on(rank)
+    (tmp_path / "go").touch()
+
+    assert rank.finish().returncode == 0
 
 
 def test_a_rank_whose_launcher_is_gone_stops(tmp_path: Path) -> None:

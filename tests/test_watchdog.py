@@ -43,6 +43,14 @@ def world(*beats: dict[str, Any]) -> list[RankView]:
     return [view(rank, one) for rank, one in enumerate(beats)]
 
 
+def test_a_rank_without_a_heartbeat_has_come_less_far_than_all_others() -> None:
+    views = [view(0, beat()), view(1)]
+    for one in views:
+        one.hear({"stacks": "in waits"}, TIMEOUT)
+
+    assert blame_hang(views) == (1, "is behind: somewhere of step 1, which others have passed")
+
+
 def test_a_host_is_lost_only_when_none_of_its_ranks_is_heard() -> None:
     views = [view(0, beat()), view(1, beat(), at=100.0), view(2, beat()), view(3, beat())]
 
