@@ -11,7 +11,7 @@ import selectors
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -37,6 +37,8 @@ STRANGERS = 1024
 """Connections that have not shown the token yet; of more than these the oldest is closed."""
 LONGEST_GREETING = 256
 """Bytes by which a stranger must have shown it."""
+HEARTBEAT = b'{"beat": '
+"""How the line of a heartbeat begins."""
 ACCEPTED_AT_ONCE = 64
 """Connections taken before ranks are heard again: a flood of them must not make the launcher deaf."""
 
@@ -57,6 +59,11 @@ class Wire:
         self._outgoing = b""
         self._lock = threading.Lock()
 
+    @property
+    def waits(self) -> bool:
+        """Whether words are left that the peer has not taken."""
+        return bool(self._outgoing)
+
     def send(self, message: Mapping[str, Any]) -> None:
         with self._lock:
             self._outgoing += json.dumps(message).encode() + b"\n"
@@ -69,12 +76,17 @@ class Wire:
             self._flush()
 
     def receive(self) -> list[dict[str, Any]]:
-        """The whole messages that have come; sets `closed` at the end of the connection or of the peer's sense."""
+        """The whole messages that have come; sets `closed` at the end of the connection or of the peer's sense.
+
+        What the peer said before it went is heard also where a word to it has failed meanwhile. Of several heartbeats
+        only the newest is: so a launcher that is behind catches up, and what it holds at once stays small.
+        """
         try:
-            while len(self._incoming) <= self.longest and not self.closed:
-                chunk = self.socket.recv(65536)
+            while len(self._incoming) <= self.longest:
+                if not (chunk := self.socket.recv(65536)):
+                    self.closed = True
+                    break
                 self._incoming += chunk
-                self.closed = not chunk
         except BlockingIOError:
             pass
         except OSError:
@@ -83,7 +95,7 @@ class Wire:
             self._flush()
         *lines, self._incoming = self._incoming.split(b"\n")
         try:
-            messages = [json.loads(line) for line in lines]
+            messages = [json.loads(line) for line in without_overtaken(lines)]
         except (ValueError, RecursionError):
             messages, self.closed = [], True
         if (not lines and len(self._incoming) > self.longest) or not all(
@@ -137,7 +149,7 @@ class Listener:
         for key, _ in self._selector.select(seconds):
             if key.data is None:
                 self._accept()
-            else:
+            elif key.data in self._rank_of or key.data in self._strangers:  # else dropped since the selection
                 heard += self._hear(key.data)
         for wire in [wire for wire, since in self._strangers.items() if time.monotonic() - since > CONNECT_WITHIN]:
             self._drop(wire)
@@ -207,6 +219,13 @@ class Listener:
         self._strangers.pop(wire, None)
         self._selector.unregister(wire.socket)
         wire.close()
+
+
+def without_overtaken(lines: Sequence[bytes]) -> list[bytes]:
+    """The lines but those heartbeats that a later one follows."""
+    beats = [number for number, line in enumerate(lines) if line.startswith(HEARTBEAT)]
+    overtaken = set(beats[:-1])
+    return [line for number, line in enumerate(lines) if number not in overtaken]
 
 
 def _allow_descriptors(wanted: int) -> None:

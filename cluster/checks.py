@@ -50,9 +50,8 @@ def check_slurm(environ: Mapping[str, str]) -> list[Finding]:
     """The client programs, the controller, what the site has set, and the controller's clock."""
     if shutil.which("sbatch") is None:
         return [Finding(OK, "Slurm", "no sbatch here: runs go to this machine, or over ssh by --hosts")]
-    version = (printed_by(["sbatch", "--version"], ANSWER_SECONDS) or "unknown").split()[
-        -1
-    ]  # Debian's calls itself slurm-wlm
+    told = printed_by(["sbatch", "--version"], ANSWER_SECONDS) or "unknown"
+    version = told.split()[-1]  # after its name, which is slurm or slurm-wlm
     asked_at = time.time()
     config = slurm.configuration()
     if config is None:

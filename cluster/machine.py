@@ -67,7 +67,8 @@ def children(pid: int) -> list[int]:
     found: list[int] = []
     with suppress(OSError):  # it has ended meanwhile
         for of_task in Path(f"/proc/{pid}/task").glob("*/children"):
-            found += map(int, of_task.read_text().split())
+            with suppress(OSError):  # only this task
+                found += map(int, of_task.read_text().split())
     return found
 
 

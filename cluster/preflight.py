@@ -86,10 +86,10 @@ def sources_hash(folder: Path) -> str:
     return whole.hexdigest()[:12]
 
 
-def _differs(words: str, name: str, there: str | None, first_host: str, here: str | None) -> str:
+def _differs(words: str, name: str, there: str | None, measure: str, usual: str | None) -> str:
     if name == "sources":
-        return f"has other files of the package cluster than {first_host} ({there} and {here}): one copy for all nodes"
-    return f"has {words} {there or 'not at all'}, {first_host} has {here or 'none'}: the same on all nodes is wanted"
+        return f"has other files of the package cluster than {measure} ({there} and {usual}): one copy for all nodes"
+    return f"has {words} {there or 'not at all'}, {measure} has {usual or 'none'}: the same on all nodes is wanted"
 
 
 def _little_space(facts: Mapping[str, Mapping[str, Any]]) -> list[str]:

@@ -115,7 +115,8 @@ def patiently(ask: Callable[[], str | None]) -> str | None:
     Raises `LauncherError` where it stays down: that is no fault of the request.
     """
     deadline = time.monotonic() + slurm.CONTROLLER_BACK_WITHIN
-    waiting = False  # not after a time-out: the request may have been taken, and a second one would be another job
+    waiting = False
+    # Not again after a time-out: the request may have been taken, and a second one would be another job.
     while (words := ask()) and slurm.is_down(words):
         if time.monotonic() > deadline:
             raise LauncherError(f"Slurm's controller does not answer ({words}): try again when scontrol ping says UP")

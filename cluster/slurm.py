@@ -167,8 +167,7 @@ def controller_answers() -> bool:
 
 def restarts(detail: str) -> int:
     """How often Slurm has queued the job again, by ``scontrol show job``."""
-    found = re.search(r"\bRestarts=(\d+)", detail)
-    return int(found[1]) if found else 0
+    return int(facts_of(detail, "Restarts").get("Restarts", 0))
 
 
 def down_hosts(hosts: Sequence[str]) -> list[str]:

@@ -263,7 +263,7 @@ class Supervision:
             self._half_begun_at = now
         late = self._half_begun_at is not None and now - self._half_begun_at > FOLLOW_WITHIN
         if (late or now - self._begun_at > START_WITHIN) and len(self._views) < self._world_size:
-            absent = (place.host for place in self._allocation.rank_map() if place.rank not in self._views)
+            absent = (place.host for place in self._places if place.rank not in self._views)
             noticed.lost_hosts = list(dict.fromkeys(absent))
         if noticed.asked_at is not None:
             within = STACKS_WITHIN + self._world_size / STACKS_A_SECOND

@@ -86,9 +86,8 @@ class Watched:
             os.close(start)
             _become(command or program, writer, held)
         with contextlib.suppress(OSError):
-            os.setpgid(
-                self.pid, self.pid
-            )  # the child does it too: whoever comes first, its group is there to be killed
+            # the child does it too: whoever comes first, its group is there to be killed
+            os.setpgid(self.pid, self.pid)
         os.close(writer)
         os.set_blocking(self._said, False)
         self._words = b""
@@ -235,7 +234,7 @@ def watch(
         elif asked_at is not None and now - asked_at > (STACKS_AFTER if watched.stacks() else STACKS_WITHIN):
             asked_at = None
             wire.send({"stacks": shorten(watched.stacks(), room), "state": watched.state()})
-        elif now - beat_at > beat_every:
+        elif now - beat_at > beat_every and not wire.waits:
             beat_at = now
             wire.send({"beat": watched.beat(), "state": watched.state()})
 
@@ -297,21 +296,21 @@ def as_object(text: bytes) -> Mapping[str, Any] | None:
     """A JSON object once it is whole; the half of one is none."""
     try:
         value = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None
 
 
 def is_beat(value: Mapping[str, Any]) -> bool:
     """Whether a program's heartbeat has numbers where numbers are meant; a script of one's own may write anything."""
-    numbers = ("step", "resumed_step", "saved_step", "step_seconds", "busy_seconds", "saved_train_seconds", "time")
+    numbers = ("step", "resumed_step", "busy_seconds", "saved_train_seconds", "time")
     seconds = value.get("seconds", {})
     return (
         isinstance(seconds, dict)
-        and all(isinstance(value.get(name), int | float | None) for name in numbers)
+        and all(isinstance(value.get(name, 0), int | float) for name in numbers)
+        and all(isinstance(value.get(name), int | float | None) for name in ("saved_step", "step_seconds"))
         and all(isinstance(value.get(name, ""), str) for name in ("phase", "at"))
         and all(isinstance(one, int | float) for one in seconds.values())
-        and value.get("step", 0) is not None
     )
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from cluster import channel
-from cluster.channel import LONGEST_GREETING, STRANGERS, Listener, Wire, connect, own_address
+from cluster.channel import ACCEPTED_AT_ONCE, LONGEST_GREETING, STRANGERS, Listener, Wire, connect, own_address
 from cluster.errors import LauncherError
 from waiting import wait_until
 
@@ -130,6 +130,62 @@ def test_more_strangers_than_the_launcher_bears_end_the_oldest_and_no_rank(liste
     assert strangers[0].recv(1) == b""
     for stranger in strangers:
         stranger.close()
+
+
+def test_a_stranger_who_speaks_as_a_flood_of_others_ends_it_does_not_end_the_launcher(listener: Listener) -> None:
+    listener.exchange(0)
+    strangers = [socket.create_connection((listener.address, listener.port)) for _ in range(STRANGERS)]
+    heard(listener, lambda _: len(listener._strangers) == STRANGERS)
+    flood = [socket.create_connection((listener.address, listener.port)) for _ in range(ACCEPTED_AT_ONCE)]
+    for stranger in strangers[:ACCEPTED_AT_ONCE]:
+        stranger.sendall(b"{")
+
+    heard(listener, lambda _: select.select(strangers[:1], [], [], 0)[0])
+
+    for one in (*strangers, *flood):
+        one.close()
+
+
+def test_of_heartbeats_that_have_waited_the_newest_alone_is_heard_and_every_other_word(listener: Listener) -> None:
+    wire = rank(listener, 0)
+    for step in range(3):
+        wire.send({"beat": {"step": step}, "state": "R"})
+    wire.send({"record": {"state": "complete"}})
+    wire.send({"beat": None})
+    wire.send({"beat": {"step": 3}})
+
+    assert heard(listener, bool) == [(0, {"record": {"state": "complete"}}), (0, {"beat": {"step": 3}})]
+
+
+def test_last_words_are_heard_also_where_the_rank_is_told_something_when_it_has_gone(listener: Listener) -> None:
+    wire = rank(listener, 0)
+    wire.send({"say": "last words"})
+    wire.close()
+    [of_rank] = listener._ranks.values()
+
+    def has_failed() -> bool:
+        of_rank.keep_alive()
+        return of_rank.closed
+
+    wait_until(has_failed)
+
+    assert heard(listener, lambda seen: len(seen) == 2) == [(0, {"say": "last words"}), (0, {"closed": True})]
+
+
+def test_a_wire_knows_that_words_wait_for_its_peer() -> None:
+    one, other = map(Wire, socket.socketpair())
+    one.send({"say": "a word"})
+    assert not one.waits
+
+    one.send({"say": "x" * 1_000_000})
+    assert one.waits
+
+    def is_taken() -> bool:
+        return not (other.receive() or one.receive() or one.waits)
+
+    wait_until(is_taken)
+    one.close()
+    other.close()
 
 
 def _send(stranger: socket.socket, words: bytes) -> None:
