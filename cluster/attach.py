@@ -18,14 +18,16 @@ from typing import Any, NoReturn
 
 from cluster import slurm
 from cluster.allocation import Allocation
+from cluster.channel import ALL_STACKS
 from cluster.environment import with_project
 from cluster.errors import COMPLETE, LauncherError, RequestError
 from cluster.options import OptionParser, add_output_dir, at_least, run
 from cluster.private import check_private
-from cluster.run_file import read_json
+from cluster.run_file import read_plan
 from cluster.run_state import RUNNING, look_now
 from cluster.rundir import attempt_of, newest_attempt
 from cluster.runs import find_run
+from cluster.stacks import from_lines, stacks_here
 from cluster.terminal import plain
 
 USAGE = "python -m cluster attach RUN [options]"
@@ -49,14 +51,14 @@ def main(arguments: list[str]) -> int:
     if state.name != RUNNING:
         raise RequestError(f"{run_dir.name} is not running: {state}")
     attempt = attempt_of(run_dir, newest_attempt(run_dir))
-    plan = read_json(attempt.plan)
+    plan = read_plan(attempt)
     if plan is None:
         raise LauncherError(f"{run_dir.name} is just starting: try again in a moment")
-    allocation = Allocation.from_json(plan)
+    allocation = plan.allocation
     hosts = hosts_of(allocation, options.rank, options.node)
     if not options.stacks:
         open_shell(shell_command(options, found.job_id, allocation.source, hosts[0]), hosts[0])
-    told = ask_nodes(options, found.job_id, allocation.source, hosts, attempt.path)
+    told = ask_nodes(options, found.job_id, allocation, hosts, attempt.path)
     if options.json:
         wanted = [one for one in told if options.rank in (None, one["rank"])]
         print(json.dumps(sorted(wanted, key=lambda one: one["rank"]), indent=1))  # nodes answer in any order
@@ -110,16 +112,15 @@ def open_shell(command: Sequence[str], host: str) -> NoReturn:
 
 
 def ask_nodes(
-    options: Namespace, job_id: str | None, source: str, hosts: Sequence[str], attempt_dir: Path
+    options: Namespace, job_id: str | None, allocation: Allocation, hosts: Sequence[str], attempt_dir: Path
 ) -> list[dict[str, Any]]:
     """What the ranks on these hosts answer. Raises `LauncherError` where the hosts cannot be reached."""
-    from cluster.stacks import stacks_here
-
-    if source == "local":
-        return stacks_here(attempt_dir)
-    there = [sys.executable, "-m", "cluster.stacks", str(attempt_dir)]
+    letters = ALL_STACKS // sum(host.ranks for host in allocation.hosts if host.name in hosts)
+    if allocation.source == "local":
+        return stacks_here(attempt_dir, letters)
+    there = [sys.executable, "-m", "cluster.stacks", str(attempt_dir), str(letters)]
     environ = own_environment()
-    if source == "slurm" and job_id:
+    if allocation.source == "slurm" and job_id:
         return answers([*slurm.step_command(job_id, hosts), *there], environ)
     remote = shlex.join(["env", f"PYTHONPATH={environ.get('PYTHONPATH', '')}", *there])
     return [told for host in hosts for told in answers([*shlex.split(options.ssh), host, remote], environ)]
@@ -127,8 +128,6 @@ def ask_nodes(
 
 def answers(command: Sequence[str], environ: Mapping[str, str]) -> list[dict[str, Any]]:
     """What the ranks told, by a command that runs `cluster.stacks` on their nodes."""
-    from cluster.stacks import from_lines
-
     try:
         done = subprocess.run(
             command, env=environ, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=STACKS_WITHIN

@@ -118,10 +118,11 @@ def write_plan(
         "token": listener.token,
         "secrets": list(secrets),
     }
-    write_json(attempt.plan, plan, indent=None)  # every rank reads it
     write_private(attempt.mpirun_log, "")
     write_private(attempt.hostfile, hostfile_text(allocation, mpirun.dialect))
     write_private(attempt.command, shlex.join(command) + "\n")
+    # Last: where it is, the others are. Without line breaks, as every rank reads it.
+    write_json(attempt.plan, plan, indent=None)
 
 
 def remember(attempt: Attempt, facts: Mapping[str, Any]) -> None:

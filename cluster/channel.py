@@ -31,6 +31,8 @@ OTHER_FILES = 64
 """Descriptors of the launcher beside the connections."""
 NAMES_TRIED = 3
 """Hosts by whose names the way to them is looked for: a site's Slurm may know nodes by names that nobody resolves."""
+ALL_STACKS = 1 << 26
+"""Letters of the stacks of all ranks that are asked, of which each has an equal share: they are held at once."""
 LONGEST_LINE = 1 << 20
 """Bytes of one message; a peer that sends more is not ours."""
 STRANGERS = 1024

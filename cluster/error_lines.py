@@ -1,8 +1,9 @@
 """Errors alone, out of what ranks print and say: tracebacks of logs, how ranks ended that failed, the verdict. Pure."""
 
-import json
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
+
+from cluster.records import whole_records
 
 TRACEBACK = b"Traceback (most recent call last):"
 LINKS = (b"During handling of the above exception", b"The above exception was the direct cause")
@@ -39,13 +40,7 @@ class Tracebacks:
 
 def failed(lines: bytes) -> Iterator[Mapping[str, Any]]:
     """Of the records of `cluster.records`, one a line, those of ranks that failed."""
-    for line in lines.splitlines():
-        try:
-            record = json.loads(line)
-        except ValueError:
-            continue  # half a line, after a full disk
-        if record.get("state") == "failed":
-            yield record
+    return (record for record in whole_records(lines) if record["state"] == "failed")
 
 
 def failure(record: Mapping[str, Any]) -> str:

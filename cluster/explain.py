@@ -35,7 +35,8 @@ from cluster.preparation import preparation_script
 from cluster.records import read_records
 from cluster.request import experiment_directory, goes_to_slurm, program_asked_for, resource_plan
 from cluster.request import parser as submit_parser
-from cluster.run_file import read_json, read_run
+from cluster.run_file import read_plan
+from cluster.run_state import look
 from cluster.rundir import DEFAULT_OUTPUT_DIR, attempt_of, newest_attempt, next_attempt
 from cluster.runs import find_run
 from cluster.sbatch import training_script
@@ -176,15 +177,14 @@ def explain_run(options: Namespace) -> Explanation:
             raise
         return explain_job(options, detail)
     attempts = (attempt_of(run_dir, number) for number in range(newest_attempt(run_dir), 0, -1))
-    attempt = next((one for one in attempts if one.plan.exists()), None)
-    if attempt is None:
+    attempt, plan = next(((one, plan) for one in attempts if (plan := read_plan(one))), (None, None))
+    if attempt is None or plan is None:
         raise RequestError(f"{run_dir.name} has had no attempt yet: python -m cluster explain JOB_ID, or its request")
-    plan = read_json(attempt.plan)
-    allocation = Allocation.from_json(plan)
+    allocation = plan.allocation
     command = attempt.command.read_text().strip()
     words = shlex.split(command)
-    names, secrets = forwarded_by(words), secret_values(plan.get("secrets", ()), os.environ)
-    entries = read_run(run_dir)["attempts"]
+    names, secrets = forwarded_by(words), secret_values(plan.facts.get("secrets", ()), os.environ)
+    entries = look(run_dir).attempts
     job_id = next((entry.get("job_id") for entry in entries if entry["attempt"] == attempt.number), None)
     return Explanation(
         allocation,
@@ -196,7 +196,7 @@ def explain_run(options: Namespace) -> Explanation:
         environment={
             name: masked(name, os.environ[name], secrets) if name in os.environ else "(not set here)" for name in names
         },
-        first_rank=given_to_first({**plan, "store_token": MASK}, allocation),
+        first_rank=given_to_first({**plan.facts, "store_token": MASK}, allocation),
         records=[record for record in read_records(attempt.path) if record["state"] == "started"],
     )
 

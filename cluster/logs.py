@@ -13,16 +13,15 @@ import time
 from argparse import ArgumentTypeError, Namespace
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
-from cluster.allocation import Host
 from cluster.error_lines import Tracebacks, failed, failure
 from cluster.errors import COMPLETE, REQUEUE, RequestError
 from cluster.growing_logs import GrowingLog, Render, prefixed, read_all, rest_of_all
 from cluster.lock import launcher_holds
 from cluster.options import OptionParser, add_output_dir, at_least, run
 from cluster.run import launcher_log
-from cluster.run_file import read_json
+from cluster.run_file import read_plan
 from cluster.run_state import QUEUED, RUNNING, RunState, look, look_now
 from cluster.rundir import Attempt, attempt_of, newest_attempt, rank_log
 from cluster.runs import find_run
@@ -32,7 +31,7 @@ from cluster.verdict import judged
 USAGE = "python -m cluster logs RUN [options]"
 EPILOG = """\
 A line of all ranks begins with its rank. Notes of this command (a new attempt, the end) go to standard error.
-exit status: 0, also where the run failed; 64 no such run, rank or attempt"""
+exit status: 0, also where the run failed; 64 no such run, rank or attempt; 70 the attempt's plan is damaged"""
 
 DEFAULT_LINES = 25
 LOOK_EVERY = 0.25
@@ -163,9 +162,8 @@ def json_line(attempt: int | None, rank: int | None, line: str, when: float | No
 
 def places_of_logs(attempt: Attempt) -> tuple[Path, int]:
     """Directory of the ranks' logs, and how many ranks there are."""
-    plan: dict[str, Any] = read_json(attempt.plan) or {}
-    if plan:
-        return Path(plan["log_dir"]), sum(Host(*host).ranks for host in plan["hosts"])
+    if plan := read_plan(attempt):
+        return plan.log_dir, plan.allocation.world_size
     names = (re.fullmatch(r"rank-(\d+)\.log", path.name) for path in attempt.log_dir.glob("rank-*.log"))
     return attempt.log_dir, max((int(name[1]) + 1 for name in names if name), default=0)
 

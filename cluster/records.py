@@ -5,7 +5,8 @@ One JSON object a line, with `state` (started, complete, saved or failed), `rank
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -65,6 +66,13 @@ class Records:
 def read_records(attempt_dir: Path) -> list[dict[str, Any]]:
     """All records of an attempt, in the order in which they came."""
     try:
-        return [json.loads(line) for line in (attempt_dir / "ranks.jsonl").read_text().splitlines()]
+        return list(whole_records((attempt_dir / "ranks.jsonl").read_bytes()))
     except FileNotFoundError:
         return []
+
+
+def whole_records(lines: bytes) -> Iterator[dict[str, Any]]:
+    """The records in these lines. After a full disk one may be half a line, which is left out."""
+    for line in lines.splitlines():
+        with suppress(ValueError):
+            yield json.loads(line)

@@ -14,10 +14,10 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from cluster.allocation import Host
-from cluster.errors import LAUNCHER, NODE
+from cluster.allocation import Allocation, Host
+from cluster.errors import LAUNCHER, NODE, LauncherError
 from cluster.goodput import account
 from cluster.private import private
 from cluster.rundir import Attempt, attempt_of
@@ -44,6 +44,23 @@ def read_json(path: Path) -> Any:
         return None
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
+
+
+class Plan(NamedTuple):
+    """plan.json of an attempt: its hosts and ranks, where their logs are, and all that it says."""
+
+    allocation: Allocation
+    log_dir: Path
+    facts: Mapping[str, Any]
+
+
+def read_plan(attempt: Attempt) -> Plan | None:
+    """The plan of an attempt; None before it is there. Raises `LauncherError` where it is damaged."""
+    try:
+        facts = read_json(attempt.plan)
+        return Plan(Allocation.from_json(facts), Path(facts["log_dir"]), facts) if facts else None
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise LauncherError(f"{attempt.plan} is damaged ({error}): look at the files beside it") from error
 
 
 def read_run(run_dir: Path) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """On one node of a running attempt: asks the programs of its ranks for their Python stacks, and prints them as JSON.
 
-    python -m cluster.stacks ATTEMPT_DIRECTORY
+    python -m cluster.stacks ATTEMPT_DIRECTORY LETTERS      at most so many of each
 
 It uses what the watcher of each rank keeps for the question that the launcher asks where ranks hang: a file in memory,
 and a signal that makes the program's Python write there. Launcher and watchers need not do anything.
@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from cluster.machine import children, handles_signal, process_state
 from cluster.records import read_records
-from cluster.watch import LONGEST_STACKS, STACK_SIGNAL
+from cluster.watch import LONGEST_STACKS, STACK_SIGNAL, shorten
 
 WITHIN = 3.0
 """Seconds in which programs may answer."""
@@ -36,7 +36,8 @@ class Asked(NamedTuple):
 
 
 def main(arguments: Sequence[str]) -> int:
-    for told in stacks_here(Path(arguments[0])):
+    attempt_dir, letters = arguments
+    for told in stacks_here(Path(attempt_dir), int(letters)):
         print(*to_lines(told), sep="\n", flush=True)
     return 0
 
@@ -66,8 +67,11 @@ def from_lines(text: str) -> list[dict[str, Any]]:
     return list(told.values())
 
 
-def stacks_here(attempt_dir: Path) -> list[dict[str, Any]]:
-    """Of each rank of this host that has begun and not ended: `rank`, `host`, `state`, `stacks` (empty: no answer)."""
+def stacks_here(attempt_dir: Path, letters: int) -> list[dict[str, Any]]:
+    """Of each rank of this host that has begun and not ended: `rank`, `host`, `state`, `stacks` (empty: no answer).
+
+    Of stacks longer than so many letters what matters most is left, see `watch.shorten`.
+    """
     records = read_records(attempt_dir)
     over = {record["rank"] for record in records if record["state"] != "started"}
     here = [
@@ -82,7 +86,7 @@ def stacks_here(attempt_dir: Path) -> list[dict[str, Any]]:
             "rank": record["rank"],
             "host": record["host"],
             "state": process_state(one.program if one else record["pid"]),
-            "stacks": read_answer(one) if one else "",
+            "stacks": shorten(read_answer(one), letters) if one else "",
         }
         for record in here
         for one in [asked[record["rank"]]]

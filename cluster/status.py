@@ -11,16 +11,17 @@ import sys
 import time
 from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from cluster.allocation import Host
-from cluster.errors import COMPLETE, RequestError
+from cluster.errors import COMPLETE, LauncherError, RequestError
 from cluster.goodput import Goodput, duration, goodput_lines, totals
 from cluster.jobs import Job
 from cluster.options import OptionParser, add_output_dir, at_least, run
 from cluster.progress import read_progress
-from cluster.run_file import RUN_FILE, read_json
+from cluster.run_file import RUN_FILE, read_plan
 from cluster.run_state import QUEUED, RUNNING, UNFINISHED, RunState, Snapshot, look, states
 from cluster.rundir import attempt_of
 from cluster.runs import all_runs, find_run
@@ -107,12 +108,14 @@ def summary(run: Snapshot, state: RunState, job: Job | None, now: float) -> dict
 
 def attempts_of(run: Snapshot) -> dict[str, Any]:
     """What a run's own page has beside that."""
-    plan = read_json(attempt_of(run.path, run.newest.get("attempt", 0)).plan) or {}
+    plan = None
+    with suppress(LauncherError):  # a damaged one keeps nothing else from being shown
+        plan = read_plan(attempt_of(run.path, run.newest.get("attempt", 0)))
     return {
         "attempts": list(run.attempts),
         "goodput": totals(run.attempts).to_json(),
         "excluded_hosts": list(run.excluded_hosts),
-        "logs": plan.get("log_dir"),
+        "logs": plan and str(plan.log_dir),
     }
 
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from cluster.allocation import Allocation
 from cluster.blame import is_victim
-from cluster.channel import Listener, beat_every
+from cluster.channel import ALL_STACKS, Listener, beat_every
 from cluster.errors import LauncherError
 from cluster.events import record_event
 from cluster.growing_logs import LogFollower
@@ -39,8 +39,6 @@ STACKS_WITHIN = 2.0
 """Seconds in which ranks may answer the question for their stacks, beside those that all answers take."""
 STACKS_A_SECOND = 5_000
 """Answers that the launcher takes in a second (`tests/benchmark_scale.py`)."""
-ALL_STACKS = 1 << 26
-"""Letters of the stacks of all ranks, of which each has an equal share: they are held at once, and fill one file."""
 LAST_WORDS_WITHIN = 3.0
 """Seconds in which ranks may still say how they ended once mpirun has."""
 LOOK_AT_DIRECTORY_EVERY = 3.0

@@ -83,8 +83,8 @@ CLUSTER = [
         "the run directory, and what is concluded from it",
         (4, 5),
         WIDE,
-        "rundir lock run_file records own_job decide verdict repeated sequel mpirun_words",
-        "events blame goodput error_lines",
+        "rundir lock run_file records own_job decide verdict repeated sequel mpirun_words error_lines",
+        "events blame goodput",
     ),
     Layer(
         "the allocation",

@@ -25,7 +25,7 @@ def write_run(run_dir: Path, ranks: int) -> Path:
     """A run whose first attempt has just begun; the directory of its logs."""
     log_dir = run_dir / "attempt-0001/logs"
     log_dir.mkdir(parents=True)
-    plan = {"log_dir": str(log_dir), "hosts": [["n1", ranks, 0, 0]]}
+    plan = {"log_dir": str(log_dir), "source": "slurm", "hosts": [["n1", ranks, 0, 0]]}
     (run_dir / "attempt-0001/plan.json").write_text(json.dumps(plan))
     write_run_file(run_dir, {})
     return log_dir

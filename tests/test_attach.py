@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from argparse import Namespace
@@ -11,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from cluster import attach, stacks
-from cluster.allocation import Allocation, Host
+from cluster.allocation import Allocation, Host, from_hosts
 from cluster.attach import ask_nodes, hosts_of, open_shell, shell_command, stack_lines
+from cluster.channel import ALL_STACKS
 from cluster.errors import LauncherError, RequestError
 from cluster.lock import only_launcher_of
 from cluster.machine import handles_signal, process_state
@@ -141,7 +143,7 @@ def test_hosts_without_slurm_are_asked_over_ssh_one_by_one(tmp_path: Path, monke
     ssh = f"echo $1 >> {tmp_path}/asked\n[ $1 = n2 ] || cat <<'END'\n{answer}\nEND"
     monkeypatch.setenv("PATH", stand_ins(tmp_path, ssh=ssh))
 
-    told = ask_nodes(Namespace(ssh="ssh"), None, "ssh", ["n1", "n2"], tmp_path / "attempt-0001")
+    told = ask_nodes(Namespace(ssh="ssh"), None, from_hosts("n1,n2"), ["n1", "n2"], tmp_path / "attempt-0001")
 
     assert [one["stacks"] for one in told] == ["a\n"]
     assert (tmp_path / "asked").read_text() == "n1\nn2\n"
@@ -162,8 +164,9 @@ def test_nodes_that_cannot_be_reached_are_an_error_in_sruns_own_words(
     monkeypatch.setenv("PATH", stand_ins(tmp_path, srun=srun))
     monkeypatch.setattr(attach, "STACKS_WITHIN", 0.5)
 
+    granted = from_hosts("n1")._replace(source="slurm")
     with pytest.raises(LauncherError, match=words):
-        ask_nodes(Namespace(ssh="ssh"), "12", "slurm", ["n1"], tmp_path)
+        ask_nodes(Namespace(ssh="ssh"), "12", granted, ["n1"], tmp_path)
 
 
 def test_where_there_is_no_srun_a_login_node_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -190,6 +193,30 @@ def test_a_rank_that_ends_while_it_is_asked_has_no_answer(tmp_path: Path) -> Non
     assert process_state(gone.pid) == ""
     asked = stacks.Asked(gone.pid, tmp_path / "none")
     assert stacks.read_answer(asked) == ""
+
+
+def test_the_more_ranks_are_asked_the_less_is_shown_of_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", stand_ins(tmp_path, srun=f"echo $* >> {tmp_path}/asked"))
+    granted = Allocation("slurm", tuple(Host(f"n{number}", 8, 8, 64) for number in range(1000)))
+
+    for hosts in (["n1"], [host.name for host in granted.hosts]):
+        ask_nodes(Namespace(ssh="ssh"), "12", granted, hosts, tmp_path)
+
+    shares = [int(line.split()[-1]) for line in (tmp_path / "asked").read_text().splitlines()]
+    assert shares == [ALL_STACKS // 8, ALL_STACKS // 8000]
+
+
+def test_of_an_answer_at_most_so_much_is_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    started = {"rank": 0, "state": "started", "host": socket.gethostname(), "pid": os.getpid()}
+    (tmp_path / "ranks.jsonl").write_text(json.dumps(started) + "\n")
+    (tmp_path / "answer").write_text("Thread 0x1 (most recent call first):\n" + '  File "a.py", line 1 in a\n' * 99)
+    monkeypatch.setattr(stacks, "ask", lambda pid: stacks.Asked(pid, tmp_path / "answer"))
+    monkeypatch.setattr(stacks, "QUIET", 0.0)
+
+    [told] = stacks.stacks_here(tmp_path, 200)
+
+    assert told["stacks"].startswith("Thread 0x1 ")
+    assert len(told["stacks"]) == 200
 
 
 def test_a_program_that_does_not_answer_is_not_waited_for_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,11 +13,13 @@ from typing import Any
 import pytest
 
 from cluster.error_lines import Tracebacks
-from cluster.errors import RequestError
+from cluster.errors import LauncherError, RequestError
+from cluster.explain import main as explain
 from cluster.growing_logs import CHUNK, LONGEST_LINE, GrowingLog, prefixed
 from cluster.lock import only_launcher_of
 from cluster.logs import main, number_of_lines
 from cluster.request_file import record_request
+from cluster.status import main as status
 from conftest import ROOT
 from stand_ins import stand_ins
 
@@ -44,7 +46,7 @@ def make_attempt(run_dir: Path, number: int = 1, logs: tuple[str, ...] = ("",), 
     (attempt / "logs").mkdir(parents=True)
     for rank, text in enumerate(logs):
         (attempt / f"logs/rank-{rank}.log").write_text(text)
-    plan = {"log_dir": str(attempt / "logs"), "hosts": [["n1", len(logs), 0, 0]]}
+    plan = {"log_dir": str(attempt / "logs"), "source": "slurm", "hosts": [["n1", len(logs), 0, 0]]}
     (attempt / "plan.json").write_text(json.dumps(plan))
     record(run_dir, number, **facts)
     return attempt / "logs"
@@ -277,6 +279,21 @@ def test_logs_of_an_attempt_without_a_plan_are_those_that_are_there(
     (directory.parent / "plan.json").unlink()
 
     assert logs("a") == ["0: x", "1: y"]
+
+
+@pytest.mark.parametrize(
+    "text", ['{"hosts": [["n1", 2', '{"hosts": [["n1"]]}', "[3]", '{"source": "slurm", "hosts": []}']
+)
+def test_a_plan_that_is_damaged_is_one_error_that_names_it(text: str, tmp_path: Path) -> None:
+    directory = make_attempt(tmp_path / "a")
+    (directory.parent / "plan.json").write_text(text)
+
+    for command in (main, explain):
+        with pytest.raises(
+            LauncherError, match=r"/a/attempt-0001/plan\.json is damaged \(.+\): look at the files beside"
+        ):
+            command([str(tmp_path / "a")])
+    assert status([str(tmp_path / "a")]) == 0
 
 
 def test_that_there_are_no_errors_is_said_beside_the_output(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

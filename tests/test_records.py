@@ -23,3 +23,11 @@ def test_what_a_full_disk_does_not_take_is_known_all_the_same(tmp_path: Path) ->
     records.flush()
 
     assert [record["rank"] for record in records.of("complete")] == [0]
+
+
+def test_half_a_record_after_a_full_disk_hides_none_of_the_others(tmp_path: Path) -> None:
+    (tmp_path / "ranks.jsonl").write_text(
+        '{"rank": 0, "state": "started"}\n{"rank": 1, "st\n{"rank": 2, "state": "failed"}\n'
+    )
+
+    assert [record["rank"] for record in read_records(tmp_path)] == [0, 2]

@@ -113,6 +113,7 @@ JobId=7 JobName=a JobState=COMPLETED ExitCode=0:0
 """
     job = parse_detail(detail)
     assert (job.state, job.reason, job.exit_code, job.signal) == ("FAILED", "NonZeroExitCode", 3, 0)
+    assert slurm.restarts("JobId=7 JobName=Restarts=9\n   Requeue=1 Restarts=2 BatchFlag=1") == 2
 
 
 def test_accounting_tells_of_a_job_that_the_controller_has_forgotten(

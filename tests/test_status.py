@@ -44,7 +44,8 @@ CRASHED: dict[str, Any] = {
 def make_run(output_dir: Path, name: str = "a", attempts: list[dict[str, Any]] | None = None, **facts: Any) -> Path:
     run_dir = output_dir / name
     (run_dir / "attempt-0001").mkdir(parents=True)
-    (run_dir / "attempt-0001/plan.json").write_text(json.dumps({"log_dir": "/logs/attempt-0001"}))
+    plan = {"log_dir": "/logs/attempt-0001", "source": "slurm", "hosts": [["n1", 2, 2, 8], ["n2", 2, 2, 8]]}
+    (run_dir / "attempt-0001/plan.json").write_text(json.dumps(plan))
     run = {"experiment": name, "attempts": [CRASHED] if attempts is None else attempts, **facts}
     (run_dir / "run.json").write_text(json.dumps(run))
     return run_dir

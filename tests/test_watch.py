@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
-from cluster import channel
-from cluster.supervise import ALL_STACKS, question_for_stacks
+from cluster import channel, machine
+from cluster.channel import ALL_STACKS
+from cluster.supervise import question_for_stacks
 from cluster.watch import LONGEST_STACKS, shorten
 from conftest import ROOT
 from one_rank import OneRank
@@ -33,7 +34,9 @@ watched = Watched([sys.executable, "-c", "import time; time.sleep(600)"])
 file = Path(os.environ["CLUSTER_HEARTBEAT"])
 file.write_bytes(b'{"step": 1}'.ljust(1024))
 assert watched.beat() == {**NO_BEAT, "step": 1}
-for bad in (b'{"step": 2, "pha', b"[2]", b'{"step": "2"}', b'{"step": 2, "seconds": 3}'):
+HALF, NO_OBJECT, TEXT, NO_TABLE = b'{"step": 2, "pha', b"[2]", b'{"step": "2"}', b'{"step": 2, "seconds": 3}'
+NULL = b'{"step": 2, "resumed_step": null}', b'{"step": 2, "busy_seconds": null}', b'{"step": 2, "time": null}'
+for bad in (HALF, NO_OBJECT, TEXT, NO_TABLE, *NULL, b"[" * 1024):
     file.write_bytes(bad.ljust(1024))
     assert watched.beat() == {**NO_BEAT, "step": 1}, bad
 watched.kill()
@@ -299,3 +302,14 @@ def test_an_exceptions_class_and_errno_are_on_record(tmp_path: Path) -> None:
     assert rank.finish().returncode == 1
     end = told(rank, "record")[-1]
     assert (end["error"], end["errno"]) == ("builtins.FileNotFoundError", 2)
+
+
+def test_a_task_that_ends_hides_no_children_of_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(8):
+        (tmp_path / f"{number}-ended/children").mkdir(parents=True)  # cannot be read
+    for number in (41, 42):
+        (tmp_path / str(number)).mkdir()
+        (tmp_path / f"{number}/children").write_text(f"{number} ")
+    monkeypatch.setattr(machine, "Path", lambda _: tmp_path)
+
+    assert sorted(machine.children(7)) == [41, 42]
