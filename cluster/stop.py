@@ -30,13 +30,18 @@ def stop(run_dir: Path) -> str:
     found, state = look_now(run_dir)
     if state.is_over:
         raise RequestError(f"{run_dir.name} is not running: {state}")
-    holder = read_holder(run_dir) if found.held else None
+    return stop_live(found)
+
+
+def stop_live(found: Snapshot) -> str:
+    """Stop a run that was seen running or waiting. Raises `LauncherError` as `stop` does."""
+    holder = read_holder(found.path) if found.held else None
     if job_id := holder.job_id if holder else found.job_id:
         target = cancel_job(job_id)
         what = f"job {target} cancelled"
     else:
-        target, what = None, stop_launcher(run_dir, holder)
-    await_end(run_dir, target)
+        target, what = None, stop_launcher(found.path, holder)
+    await_end(found.path, target)
     return what
 
 
@@ -55,8 +60,10 @@ def stop_sweep(sweep: Sweep) -> str:
     for path in (one.path for one in live):
         if job_id := elements.get(path):
             await_end(path, job_id)
-        else:
-            stop(path)
+            continue
+        found, state = look_now(path)
+        if not state.is_over:  # it may have ended by itself while others were awaited
+            stop_live(found)
     again = f"next: python -m cluster sweep {name_from_here(sweep.directory)} --resume"
     return f"{len(live)} of {len(runs)} runs of {sweep.directory.name} cancelled\n{again}"
 
@@ -100,6 +107,8 @@ def stop_launcher(run_dir: Path, holder: Holder | None) -> str:
             raise ProcessLookupError
         os.kill(holder.pid, signal.SIGTERM)
     except OSError as error:
+        if not launcher_holds(run_dir):
+            return f"launcher {holder.pid} ended by itself"
         raise LauncherError(
             f"process {holder.pid} holds {run_dir}, and cannot be stopped from here ({error.strerror or 'not seen'}): "
             "it is another user's, or runs in a container"

@@ -11,7 +11,7 @@ import pytest
 from cluster import cancel, resubmit, stop
 from cluster.cancel import became
 from cluster.errors import LauncherError, RequestError
-from cluster.lock import only_launcher_of, read_holder
+from cluster.lock import Holder, only_launcher_of, read_holder
 from cluster.request_file import read_request, record_request
 from cluster.run_state import RunState, Snapshot
 from cluster.stop import await_end, element_of
@@ -234,6 +234,32 @@ def test_a_sweep_is_cancelled_by_its_array_and_by_the_jobs_of_single_runs(
 
     assert (folder / "cancelled").read_text() == "12\n15\n"
     assert capsys.readouterr().out.startswith("3 of 3 runs of s cancelled\nnext: python -m cluster sweep ")
+
+
+def test_a_single_run_of_a_sweep_that_ends_by_itself_is_in_nobodys_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "bin"
+    scripts = {"squeue": QUEUE.format(folder=folder), "scontrol": SHOWN.format(folder=folder)}
+    ends_all = f"echo 12 >> {folder}/cancelled; echo 15 >> {folder}/cancelled; echo $1 >> {folder}/asked"
+    monkeypatch.setenv("PATH", stand_ins(folder, scancel=ends_all, sacct="exit 1", **scripts))
+    monkeypatch.setattr(stop, "LOOK_EVERY", 0.01)
+
+    assert cancel.main([str(make_sweep(tmp_path, {"a": "12_0", "b": "15"}))]) == 0
+
+    assert (folder / "asked").read_text() == "12\n"
+
+
+def test_a_launcher_that_ends_by_itself_just_before_it_is_stopped_is_no_error(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a/launcher.lock").touch()
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+
+    assert (
+        stop.stop_launcher(tmp_path / "a", Holder(gone.pid, os.uname().nodename))
+        == f"launcher {gone.pid} ended by itself"
+    )
 
 
 def test_a_sweep_of_which_nothing_runs_is_not_cancelled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
