@@ -15,6 +15,8 @@ TAIL_BYTES = 16_384
 """Some 40 rows."""
 ROWS = 10
 """Of the last rows, over which speed is taken: one row may be of a slow step."""
+LARGEST = 2**53
+"""Of what is counted; a larger number in a file is none that anybody meant."""
 
 
 class Progress(NamedTuple):
@@ -66,34 +68,44 @@ def _whole_rows(lines: Sequence[bytes]) -> list[dict[str, Any]]:
             row = json.loads(line)
         except (ValueError, RecursionError):
             continue
-        if isinstance(row, dict) and isinstance(row.get("step"), int):
+        if isinstance(row, dict) and isinstance(row.get("step"), int) and _number(row["step"]) is not None:
             rows.append(row)
     return rows
 
 
 def progress(rows: Sequence[Mapping[str, Any]], settings: Mapping[str, Any]) -> Progress:
-    """From the last rows of metrics.jsonl and the trainer's options."""
-    steps = [row for row in rows if row.get("loss") is not None]
+    """From the last rows of metrics.jsonl and the trainer's options. What is no number is not known."""
+    max_steps = _number(settings.get("max_steps"))
+    total = int(max_steps) if max_steps else None
+    steps = [row for row in rows if _number(row.get("loss")) is not None]
     if not steps:
-        return Progress(max((row["step"] for row in rows), default=None), settings.get("max_steps"))
+        return Progress(max((row["step"] for row in rows), default=None), total)
     last = steps[-1]
-    total = settings.get("max_steps") or _by_epochs(last, settings.get("num_epochs"))
-    seconds = _median([row["step_seconds"] for row in steps[-ROWS:] if row.get("step_seconds")])
+    total = total or _by_epochs(last["step"], _number(last.get("epoch")), _number(settings.get("num_epochs")))
+    seconds = _median(_numbers(steps[-ROWS:], "step_seconds"))
     return Progress(
         last["step"],
         total,
         last["loss"],
-        next((row["eval_loss"] for row in reversed(rows) if row.get("eval_loss") is not None), None),
-        _median([row["tokens_per_second"] for row in steps[-ROWS:] if row.get("tokens_per_second")]),
+        next(reversed(_numbers(rows, "eval_loss")), None),
+        _median(_numbers(steps[-ROWS:], "tokens_per_second")),
         None if total is None or seconds is None else max(0, total - last["step"]) * seconds,
     )
 
 
-def _by_epochs(row: Mapping[str, Any], epochs: float | None) -> int | None:
+def _by_epochs(step: int, epoch: float | None, epochs: float | None) -> int | None:
     """All steps, by how many epochs the steps so far were. The last step of an epoch's rest is not made."""
-    if not epochs or not row.get("epoch"):
-        return None
-    return max(int(row["step"]), int(row["step"] / row["epoch"] * epochs + 1e-3))
+    steps = _number(step / epoch * epochs + 1e-3) if epoch and epochs else None
+    return None if steps is None else max(step, int(steps))
+
+
+def _number(value: Any) -> float | None:
+    """The value where it is a number to reckon with: not NaN, nor beyond all bounds."""
+    return value if isinstance(value, int | float) and abs(value) < LARGEST else None
+
+
+def _numbers(rows: Sequence[Mapping[str, Any]], name: str) -> list[float]:
+    return [number for row in rows if (number := _number(row.get(name))) is not None]
 
 
 def _median(values: Sequence[float]) -> float | None:

@@ -488,3 +488,21 @@ def test_settings_and_rows_that_are_none_leave_nothing_known(text: str, tmp_path
 
     assert (read_progress(tmp_path).step, read_progress(tmp_path).loss) == (3, 2.0)
     assert all_rows(tmp_path / "none.jsonl") == []
+
+
+WRONG = ("x", [1], {"a": 1}, True, 10**400, float("nan"), float("inf"), 1e-320, -1)
+
+
+@pytest.mark.parametrize("wrong", WRONG, ids=lambda wrong: str(wrong)[:9])
+def test_a_value_of_the_wrong_kind_leaves_unknown_what_follows_from_it(wrong: object, tmp_path: Path) -> None:
+    run_dir = make_run(tmp_path)
+    names = ("epoch", "step_seconds", "eval_loss", "tokens_per_second", "step")
+    rows = [{"step": 3, "loss": 2.0, "epoch": 1.0, name: wrong} for name in names]
+    (run_dir / "metrics.jsonl").write_text(
+        "".join(json.dumps(row) + "\n" for row in [*rows, {"step": 4, "loss": wrong}])
+    )
+
+    for name in ("max_steps", "num_epochs"):
+        (run_dir / "config.json").write_text(json.dumps({"config": {name: wrong}}))
+        assert read_progress(run_dir).step is not None
+        assert main(["a", "--output-dir", str(tmp_path)]) == 0
