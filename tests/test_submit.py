@@ -250,6 +250,17 @@ def test_simulated_nodes_have_their_own_node_ranks(tmp_path: Path) -> None:
     assert attempt["verdict"]["kind"] == "complete"
 
 
+def test_a_request_without_gpus_is_one_rank_on_each_node_here_too(tmp_path: Path) -> None:
+    (tmp_path / "s.py").write_text("import os\nprint(os.environ['WORLD_SIZE'])\n")
+
+    done = submit(
+        *["--cluster", "local", "--nodes", "2", "--gpus", "0", "--program", "--", "python", "s.py"], cwd=tmp_path
+    )
+
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "outputs/s/attempt-0001/logs/rank-1.log").read_text() == "2\n"
+
+
 @pytest.mark.parametrize(
     ("arguments", "status", "message"),
     [
