@@ -317,8 +317,12 @@ def draw_package(package: str, top: int) -> tuple[list[str], int]:
     drawn = [f'<text class="package" x="{MARGIN}" y="{top + 16}">{package}</text>']
     for layer in layers:
         drawn += draw_box(layer, tops[layer.rows[0]], tops[layer.rows[1]] - GAP)
+    passing = 0
     for upper, lower in shortest(arrows(package)):
         x = (max(left(upper), left(lower)) + min(right(upper), right(lower))) / 2
+        if any(upper.rows[1] <= layer.rows[0] < lower.rows[0] and left(layer) < x < right(layer) for layer in layers):
+            passing += 1  # over other boxes, where they have no text
+            x = min(right(upper), right(lower)) - 16 * passing
         begin, end = tops[upper.rows[1]] - GAP, tops[lower.rows[0]]
         drawn.append(f'<line x1="{x:.0f}" y1="{begin}" x2="{x:.0f}" y2="{end - 2}" marker-end="url(#head)"/>')
     return drawn, tops[-1]

@@ -283,7 +283,7 @@ def test_the_own_name_is_to_mean_an_address_of_the_network(
         return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (own, 0))]
 
     monkeypatch.setattr(socket, "getaddrinfo", resolve)
-    monkeypatch.setattr(checks, "_address", lambda interface: "192.0.2.1")
+    monkeypatch.setattr(checks, "interface_address", lambda name: "192.0.2.1")
     monkeypatch.setattr(socket, "if_nameindex", lambda: [(1, "lo"), (2, "eth0")])
 
     told = [finding for finding in check_network({"HF_HUB_OFFLINE": "1"}) if finding.name == "host name"]

@@ -36,7 +36,7 @@ hosts = Allocation("slurm", tuple(Host(f"n{number}", 1, 0, 1) for number in rang
 signal.signal(signal.SIGTERM, signal.SIG_IGN)  # what is started here inherits it
 mpirun, requests = ["sleep", "600"], Requests(lambda: "")
 supervision = supervise.Supervision(
-    mpirun, dict(os.environ), {}, hosts, attempt, Told("127.0.0.1"), requests, 60.0, lambda event, **facts: None
+    mpirun, dict(os.environ), {}, hosts, attempt, Told("127.0.0.1"), requests, 60.0
 )
 end = supervision.run()
 print(json.dumps([end.status, end.lost_hosts, end.killed]))
