@@ -280,7 +280,7 @@ def to_json(figures: Mapping[str, Sequence[Start]], base: str) -> dict[str, Any]
 
 def launch_options(before: Sequence[str]) -> list[str]:
     """The options that are the launcher's own, without those of this command and what names its run directory."""
-    own = {"--rounds": 1, "--ways": 1, "--json": 1, "--output-dir": 1, "--experiment-name": 1}
+    own = ("--rounds", "--ways", "--json", "--output-dir", "--experiment-name")
     kept: list[str] = []
     words = iter(before)
     for word in words:

@@ -1,4 +1,4 @@
-"""Which rank's failure began it, and of what kind it is. Pure: records of `cluster.rank` in, answers out.
+"""Which rank's failure began it, and of what kind it is. Pure: records in, answers out.
 
 Blame lands on victims unless one looks closely: a rank that fails may close its connections seconds before its own
 traceback is out, so time alone would name whoever notices first.

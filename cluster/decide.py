@@ -42,7 +42,7 @@ from cluster.verdict import (
 
 
 class Witnesses(NamedTuple):
-    """All that is known when mpirun is gone. Records are those of `cluster.rank`, in any order."""
+    """All that is known when mpirun is gone. Records are those of `cluster.records`, in any order."""
 
     allocation: Allocation
     started: Sequence[dict[str, Any]]

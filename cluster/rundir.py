@@ -4,7 +4,7 @@
       run.json                       attempts and their verdicts
       events.jsonl                   what happened, one line each (cluster.events)
       request.json                   the command that asked for the run (cluster.request_file)
-      launcher.lock                  held while an attempt runs
+      launcher.lock                  held while a launcher works here
       <name>-<job id>.log            the job's log, by cluster.submit; the templates write theirs where you submit
       launcher.log                   the launcher's words, where Python's submit() started it without Slurm
       submitit/                      what submitit stores, by cluster.submit
@@ -33,7 +33,6 @@ from cluster.private import make_private_directory
 from cluster.trainer import naming_settings
 
 DEFAULT_OUTPUT_DIR = "outputs"
-
 
 _ATTEMPT = re.compile(r"attempt-(\d+)")
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+=@-]{0,127}", re.ASCII)

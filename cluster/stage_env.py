@@ -53,14 +53,14 @@ def staged(
         seconds = _stage(environment, copy, granted, stopped)
         said = f"environment: {environment} staged to {copy} on {len(granted.hosts)} nodes in {seconds:.1f} s"
         program = [str(copy / Path(program[0]).relative_to(environment)), *program[1:]]
-    except CannotStage as why:
+    except (CannotStage, OSError) as why:
         said = f"note: --stage-env {folder}: {why}; the environment is used where it lies"
     say([said])
     try:
         yield list(program)
     finally:
         if begun:
-            with suppress(CannotStage):
+            with suppress(CannotStage, OSError):
                 _on_each_node(granted, ["clean", str(place)], CLEAN_WITHIN, lambda: False)
             shutil.rmtree(place, ignore_errors=True)  # with salloc the launcher's host is none of them
 

@@ -137,18 +137,24 @@ class Supervision:
         self._begun_at = self._looked_at = self._directory_seen_at = self._compared_at = time.monotonic()
 
     def run(self) -> End:
-        """Run mpirun to its end. Its own output goes to ``mpirun.log``, rank 0's to standard output."""
+        """Run mpirun to its end. Its own output goes to ``mpirun.log``, rank 0's to standard output.
+
+        Raises `LauncherError` where it cannot be started, and where the attempt's directory has gone.
+        """
         adopt_orphans()
-        with open(self._attempt.mpirun_log, "wb", opener=private) as log:
-            self._mpirun = subprocess.Popen(
-                self._command,
-                env=self._environ,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-                preexec_fn=lambda: die_with_parent(signal.SIGTERM),  # noqa: PLW1509 (no other thread runs here)
-            )
+        try:
+            with open(self._attempt.mpirun_log, "wb", opener=private) as log:
+                self._mpirun = subprocess.Popen(
+                    self._command,
+                    env=self._environ,
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    start_new_session=True,
+                    preexec_fn=lambda: die_with_parent(signal.SIGTERM),  # noqa: PLW1509 (no other thread runs here)
+                )
+        except OSError as error:
+            raise LauncherError(f"mpirun cannot be started: {error}") from error
         try:
             with self._listener.keep_alive(self._beat_every):
                 killed = self._watch()

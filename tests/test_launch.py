@@ -346,6 +346,18 @@ def test_a_run_directory_that_vanishes_ends_the_attempt_with_one_line(mpi: Mpi, 
     wait_until(lambda: not processes_that_mention(str(tmp_path)))
 
 
+def test_an_mpirun_that_the_system_cannot_run_is_one_line(tmp_path: Path) -> None:
+    program(tmp_path, "")
+    for name in ("mpirun", "prterun"):
+        (tmp_path / name).write_bytes(b"no program")
+        (tmp_path / name).chmod(0o755)
+
+    done = launch(Mpi("none", tmp_path / "mpirun", "Open MPI 5"), tmp_path)
+
+    assert done.returncode == 70
+    assert done.stderr == f"error: mpirun cannot be started: [Errno 8] Exec format error: '{tmp_path}/mpirun'\n"
+
+
 @pytest.mark.parametrize("mpi", ["openmpi-5.0.11"], indirect=True)
 def test_simulated_nodes_share_the_gpus_that_are_visible(mpi: Mpi, tmp_path: Path) -> None:
     program(tmp_path, "import os\nprint(os.environ['CUDA_VISIBLE_DEVICES'])\n")

@@ -136,9 +136,10 @@ def test_a_job_that_is_told_to_stop_does_not_wait_for_the_copy(
     [
         (f"exit {stage_env.THERE}", "", "staged to"),
         (f"exit {stage_env.NEEDED}", "echo no space; exit 2", "tar ended with status 2: no space"),
+        (f"exit {stage_env.NEEDED}", "", "No such file or directory"),
         (f"[ ${{11}} = look ] && exit {stage_env.NEEDED}; exit 9", "exec /bin/tar $@", "srun ended with status 9"),
     ],
-    ids=["there already", "not packed", "not unpacked"],
+    ids=["there already", "not packed", "the archive has gone", "not unpacked"],
 )
 def test_what_becomes_of_the_copy_is_one_line(
     srun: str, tar: str, said: str, environment: Path, tmp_path: Path, monkeypatch, capsys
