@@ -17,6 +17,7 @@ from cluster.allocation import (
 )
 from cluster.errors import RequestError
 from cluster.machine import visible_gpus
+from cluster.own_job import own_id
 
 
 def find_allocation(options: Namespace, environ: Mapping[str, str]) -> Allocation:
@@ -51,7 +52,7 @@ def this_machine(nodes: int, ranks_per_node: int | None) -> Allocation:
 def _slurm_job(options: Namespace, environ: Mapping[str, str]) -> Allocation:
     if options.nodes:
         raise RequestError("--nodes is for this machine: in a Slurm job all granted nodes are used (sbatch --nodes)")
-    detail = slurm.job_detail(environ["SLURM_JOB_ID"])
+    detail = slurm.job_detail(own_id(environ))
     granted = parse_granted_gpus(detail) if detail else None
     allocation = from_slurm(environ, granted, options.ranks_per_node)
     if note := disagreement(environ, allocation):

@@ -165,7 +165,8 @@ def launcher_log(run_dir: Path, number: int) -> Path:
         logs = [path for path in run_dir.glob(f"*-{job_id}.log") if not path.name.endswith(f"-prepare-{job_id}.log")]
         if logs:
             return logs[0]
-        told = re.search(r"^\s*StdOut=(.+)$", slurm.job_detail(job_id, slurm.SOON) or "", re.MULTILINE)
+        record = slurm.record_of(slurm.job_detail(job_id, slurm.SOON) or "", job_id)
+        told = re.search(r"^\s*StdOut=(.+)$", record, re.MULTILINE)
         if told and Path(told[1]).exists():
             return Path(told[1])
     return attempt_of(run_dir, number).mpirun_log

@@ -132,6 +132,19 @@ def test_in_a_job_the_launcher_says_where_it_runs_other_ranks_than_slurm_granted
     assert capsys.readouterr().out.startswith("note: Slurm granted 1(x2) tasks per node, running 2, 1 ranks")
 
 
+def test_the_last_element_of_an_array_counts_its_own_gpus_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    of_all = f"echo '{UNEVEN_JOB}'; echo '{UNEVEN_JOB}' | sed s/gpu:1/gpu:3/"  # by the number that it shares with all
+    monkeypatch.setenv(
+        "PATH", stand_ins(tmp_path, scontrol=f"if [ $4 = 2_5 ]; then echo '{UNEVEN_JOB}'; else {of_all}; fi")
+    )
+    options = Namespace(hosts=None, hostfile=None, cluster="auto", nodes=None, ranks_per_node=None)
+    element = {"SLURM_JOB_ID": "2", "SLURM_ARRAY_JOB_ID": "2", "SLURM_ARRAY_TASK_ID": "5"}
+
+    assert [host.ranks for host in find_allocation(options, {**BATCH_BODY, **element}).hosts] == [2, 1]
+
+
 def test_hosts_are_written_as_in_the_guide() -> None:
     assert from_hosts("a:8,b.example.org:4,c").hosts == (
         Host("a", 8, None, 0),

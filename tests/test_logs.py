@@ -343,6 +343,18 @@ def test_the_launchers_log_is_the_jobs_or_what_mpirun_printed(
     assert logs("job", "--launcher") == ["module: not found"]
 
 
+def test_the_log_of_an_arrays_last_element_is_its_own(
+    logs: Callable[..., list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for job_id in ("12", "13"):
+        (tmp_path / f"{job_id}.log").write_text(f"of {job_id}\n")
+    records = "".join(f"JobId={job_id} ArrayJobId=12\\n   StdOut={tmp_path}/{job_id}.log\\n\\n" for job_id in (13, 12))
+    monkeypatch.setenv("PATH", stand_ins(tmp_path / "bin", scontrol=f"printf '{records}'"))
+    make_attempt(tmp_path / "a", 1, job_id="12", **ended())
+
+    assert logs("a", "--launcher") == ["of 12"]
+
+
 def test_the_log_of_a_job_goes_on_with_its_next_attempt_and_no_line_comes_twice(tmp_path: Path) -> None:
     run_dir = tmp_path / "a"
     with only_launcher_of(run_dir):
