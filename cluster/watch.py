@@ -124,6 +124,7 @@ class Watched:
     def wait(self, seconds: float, wires: Sequence[Any] = ()) -> Ending | None:
         """How the program ended, None if it still runs after so long, or when a wire has something to read."""
         select.select([*wires, *([self._said] if self._said >= 0 else [])], [], [], seconds)
+        self._forget_orphans()
         ended, status = os.waitpid(self.pid, os.WNOHANG)  # before the pipe is read: its last words are then in it
         self._listen()
         if not ended:
@@ -166,6 +167,12 @@ class Watched:
         """What it wrote; of very many threads the last ones, the main thread among them."""
         size = os.fstat(self._stacks).st_size
         return os.pread(self._stacks, LONGEST_STACKS, max(0, size - LONGEST_STACKS)).decode(errors="replace")
+
+    def _forget_orphans(self) -> None:
+        """Let go of what the program left and this process adopted, once it has ended: nobody else would."""
+        own = (self.pid, self._guard)
+        while (left := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)) and left.si_pid not in own:
+            os.waitpid(left.si_pid, 0)
 
     def _listen(self) -> None:
         try:

@@ -43,6 +43,13 @@ watched.kill()
 while watched.wait(0.05) is None:
     pass
 """
+LEAVES_ORPHANS = """
+import subprocess, time
+for _ in range(3):
+    subprocess.run(["sh", "-c", "sleep 0.1 & echo $! >> pids"])
+open("left", "w").close()
+time.sleep(600)
+"""
 KILLED_BEFORE_IT_GUARDS = """
 import os, signal, sys
 from cluster import watch
@@ -104,6 +111,16 @@ def test_heartbeats_go_to_the_launcher_with_the_state_of_the_process(tmp_path: P
     rank.listen_until(lambda: [beat["step"] for beat in told(rank, "beat")][-1:] == [2])
     os.kill(program_of(rank), signal.SIGSTOP)
     rank.listen_until(lambda: told(rank, "state")[-1:] == ["T"])
+
+    rank.process.kill()
+    rank.finish()
+
+
+def test_what_a_program_leaves_behind_does_not_stay_as_a_zombie(tmp_path: Path) -> None:
+    rank = started(tmp_path, LEAVES_ORPHANS, "left")
+    left = (tmp_path / "pids").read_text().split()
+
+    rank.listen_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in left))
 
     rank.process.kill()
     rank.finish()
