@@ -175,7 +175,7 @@ def explain_run(options: Namespace) -> Explanation:
         detail = slurm.job_detail(options.run_or_job, slurm.SOON) if options.run_or_job.isdecimal() else None
         if detail is None:
             raise
-        return explain_job(options, detail)
+        return explain_job(options, slurm.record_of(detail, options.run_or_job))
     attempts = (attempt_of(run_dir, number) for number in range(newest_attempt(run_dir), 0, -1))
     attempt, plan = next(((one, plan) for one in attempts if (plan := read_plan(one))), (None, None))
     if attempt is None or plan is None:
