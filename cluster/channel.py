@@ -213,8 +213,10 @@ class Listener:
         if rank is None:
             return []
         if wire.closed:
-            del self._ranks[rank], self._rank_of[wire]
-            messages.append({"closed": True})
+            del self._rank_of[wire]
+            if self._ranks.get(rank) is wire:  # else a later one has taken its place, as where mpirun calls two rank 0
+                del self._ranks[rank]
+                messages.append({"closed": True})
         return [(rank, message) for message in messages]
 
     def _drop(self, wire: Wire) -> None:

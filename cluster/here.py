@@ -58,8 +58,8 @@ def prepare_launch(options: Namespace, program: list[str], given: Sequence[str])
     if not launcher_holds(run_dir):
         record_request(run_dir, given, None)
     nodes = {} if allocation.source == "ssh" else {"cluster": "local", "nodes": options.nodes or 1}
-    ranks_per_node = options.ranks_per_node or options.gpus or None
-    return run_dir, [*launch_arguments(options, run_dir, **nodes, ranks_per_node=ranks_per_node), "--", *program]
+    ranks = ranks_on_each_node(options)
+    return run_dir, [*launch_arguments(options, run_dir, **nodes, ranks_per_node=ranks), "--", *program]
 
 
 def start_launcher(run_dir: Path, arguments: Sequence[str]) -> "subprocess.Popen[bytes]":
@@ -96,4 +96,10 @@ def allocation_here(options: Namespace) -> Allocation:
             f"--nodes {nodes} --gpus {gpus} asks for {gpus * nodes} GPUs, this machine has {present}: "
             "use --ranks-per-node N for ranks without GPUs of their own"
         )
-    return this_machine(nodes, options.ranks_per_node or gpus or None)
+    return this_machine(nodes, ranks_on_each_node(options))
+
+
+def ranks_on_each_node(options: Namespace) -> int | None:
+    """As in a job: one for each GPU asked for, one where none is to be; None where nothing is said."""
+    asked: int | None = options.gpus if options.gpus is None else max(1, options.gpus)
+    return options.ranks_per_node or asked

@@ -80,6 +80,15 @@ def test_the_end_of_a_connection_is_heard_with_its_rank(listener: Listener) -> N
     assert listener.connected == set()
 
 
+def test_of_those_that_are_called_the_same_rank_the_end_of_the_last_is_the_ranks(listener: Listener) -> None:
+    first, second, last = (rank(listener, 0) for _ in range(3))
+    heard(listener, lambda _: len(listener._rank_of) == 3)
+
+    for left, wire, ends in ((2, first, []), (1, last, [(0, {"closed": True})]), (0, second, [])):
+        wire.close()
+        assert heard(listener, lambda _, left=left: len(listener._rank_of) == left) == ends
+
+
 @pytest.mark.parametrize(
     "words",
     [

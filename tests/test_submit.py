@@ -254,7 +254,9 @@ def test_a_request_without_gpus_is_one_rank_on_each_node_here_too(tmp_path: Path
     (tmp_path / "s.py").write_text("import os\nprint(os.environ['WORLD_SIZE'])\n")
 
     done = submit(
-        *["--cluster", "local", "--nodes", "2", "--gpus", "0", "--program", "--", "python", "s.py"], cwd=tmp_path
+        *["--cluster", "local", "--nodes", "2", "--gpus", "0", "--program", "--", "python", "s.py"],
+        cwd=tmp_path,
+        CUDA_VISIBLE_DEVICES="0,1,2,3",
     )
 
     assert done.returncode == 0, done.stderr
