@@ -78,8 +78,8 @@ pages: .venv/.test
 
 .PHONY: bench
 bench: .venv/.test
-	.venv/bin/python -m cluster.bench --front-end --rounds 21
-	.venv/bin/python -m cluster.bench
+	.venv/bin/python -m cluster bench --front-end --rounds 21
+	.venv/bin/python -m cluster bench
 	.venv/bin/python tests/benchmark_checkpoint.py
 	.venv/bin/python tests/benchmark_memory.py
 	.venv/bin/python -m training.bench

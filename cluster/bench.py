@@ -1,8 +1,8 @@
 """How long a start takes, by phases: this launcher beside bare mpirun, srun and torchrun, with the same program.
 
-    python -m cluster.bench [options]                          the trainer's smoke preset, to its first step
-    python -m cluster.bench [options] -- python my_script.py   any program, to its end
-    python -m cluster.bench --front-end                        the front end beside bare Python
+    python -m cluster bench [options]                          the trainer's smoke preset, to its first step
+    python -m cluster bench [options] -- python my_script.py   any program, to its end
+    python -m cluster bench --front-end                        the front end beside bare Python
 
 What is compared runs in turns, after one round that only warms the caches of files. Here, over ssh (launch and mpirun),
 and inside an allocation of Slurm.
@@ -35,7 +35,7 @@ from cluster.rendezvous import rendezvous
 from cluster.run_file import RUN_FILE
 from cluster.trainer import METRICS_FILE, SUMMARY_FILE, is_training
 
-USAGE = "python -m cluster.bench [options] [-- PROGRAM [arguments]]"
+USAGE = "python -m cluster bench [options] [-- PROGRAM [arguments]]"
 DEFAULT_PROGRAM = (
     *("python", "-m", "training.train_llm"),
     *("--preset", "smoke", "--max-steps", "1", "--device", "cpu", "--max-eval-samples", "1"),
@@ -87,7 +87,7 @@ def main(arguments: list[str]) -> int:
 
 
 def parser() -> OptionParser:
-    options = OptionParser("python -m cluster.bench", USAGE, str(__doc__))
+    options = OptionParser("python -m cluster bench", USAGE, str(__doc__))
     options.add_argument("--rounds", type=at_least(1), default=7, metavar="N", help="of each way (default: 7)")
     options.add_argument("--ways", default=",".join(WAYS), help="which ones, of launch,mpirun,srun,torchrun")
     options.add_argument("--json", metavar="FILE", help="every single figure goes there")

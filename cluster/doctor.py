@@ -1,8 +1,8 @@
 """Is this place fit for a run? Slurm, mpirun, Python and torch, GPUs, folders, network, limits: one line each.
 
-python -m cluster.doctor                    this machine, such as the login node
-python -m cluster.doctor --nodes 2          in an allocation: two of its nodes, measured together
-python -m cluster.doctor --cluster local --nodes 2
+python -m cluster doctor                    this machine, such as the login node
+python -m cluster doctor --nodes 2          in an allocation: two of its nodes, measured together
+python -m cluster doctor --cluster local --nodes 2
 """
 
 import json
@@ -19,7 +19,7 @@ from cluster.errors import COMPLETE, LAUNCHER, RequestError
 from cluster.options import OptionParser, add_output_dir, at_least, run
 from cluster.terminal import plain
 
-USAGE = "python -m cluster.doctor [options]"
+USAGE = "python -m cluster doctor [options]"
 EPILOG = """\
 exit status: 0 nothing is wrong (warnings or not), 64 the request is wrong, 70 something is wrong, and with --nodes
 that of the measurement: 71 a node is not fit"""
@@ -40,7 +40,7 @@ def main(arguments: list[str]) -> int:
 
 
 def parser() -> OptionParser:
-    options = OptionParser("python -m cluster.doctor", USAGE, str(__doc__), EPILOG)
+    options = OptionParser("python -m cluster doctor", USAGE, str(__doc__), EPILOG)
     options.add_argument("--nodes", type=at_least(1), metavar="N", help="measure so many nodes of the allocation")
     options.add_argument("--ranks-per-node", type=at_least(1), metavar="N", help="ranks on each, as for cluster.launch")
     options.add_argument(
@@ -90,7 +90,7 @@ def measure_nodes(options: Namespace) -> int:
     if options.cluster != "local" and not in_slurm:
         raise RequestError(
             f"--nodes {options.nodes} measures the nodes of an allocation, and this shell is in none: "
-            f"salloc --nodes={options.nodes} --gpus-per-node=… python -m cluster.doctor --nodes {options.nodes}, "
+            f"salloc --nodes={options.nodes} --gpus-per-node=… python -m cluster doctor --nodes {options.nodes}, "
             "or give --cluster local"
         )
     granted = int(os.environ.get("SLURM_JOB_NUM_NODES", "1"))

@@ -57,7 +57,7 @@ def next_command(verdict: Verdict, attempt: Attempt, requeue: bool, in_slurm: bo
     if kind == OUT_OF_MEMORY and in_slurm and verdict.status > 128:
         return "sbatch --mem=… with more than now, and the same arguments (sacct -j <job> -o MaxRSS,ReqMem)"
     if kind == STORAGE and "TakenOverError" in verdict.detail:
-        return f"python -m cluster.status {run_dir}; the newer attempt goes on, nothing is to be done"
+        return f"python -m cluster status {run_dir}; the newer attempt goes on, nothing is to be done"
     log = attempt.mpirun_log if verdict.rank is None else attempt.log_of(verdict.rank)
     usual = {
         COMPLETED: None,
@@ -65,7 +65,7 @@ def next_command(verdict: Verdict, attempt: Attempt, requeue: bool, in_slurm: bo
         **dict.fromkeys((PREEMPTED, TIME_LIMIT, CANCELLED), f"{AGAIN} from its last checkpoint"),
         **dict.fromkeys((NODE_LOST, LAUNCHER_FAILED), f"less {attempt.mpirun_log}"),
         STORAGE: f"df -h {run_dir}; df -i {run_dir}",
-        STUCK: f"python -m cluster.status {run_dir}",
+        STUCK: f"python -m cluster status {run_dir}",
     }
     return usual.get(kind, f"less {log}")
 

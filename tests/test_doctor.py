@@ -1,4 +1,4 @@
-"""`python -m cluster.doctor`: what it makes of a place, and that a place is measured for real."""
+"""`python -m cluster doctor`: what it makes of a place, and that a place is measured for real."""
 
 import errno
 import fcntl

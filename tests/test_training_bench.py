@@ -93,6 +93,18 @@ def test_a_subject_that_fails_is_a_row_with_the_reason() -> None:
     assert cells[-1] == "RuntimeError: out of memory"
 
 
+def test_the_passes_of_a_subject_whose_weights_are_moved_between_its_turns_are_not_recorded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    chosen: list[str] = []
+    monkeypatch.setattr("training.bench.ours.Ours", lambda *_, cuda_graphs, **__: chosen.append(cuda_graphs))
+
+    make("ours", CPU_SETTING)
+    make("ours", CPU_SETTING, parked=True)
+
+    assert chosen == ["auto", "off"]
+
+
 def test_without_accelerate_the_trainer_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
 

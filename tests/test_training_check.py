@@ -38,6 +38,7 @@ def test_a_good_request_is_passed_in_silence_and_leaves_nothing(capsys, tmp_path
         (["--seq-length", "512"], "--seq-length 512: --model-name demo takes at most 256 tokens"),
         (["--text-column", "body"], "--text-column body: the dataset has no such column"),
         (["--batch-size", "4000"], "too few rows: 5700 documents"),
+        (["--max-train-tokens", "100"], "too few rows: 4 documents give 100 tokens"),
         (["--max-steps", "5", "--warmup-steps", "6"], "--warmup-steps 6: the whole run has only 5 steps"),
         (
             ["--output-dir", "/dev/null/a"],

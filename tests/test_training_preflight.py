@@ -147,6 +147,13 @@ def hang(device):
 p.ANSWER_WITHIN, h.gpu_health = 3.0, hang
 """
 SHORT = "import training.preflight as p; p.ANSWER_WITHIN = 3.0"
+KERNELS_MISFIT = """
+import training.assemble as a
+from training.errors import InputError
+def refuse(*given):
+    raise InputError("--kernels fused: triton does not work here")
+a.token_loss = refuse
+"""
 
 
 def test_four_ranks_on_two_hosts_measure_their_network(ranks: ForkedRanks, tmp_path: Path):
@@ -170,3 +177,10 @@ def test_a_rank_that_does_not_answer_is_named_and_not_waited_for(ranks: ForkedRa
     assert "error: rank 2 on " in printed
     assert "does not answer in 3 s" in printed
     assert "Traceback" not in printed
+
+
+def test_kernels_that_one_host_cannot_have_are_refused_by_every_rank_in_one_line(ranks: ForkedRanks, tmp_path: Path):
+    statuses, printed = train(ranks, tmp_path, 2, {1: HOSTS.format(7) + "; " + KERNELS_MISFIT})
+    assert statuses == [64, 64], printed
+    assert printed.splitlines()[-1] == "error: rank 1 on n7: --kernels fused: triton does not work here"
+    assert printed.count("error: ") == 1

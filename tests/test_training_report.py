@@ -230,7 +230,10 @@ def test_the_plots_as_pictures(tmp_path: Path, capsys):
         (["nowhere"], "'nowhere': no such folder, and no run of that name in outputs; give a run's directory"),
         (["fisrt"], "'fisrt': no such folder, and no run of that name in outputs: did you mean first?"),
         (["."], ".: there is neither metrics.jsonl, config.json nor run.json in it; give a run's directory"),
-        (["a", "--output", "no/report.html"], "cannot be written: No such file or directory; choose another place"),
+        (
+            ["a", "--output", "no/report.html"],
+            "no/report.html cannot be written: No such file or directory; choose another place",
+        ),
         (["a", "--output", "x.html", "--png", "x"], "--output and --png: the page or the pictures; give one of them"),
         (["a", "--ouput", "x"], "unknown option --ouput: did you mean --output?"),
     ],

@@ -1,5 +1,7 @@
 """What is decided before the training starts."""
 
+import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -50,6 +52,13 @@ def test_a_start_that_finds_its_checkpoint_as_it_was_claims_once(tmp_path: Path)
     save(saver_of(tmp_path, *tiny(), incarnation=claim_incarnation(tmp_path, 0)), 10)
     found = newest_checkpoint(tmp_path, print)
     assert claim_newest(tmp_path, found, print) == (found, 2)
+
+
+def test_a_checkpoint_whose_held_out_loss_is_no_number_is_known_again(tmp_path: Path):
+    save(saver_of(tmp_path, *tiny()), 10, loss=math.nan)
+    found = newest_checkpoint(tmp_path, print)
+    assert found.manifest is not None
+    assert replace(found, manifest=replace(found.manifest, held_out_loss=float("nan"))).is_still_there()
 
 
 def test_a_start_that_cannot_look_again_withdraws_its_claim(tmp_path: Path, monkeypatch):

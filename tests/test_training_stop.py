@@ -76,7 +76,7 @@ def test_ctrl_c_saves_and_stops_and_the_same_command_goes_on(tmp_path: Path):
     for line in process.stdout:
         if line.startswith("step 1/"):
             break
-    # A terminal sends it to the processes that read batches as well.
+    # A terminal sends it to the whole group of processes.
     os.killpg(process.pid, signal.SIGINT)
     rest, _ = process.communicate(timeout=60)
     assert process.returncode == 75, rest

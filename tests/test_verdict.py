@@ -519,11 +519,11 @@ def test_the_third_same_fault_keeps_the_guilty_rank_and_ends_with_73() -> None:
         (Verdict("hang", 72, "behind", 3, "n2"), "less /out/a/attempt-0002/logs/rank-3.log"),
         (
             Verdict("storage", 1, "full", 3, "n2", detail="TakenOverError: x"),
-            "python -m cluster.status /out/a; the newer",
+            "python -m cluster status /out/a; the newer",
         ),
         (Verdict("preempted", 143, "over"), "Slurm queues the job again, and it goes on from its last checkpoint"),
         (Verdict("time limit", 143, "over"), "submit the same command again, it goes on from its last checkpoint"),
-        (Verdict("no progress", 73, "again"), "python -m cluster.status /out/a"),
+        (Verdict("no progress", 73, "again"), "python -m cluster status /out/a"),
         (Verdict("launcher failed", 70, "no"), "less /out/a/attempt-0002/mpirun.log"),
     ],
     ids=lambda value: getattr(value, "kind", None),

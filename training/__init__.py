@@ -1,4 +1,4 @@
-"""Training a causal language model with DDP under whichever launcher started this process.
+"""Training a causal language model with DDP or FSDP under whichever launcher started this process.
 
 Read `train_llm.py` first: it is the whole run, top to bottom. Every other file is one step of it.
 """

@@ -77,7 +77,12 @@ def assemble(config: TrainConfig, found: Start, ranks: RankInfo, device: torch.d
         )
     else:
         model = model.to(device)
-    loss_of = token_loss(model, config.kernels, bfloat16, config.compile, sharded, device, end_of_text)
+    # Each rank chooses by its own host, so one alone may refuse.
+    loss_of = on_every_rank(
+        lambda: token_loss(model, config.kernels, bfloat16, config.compile, sharded, device, end_of_text)
+    )
+    kernels = "torch" if isinstance(loss_of, TokenLoss) else "fused"
+    check_same_kernels(gather((socket.gethostname(), kernels)))
     trained, overlap = loss_of, None
     if ranks.world_size > 1 and not sharded:
         overlap = overlap_pays(config.ddp_overlap, device)
@@ -86,8 +91,6 @@ def assemble(config: TrainConfig, found: Start, ranks: RankInfo, device: torch.d
     optimizer = make_optimizer(model, config.weight_decay)
     shape = (found.batch_size, config.seq_length)
     passes = make_passes(config.cuda_graphs, trained, optimizer, config.gradient_accumulation_steps, shape, device)
-    kernels = "torch" if isinstance(loss_of, TokenLoss) else "fused"
-    check_same_kernels(gather((socket.gethostname(), kernels)))
     return Assembled(model, loss_of, trained, optimizer, passes, sharded, overlap, kernels)
 
 

@@ -13,10 +13,10 @@ from statistics import median
 from typing import Any
 
 from training.command import run_on_ranks
-from training.display import columns
 from training.errors import COMPLETE, NodeError
 from training.ranks import RankInfo
 from training.teardown import exit_with
+from training.terminal import columns
 
 SLOW = 0.5
 """Of the other hosts' median: below that something is wrong with a host or its cable."""
@@ -48,7 +48,7 @@ def measure(ranks: RankInfo) -> None:
     if ranks.rank == 0:
         hosts = by_host(found.hosts, found.network)
         print(*table(hosts, device_name(device)), sep="\n")
-        print(*(f"warning: {text}" for text in found.warnings), sep="\n", end="", flush=True)
+        print(*(f"warning: {text}\n" for text in found.warnings), sep="", end="", flush=True)
         faults = slow_hosts(hosts)
     faults = process_group.rank_zero_first(lambda: faults)
     process_group.leave()

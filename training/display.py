@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from training.ranks import SINGLE
@@ -82,15 +82,6 @@ class Display:
 def _figures(row: Mapping[str, Any]) -> str:
     figures = f"loss {row['loss']:.4f} · lr {row['lr']:.2e} · {row['tokens_per_second']:,.0f} tokens/s"
     return figures + (f" · MFU {row['mfu']:.1%}" if "mfu" in row else "")
-
-
-def columns(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """A table as lines; a row of fewer cells ends in a sentence, which may run on."""
-    whole = [head, *(row for row in rows if len(row) == len(head))]
-    widths = [max(map(len, column)) for column in zip(*whole, strict=True)]
-    return [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=False)).rstrip() for row in [head, *rows]
-    ]
 
 
 def clock(seconds: float) -> str:

@@ -33,7 +33,8 @@ class PeerError(RuntimeError):
 
 
 class StorageError(OSError):
-    """A checkpoint could not be written: the message names the path, the system's words and the way out."""
+    """A file of the run could not be written, or a checkpoint not be read: the message names the path, the system's
+    words and the way out."""
 
     def __init__(self, message: str, errno: int | None = None) -> None:
         super().__init__(errno, message)

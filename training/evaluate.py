@@ -41,7 +41,7 @@ def evaluate(
     where there are none. The model is left in the mode in which it was found.
 
     Args:
-        loss_of: a batch's loss, without DDP: ranks may have different numbers of batches.
+        loss_of: a batch's loss, without DDP.
         blocks: held-out tokens.
         batches: what this rank reads of them.
         device: where batches go.

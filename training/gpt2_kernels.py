@@ -328,8 +328,8 @@ def cross_entropy(
     """Each row's cross entropy in float32, shape [rows]; 0 where the target is negative.
 
     Args:
-        logits: shape [rows, at least `vocabulary`]; what stands behind the vocabulary does not count. With `gradient`
-            they are overwritten by `share` times their gradient.
+        logits: shape [rows, `vocabulary` filled up]; what fills it up, less than a tile, does not count. With
+            `gradient` they are overwritten by `share` times their gradient.
         targets: int64, shape [rows].
         vocabulary: tokens that there are.
         share: of one row in the loss that is differentiated.

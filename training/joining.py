@@ -139,6 +139,11 @@ def wait_for_listener(host: str, port: int, seconds: float) -> None:
 
 
 def agreed_device(ranks: RankInfo, choose: Callable[[], str], store: dist.Store) -> str:
+    """What `choose` says here, once every rank has a device, and all of one kind.
+
+    Raises:
+        InputError: a rank has none, or another kind than rank 0; every rank raises it.
+    """
     error: Exception | None = None
     device = ""
     try:

@@ -92,7 +92,7 @@ def train_steps(
     """Make the remaining optimizer steps, yielding after each.
 
     Args:
-        loss_of: a batch's loss, from `TokenLoss`; where there are several ranks, wrapped in DDP or over a model that
+        loss_of: a batch's loss, from `token_loss`; where there are several ranks, wrapped in DDP or over a model that
             FSDP has sharded.
         optimizer: its learning rate is set here.
         loader: exactly the batches of the remaining steps, on the device.

@@ -25,7 +25,7 @@ COLUMNS = {
     "forward_seconds": "Of rank 0, in the forward passes.",
     "backward_seconds": "Of rank 0, in the backward passes.",
     "agree_seconds": "Of rank 0, until all ranks know the step's loss, norm and requests.",
-    "update_seconds": "Of rank 0, in the optimizer.",
+    "update_seconds": "Of rank 0, in the optimizer; on a GPU in that of the step before.",
     "step_seconds": "Of rank 0, the whole step.",
     "memory_peak_bytes": "Of rank 0: torch's on a GPU, the process's on a CPU.",
     "memory_allocated_bytes": "Of rank 0, now; on GPUs.",

@@ -1,7 +1,7 @@
 """The model and its tokenizer, from a Hugging Face name, a local folder, or the built-in demo.
 
-Only rank 0 asks the hub or reads weights; the other ranks build the same architecture and DDP sends them the
-parameters."""
+Only rank 0 asks the hub or reads weights; the other ranks build the same architecture and are sent the parameters
+(`training.strategy`)."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,8 +43,7 @@ def find_model(config: TrainConfig, weights: bool = True) -> ModelSource:
         weights: False asks for the description alone, to check a request without a download of gigabytes.
 
     Raises:
-        InputError: no such model, no causal language model, no weights where they are insisted on, or a
-        sequence
+        InputError: no such model, no causal language model, no weights where they are insisted on, or a sequence
             longer than it takes.
     """
     if config.model_name == DEMO and not Path(DEMO).exists():

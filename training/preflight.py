@@ -2,8 +2,8 @@
 
 Each rank tells through the store what it found, rank 0 judges, and all read the verdict: a host that does not answer
 in 10 seconds is named, and nobody waits for it. First all say that they are ready, for which they have a minute: what
-they import may come from a slow file server. Then two rounds: what each rank sees on its own
-host, and how fast the hosts exchange data.
+they import may come from a slow file server. Then two rounds: what each rank sees on its own host, and how fast the
+hosts exchange data.
 """
 
 import json

@@ -32,6 +32,7 @@ SHAPE = (
 )
 # The launcher's rule for the same name.
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+=@-]{0,127}")
+_WAY_OUT = "choose another --output-dir"
 
 
 @dataclass(frozen=True)
@@ -159,9 +160,6 @@ def check_private(directory: Path) -> None:
             f"{directory} ({mode}, of user {found.st_uid}) is no directory that this user alone can write: what lies "
             f"in it is not believed; {_WAY_OUT}"
         )
-
-
-_WAY_OUT = "choose another --output-dir"
 
 
 def make_run_directory(run: RunDirectory) -> None:

@@ -107,10 +107,9 @@ class HostBuffer:
 
         for (small, dtype, _), group in groupby(layout, kind):
             run = list(group)
-            pieces = [run] if small else [[placed] for placed in run]
-            for piece in pieces:
-                target = self._bytes[begin + piece[0].begin : begin + piece[-1].end].view(dtype)
-                sources = [whole(tensors[placed.name].detach()) for placed in piece]
+            for part in [run] if small else [[placed] for placed in run]:
+                target = self._bytes[begin + part[0].begin : begin + part[-1].end].view(dtype)
+                sources = [whole(tensors[placed.name].detach()) for placed in part]
                 if len(sources) == 1:
                     target.view(sources[0].shape).copy_(sources[0], non_blocking=True)
                 else:

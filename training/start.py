@@ -1,7 +1,8 @@
 """What rank 0 finds before the training starts: the model, the data as tokens, and the checkpoint to go on
 from.
 
-Everything that can be wrong with the request is found here before anything is written.
+Everything that can be wrong with the request, but for the model's own code and kernels (`training.assemble`), is found
+here before anything is written.
 """
 
 from collections.abc import Callable

@@ -32,7 +32,7 @@ class StopRequest:
         self.requested = True
 
     def _on_interrupt(self, number: int, frame: FrameType | None) -> None:
-        # The terminal sends it to the processes that read batches ahead as well; theirs to end they are not.
+        # The terminal sends it to all processes; one that a library forked from this one has this handler too.
         if os.getpid() != self._process:
             return
         if self.requested and self.by == "Ctrl-C":

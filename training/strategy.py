@@ -46,7 +46,7 @@ def replicate(
     """All ranks get the weights of rank 0, and the mean of all gradients in every step.
 
     Args:
-        loss_of: a batch's loss, from `TokenLoss`.
+        loss_of: a batch's loss, from `token_loss`.
         device: of this rank.
         bucket_cap_mb: MiB of gradients that are summed in one message, with `overlap`.
         reduce_bfloat16: round them to bfloat16 for the sum; weights and gradients stay float32 on every rank.

@@ -1,6 +1,10 @@
-"""Text for a terminal: what models and data say may move the cursor, rename the window or turn writing around."""
+"""Text for people at a terminal: in columns, and without what would steer the terminal.
+
+What models and data say may move the cursor, rename the window or turn writing around.
+"""
 
 import re
+from collections.abc import Sequence
 from typing import TextIO
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -14,3 +18,12 @@ def plain(text: str) -> str:
 def plain_on_a_terminal(text: str, out: TextIO) -> str:
     """A result as it is for a file or pipe, and `plain` for a terminal."""
     return plain(text) if out.isatty() else text
+
+
+def columns(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines with their cells in columns; a row of fewer cells ends in a sentence, which may run on."""
+    whole = [head, *(row for row in rows if len(row) == len(head))]
+    widths = [max(map(len, column)) for column in zip(*whole, strict=True)]
+    return [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=False)).rstrip() for row in [head, *rows]
+    ]

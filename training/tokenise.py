@@ -176,8 +176,10 @@ def count_tokens(corpus: Corpus | StreamedCorpus, tokenizer: Any, enough: int) -
     tokens = documents = 0
     for batch in tokenised(corpus.batches(), tokenizer):
         trained = [document for document in batch if document.place == NOT_HELD_OUT]
+        if corpus.most_tokens is not None:
+            trained = _up_to(trained, corpus.most_tokens - tokens)
         tokens, documents = tokens + sum(len(document.ids) for document in trained), documents + len(trained)
-        if tokens >= enough:
+        if tokens >= enough or tokens == corpus.most_tokens:
             break
     return tokens, documents
 

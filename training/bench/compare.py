@@ -4,7 +4,7 @@ import importlib.util
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch._dynamo
@@ -88,7 +88,7 @@ class Comparison:
             turns = rounds.Turns(name, self._setting.batch_size, failed=reason)
         else:
             self._say(f"{name} is built")
-            turns = rounds.build(name, self._setting, partial(make, name))
+            turns = rounds.build(name, self._setting, partial(make, name, parked=self._park))
             if self._park:
                 rounds.park(turns)
         self._say(f"{name}: {turns.failed or f'first step after {turns.first_step_seconds:.1f} s'}")
@@ -119,8 +119,13 @@ def _seconds_since(moment: float) -> float:
     return time.monotonic() - moment
 
 
-def make(name: str, setting: Setting) -> Subject:
+def make(name: str, setting: Setting, parked: bool = False) -> Subject:
     """Build a subject; what only one of them needs is imported only for it.
+
+    Args:
+        name: the subject.
+        setting: what each is given.
+        parked: between its turns its weights are elsewhere; a recorded pass would look for them where they were.
 
     Raises:
         InputError: it needs a library that is not installed.
@@ -129,7 +134,8 @@ def make(name: str, setting: Setting) -> Subject:
         from training.bench.ours import Ours
 
         if name in (OURS, "ours-alone"):
-            return Ours(setting, "auto", compiled=False, alone=name != OURS)
+            graphs: Literal["auto", "off"] = "off" if parked else "auto"
+            return Ours(setting, "auto", compiled=False, alone=name != OURS, cuda_graphs=graphs)
         return Ours(setting, "torch", compiled=setting.compiled and name == "ours-torch")
     if name in ("nanogpt", "nanogpt-nobias"):
         from training.bench.nanogpt import NanoGPTStep

@@ -7,7 +7,7 @@ from typing import Any
 
 from training.bench.options import OURS
 from training.bench.rounds import Turns
-from training.display import columns
+from training.terminal import columns
 
 FORMAT = 1
 NONE = "–"

@@ -80,6 +80,7 @@ def report(options: ReportOptions) -> list[Path]:
     folders = [find_run(name, options.output_dir) for name in options.runs]
     runs = [read_run(folder) for folder in folders]
     now = time.time()
+    path = options.output or (RunDirectory(folders[0]).report if len(folders) == 1 else Path("report.html"))
     try:
         if options.png is not None:
             from training.report.png import write_pictures
@@ -89,11 +90,10 @@ def report(options: ReportOptions) -> list[Path]:
             )
         from training.report.page import render
 
-        path = options.output or (RunDirectory(folders[0]).report if len(folders) == 1 else Path("report.html"))
         # For its owner alone: configuration and samples may hold what others should not read.
         write_whole(path, render(runs, now), mode=0o600)
     except OSError as error:
-        target = options.png or error.filename
+        target = options.png or path
         raise InputError(f"{target} cannot be written: {error.strerror or error}; choose another place") from error
     return [path]
 
