@@ -76,7 +76,7 @@ def main(arguments: list[str]) -> int:
     with only_launcher_of(run_dir):
         close_logs(run_dir)
         put_damaged_aside(run_dir)
-        close_unfinished_attempts(run_dir, os.environ.get("SLURM_JOB_ID"))
+        close_unfinished_attempts(run_dir, own_job.job_facts(os.environ))
         with staged(options.stage_env, program, granted, lambda: requests.stopped_by is not None) as program:
             then, excluded = launch_to_the_end(options, program, granted, mpirun, run_dir, requests, notices)
             if then.kind != REQUEUE:  # the time may be short, and the next attempt writes one

@@ -88,10 +88,11 @@ def put_damaged_aside(run_dir: Path) -> None:
         path.rename(path.with_name(f"{RUN_FILE}.damaged"))
 
 
-def close_unfinished_attempts(run_dir: Path, job_id: str | None) -> None:
+def close_unfinished_attempts(run_dir: Path, own_job: Mapping[str, str]) -> None:
     """Give a verdict to attempts whose launcher was killed before it could; nobody else runs in this directory now.
 
-    Where Slurm has queued this very job again, it was the launcher's host that was lost.
+    `own_job` is this launcher's, see `own_job.job_facts`. Where Slurm has started that very job again since, it was the
+    launcher's host that was lost.
     """
     run = read_run(run_dir)
     unfinished = [entry for entry in run["attempts"] if "verdict" not in entry]
@@ -101,7 +102,8 @@ def close_unfinished_attempts(run_dir: Path, job_id: str | None) -> None:
             default=entry["started"],
         )
         verdict = Verdict(LAUNCHER_FAILED, LAUNCHER, "the launcher was killed before it could say how this ended")
-        if job_id is not None and entry.get("job_id") == job_id:
+        same_job = "job_id" in own_job and entry.get("job_id") == own_job["job_id"]
+        if same_job and entry.get("restart_count") != own_job.get("restart_count"):
             host = Host(*entry["hosts"][0]).name
             verdict = Verdict(NODE_LOST, NODE, f"{host} was lost, and the launcher with it", host=host)
         seconds = ended - entry["started"]

@@ -182,7 +182,7 @@ def unfinished(tmp_path: Path) -> None:
 def test_an_attempt_whose_launcher_was_killed_gets_its_verdict_from_the_next_one(tmp_path: Path) -> None:
     unfinished(tmp_path)
 
-    close_unfinished_attempts(tmp_path, job_id="8")
+    close_unfinished_attempts(tmp_path, {"job_id": "8", "restart_count": "1"})
 
     [attempt] = read_run(tmp_path)["attempts"]
     assert (attempt["verdict"]["kind"], attempt["verdict"]["host"]) == ("launcher failed", None)
@@ -192,10 +192,21 @@ def test_an_attempt_whose_launcher_was_killed_gets_its_verdict_from_the_next_one
 def test_a_job_that_slurm_queued_again_without_its_launcher_has_lost_the_first_host(tmp_path: Path) -> None:
     unfinished(tmp_path)
 
-    close_unfinished_attempts(tmp_path, job_id="7")
+    close_unfinished_attempts(tmp_path, {"job_id": "7", "restart_count": "1"})
 
     [attempt] = read_run(tmp_path)["attempts"]
     assert (attempt["verdict"]["kind"], attempt["verdict"]["host"]) == ("node lost", "n1")
+
+
+@pytest.mark.parametrize("own_job", [{"job_id": "7"}, {}], ids=["again in the shell of salloc", "away from Slurm"])
+def test_a_launcher_that_was_killed_in_a_job_that_goes_on_has_lost_no_host(
+    own_job: dict[str, str], tmp_path: Path
+) -> None:
+    unfinished(tmp_path)
+
+    close_unfinished_attempts(tmp_path, own_job)
+
+    assert read_run(tmp_path)["attempts"][0]["verdict"]["kind"] == "launcher failed"
 
 
 def test_a_file_system_without_locks_keeps_nobody_from_training(
