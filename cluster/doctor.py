@@ -86,8 +86,8 @@ def measure_nodes(options: Namespace) -> int:
 
     Raises `RequestError` where there is no allocation to do it in.
     """
-    in_slurm = "SLURM_JOB_ID" in os.environ
-    if options.cluster != "local" and not in_slurm:
+    in_slurm = options.cluster != "local"
+    if in_slurm and "SLURM_JOB_ID" not in os.environ:
         raise RequestError(
             f"--nodes {options.nodes} measures the nodes of an allocation, and this shell is in none: "
             f"salloc --nodes={options.nodes} --gpus-per-node=… python -m cluster doctor --nodes {options.nodes}, "
@@ -100,7 +100,7 @@ def measure_nodes(options: Namespace) -> int:
 
     with tempfile.TemporaryDirectory(prefix="doctor-", dir=_shared_folder(options)) as folder:
         arguments = ["--cluster", options.cluster, "--experiment-name", "doctor", "--output-dir", folder]
-        if options.cluster == "local" or not in_slurm:
+        if not in_slurm:
             arguments += ["--nodes", str(options.nodes)]
         elif options.nodes < granted:
             arguments += ["--spare-nodes", str(granted - options.nodes)]

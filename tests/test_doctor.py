@@ -117,6 +117,16 @@ def test_fewer_nodes_than_the_allocation_has_leave_the_others_to_spare(
     assert "--spare-nodes" not in launched
 
 
+def test_nodes_that_are_simulated_may_be_more_than_those_of_the_allocation_around(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "12")
+    monkeypatch.setenv("SLURM_JOB_NUM_NODES", "1")
+    monkeypatch.setattr("cluster.launch.main", lambda arguments: int(arguments[arguments.index("--nodes") + 1]))
+
+    assert main(["--cluster", "local", "--nodes", "2", "--output-dir", str(tmp_path)]) == 2
+
+
 def test_json_is_for_the_findings_of_this_machine() -> None:
     with pytest.raises(RequestError, match=r"^--json is for the findings of this machine"):
         main(["--nodes", "2", "--json"])
