@@ -80,7 +80,14 @@ def test_a_finished_job_tells_state_status_and_nodes(slurm: SlurmLab, tmp_path: 
 def test_accounting_knows_the_job(slurm: SlurmLab, tmp_path: Path) -> None:
     job_id = slurm.sbatch("--gpus-per-node=2", "--output=out", "--wrap=exit 4", cwd=tmp_path)
     slurm.wait_job(job_id)
-    row = slurm.run("ctl", ["sacct", "-nPX", "-j", job_id, "-o", "State,ExitCode,AllocTRES"]).stdout
+    row = ""
+
+    def accounted() -> bool:  # a moment later than the controller
+        nonlocal row
+        row = slurm.run("ctl", ["sacct", "-nPX", "-j", job_id, "-o", "State,ExitCode,AllocTRES"]).stdout
+        return not row.startswith("RUNNING|")
+
+    wait_until(accounted)
     assert row.startswith("FAILED|4:0|")
     assert "gres/gpu=2" in row
 
