@@ -115,15 +115,18 @@ audit: build/tools/.made
 
 .PHONY: release-check
 release-check:
+	@$(CHECK_PYTHON)
 	@$(PYTHON) tests/release_check.py $(if $(TORCH_INDEX),--torch-index $(TORCH_INDEX))
 
 # ── environments ──────────────────────────────────────────────────────────────────────────────────
 # A stamp in each says that its installation ended well, so that a second make installs nothing.
 
+CHECK_PYTHON = $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	echo "Python 3.11 or later is needed, and $(PYTHON) is" \
+		"$$($(PYTHON) --version 2>&1): make PYTHON=python3.12" >&2; exit 1; }
+
 .venv/.made:
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
-		echo "Python 3.11 or later is needed, and $(PYTHON) is" \
-			"$$($(PYTHON) --version 2>&1): make PYTHON=python3.12" >&2; exit 1; }
+	@$(CHECK_PYTHON)
 	@$(PYTHON) -m venv .venv || { \
 		echo "$(PYTHON) -m venv failed: on Debian and Ubuntu it needs the package python3-venv" >&2; exit 1; }
 	@touch $@

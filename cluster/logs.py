@@ -24,7 +24,7 @@ from cluster.run import launcher_log
 from cluster.run_file import read_plan
 from cluster.run_state import QUEUED, RUNNING, RunState, look, look_now
 from cluster.rundir import Attempt, attempt_of, newest_attempt, rank_log
-from cluster.runs import find_run
+from cluster.runs import find_run, name_from_here
 from cluster.terminal import plain, plain_bytes
 from cluster.verdict import judged
 
@@ -52,7 +52,7 @@ def main(arguments: list[str]) -> int:
     if not options.follow:
         if not number and not options.launcher:
             raise RequestError(
-                f"{run_dir.name} has no attempt yet: python -m cluster status {run_dir.name}, or --follow"
+                f"{run_dir.name} has no attempt yet: python -m cluster status {name_from_here(run_dir)}, or --follow"
             )
         logs = logs_of(run_dir, number, options, options.lines)
         lines = [*rest_of_all(logs), verdict_of(run_dir, number, options)]

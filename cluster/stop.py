@@ -126,5 +126,5 @@ def await_end(run_dir: Path, job_id: str | None) -> None:
                 return
         time.sleep(LOOK_EVERY)
     raise LauncherError(
-        f"{run_dir.name} still ends after {WAIT_AT_MOST:.0f} s: python -m cluster status {run_dir.name}"
+        f"{run_dir.name} still ends after {WAIT_AT_MOST:.0f} s: python -m cluster status {name_from_here(run_dir)}"
     )

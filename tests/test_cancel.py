@@ -201,7 +201,8 @@ def test_a_run_that_does_not_end_in_time_is_told(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(stop, "WAIT_AT_MOST", 0.2)
     monkeypatch.setattr(stop, "LOOK_EVERY", 0.01)
 
-    with only_launcher_of(tmp_path / "a"), pytest.raises(LauncherError, match=r"^a still ends after 0 s: "):
+    told = f"^a still ends after 0 s: python -m cluster status {tmp_path}/a$"
+    with only_launcher_of(tmp_path / "a"), pytest.raises(LauncherError, match=told):
         await_end(tmp_path / "a", None)
 
 

@@ -377,3 +377,11 @@ def test_hosts_that_are_much_slower_than_the_others_are_named() -> None:
         "c: a message from the host before at 2,000 MB/s, the others 10,000 MB/s",
     ]
     assert not slow_hosts(by_host(REPORTS[:2], []))
+
+
+def test_the_measuring_of_hosts_takes_no_options() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "training.check_hosts", "--nodes", "2"], capture_output=True, text=True, cwd=ROOT
+    )
+    assert done.returncode == 64
+    assert done.stderr.startswith("error: given --nodes, wanted no option but --help; ")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -268,7 +269,8 @@ def test_the_last_lines_are_a_number_or_all(given: str, number: int | None) -> N
 def test_a_run_without_an_attempt_has_no_logs_yet(tmp_path: Path) -> None:
     record_request(tmp_path / "a", [], None)
 
-    with pytest.raises(RequestError, match=r"^a has no attempt yet: python -m cluster status a, or --follow$"):
+    hint = f"a has no attempt yet: python -m cluster status {tmp_path}/a, or --follow"
+    with pytest.raises(RequestError, match=f"^{re.escape(hint)}$"):
         main([str(tmp_path / "a")])
 
 

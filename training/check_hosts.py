@@ -2,8 +2,8 @@
 
     python -m cluster.launch -- python -m training.check_hosts
 
-`cluster.doctor --nodes` runs it. Exit status: 0, or 71 where a host is not fit or is much slower than the others; then
-the last line names it.
+`cluster.doctor --nodes` runs it. Exit status: 0; 64 where an option is given; 71 where a host is not fit or is much
+slower than the others, and the last line names it.
 """
 
 import sys
@@ -13,7 +13,7 @@ from statistics import median
 from typing import Any
 
 from training.command import run_on_ranks
-from training.errors import COMPLETE, NodeError
+from training.errors import COMPLETE, InputError, NodeError
 from training.ranks import RankInfo
 from training.teardown import exit_with
 from training.terminal import columns
@@ -34,6 +34,7 @@ def measure(ranks: RankInfo) -> None:
     """Measure together with all ranks, and print the table.
 
     Raises:
+        InputError: something was given.
         NodeError: a host is not fit, or much slower than the others.
     """
     from training import process_group
@@ -41,6 +42,8 @@ def measure(ranks: RankInfo) -> None:
     from training.joining import Joining
     from training.preflight import examine
 
+    if given := sys.argv[1:]:
+        raise InputError(f"given {given[0]}, wanted no option but --help; those of the launcher come before the --")
     share_cpus(ranks)
     device, store = Joining(ranks, lambda: own_device("auto", ranks)).finish()
     found = examine(ranks, device, store, Path.cwd())
