@@ -197,6 +197,20 @@ def test_a_job_that_slurm_does_not_let_go_is_told_in_its_words(tmp_path: Path, m
         cancel.main([str(tmp_path / "a")])
 
 
+def test_the_end_of_a_job_is_awaited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Slurm says once that the job still ends.
+    scontrol = f"""
+        state=COMPLETING; [ -e {tmp_path}/asked ] && state=CANCELLED; echo >> {tmp_path}/asked
+        echo "JobId=12 JobName=a"; echo "   JobState=$state Reason=None"
+    """
+    monkeypatch.setenv("PATH", stand_ins(tmp_path / "bin", scontrol=scontrol))
+    (tmp_path / "a").mkdir()
+
+    await_end(tmp_path / "a", "12")
+
+    assert len((tmp_path / "asked").read_text().splitlines()) == 2
+
+
 def test_a_run_that_does_not_end_in_time_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stop, "WAIT_AT_MOST", 0.2)
     monkeypatch.setattr(stop, "LOOK_EVERY", 0.01)

@@ -121,6 +121,21 @@ def test_a_node_that_cannot_have_it_is_quoted_and_the_rest_is_cleaned(
     assert [" clean " in line for line in (tmp_path / "asked").read_text().splitlines()] == [False, True]
 
 
+def test_a_node_on_which_the_archive_arrived_changed_is_quoted(
+    environment: Path, tmp_path: Path, monkeypatch, capsys
+) -> None:
+    srun = 'case "$*" in *" look "*) exit 3 ;; *" unpack "*) echo "n2: arrived changed"; exit 4 ;; esac'
+    monkeypatch.setenv("PATH", stand_ins(tmp_path, srun=srun, sbcast=""))
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    program = [str(environment / "bin/python"), "a.py"]
+
+    with staged(str(tmp_path), program, JOB, lambda: False) as running:
+        assert running == program
+
+    assert "n2: arrived changed; the environment is used where it lies" in capsys.readouterr().out
+    assert not list(tmp_path.rglob("packed-*"))
+
+
 def test_a_job_that_is_told_to_stop_does_not_wait_for_the_copy(
     environment: Path, tmp_path: Path, monkeypatch, capsys
 ) -> None:

@@ -216,6 +216,17 @@ def test_a_dry_run_shows_script_hostfile_command_and_rank_table(login_node: str,
     assert not (tmp_path / "called").exists()
 
 
+def test_a_dry_run_without_slurm_shows_what_mpirun_would_start_here(no_slurm: str, tmp_path: Path) -> None:
+    local = ["--cluster", "local", "--nodes", "2", "--ranks-per-node", "2", "--dry-run", "--", "-e", "a"]
+    done = submit(*local, cwd=tmp_path, PATH=no_slurm)
+
+    assert done.returncode == 0, done.stderr
+    assert f"-m cluster.rank {tmp_path}/outputs/a/attempt-0001/plan.json -- " in done.stdout
+    assert done.stdout.splitlines()[-1].split()[0] == "3"
+    assert "SBATCH" not in done.stdout
+    assert not (tmp_path / "outputs").exists()
+
+
 def test_without_sbatch_one_line_says_that_it_runs_here(no_slurm: str, tmp_path: Path) -> None:
     script = tmp_path / "s.py"
     script.write_text("import os; print('rank', os.environ['RANK'])\n")
