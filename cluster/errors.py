@@ -38,6 +38,10 @@ class LauncherError(ClusterError):
     """The place where we run cannot do it: no mpirun, inside an srun step, ... (exit status 70)."""
 
 
+class MayBeQueued(LauncherError):
+    """Slurm was asked for a job and gave no answer: it may have the job all the same (exit status 70)."""
+
+
 def refused_by(status: int, words: str) -> ClusterError:
     """What another process said as it ended with that status: the request is wrong, or this place."""
     return RequestError(words) if status == REQUEST else LauncherError(words)

@@ -5,6 +5,7 @@ takes longer than that.
 """
 
 import argparse
+import io
 import os
 import signal
 import sys
@@ -200,7 +201,12 @@ def add_place_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(main: Callable[[list[str]], int], arguments: list[str]) -> int:
-    """Run a command's `main`; a `ClusterError` becomes one line on standard error and its exit status."""
+    """Run a command's `main`; a `ClusterError` becomes one line on standard error and its exit status.
+
+    A letter that the standard output's encoding lacks (a job that was given ``LANG=en_US``) is printed as ``?``.
+    """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
     try:
         return main(arguments)
     except ClusterError as error:

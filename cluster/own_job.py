@@ -9,10 +9,14 @@ from cluster.verdict import CANCELLED, PREEMPTED, TIME_LIMIT
 NEAR_THE_END = 900.0
 """Seconds before a job's end in which a warning is for that end; sites warn minutes before, not hours."""
 
+INTERACTIVE_STEP = "4294967290"
+"""The step in which salloc's shell runs on the first node, with ``LaunchParameters=use_interactive_step``."""
+
 
 def in_batch_body(environ: Mapping[str, str]) -> bool:
     """Whether this is a batch job's own process (Slurm names the node there), not the shell of salloc."""
-    return "SLURM_JOB_ID" in environ and "SLURMD_NODENAME" in environ
+    on_node = "SLURM_JOB_ID" in environ and "SLURMD_NODENAME" in environ
+    return on_node and environ.get("SLURM_STEP_ID") != INTERACTIVE_STEP
 
 
 def job_name(environ: Mapping[str, str]) -> str | None:

@@ -40,7 +40,7 @@ def read_json(path: Path) -> Any:
     """Content of a JSON file, None where there is none. Raises ValueError where it is no JSON."""
     try:
         return json.loads(path.read_text())
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except RecursionError as error:
         raise ValueError("nested too deeply") from error

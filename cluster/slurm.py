@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
+from cluster.errors import MayBeQueued
 from cluster.machine import printed_by
 
 SECONDS = 20.0
@@ -102,15 +103,23 @@ def how_it_ended(job_id: str) -> str | None:
 
 
 def submit(script: str, environ: Mapping[str, str]) -> tuple[str, str | None]:
-    """Queue a batch script in that environment: the job's id, and what sbatch says where it refuses."""
+    """Queue a batch script in that environment: the job's id, and what sbatch says where it refuses.
+
+    Raises `MayBeQueued` where it says nothing in time.
+    """
     import subprocess
 
     try:
         answer = subprocess.run(
             ["sbatch", "--parsable"], input=script, env=environ, capture_output=True, text=True, timeout=SECONDS
         )
-    except (OSError, subprocess.TimeoutExpired) as error:
-        return "", f"sbatch did not answer ({error})"
+    except subprocess.TimeoutExpired:
+        raise MayBeQueued(
+            f"sbatch has not answered for {SECONDS:.0f} s, and Slurm may have the job: look by squeue --me, and "
+            "scancel it before you submit again"
+        ) from None
+    except OSError as error:
+        return "", f"sbatch cannot be started ({error})"
     return answer.stdout.strip().partition(";")[0], None if answer.returncode == 0 else " ".join(answer.stderr.split())
 
 

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from cluster.errors import LauncherError
+from cluster.errors import LauncherError, MayBeQueued
 from cluster.run_file import read_json, write_json
 
 SWEEP_FILE = "sweep.json"
@@ -69,13 +69,15 @@ def all_sweeps(output_dir: Path) -> list[Path]:
 
 @contextmanager
 def written(sweep: Sweep) -> Iterator[None]:
-    """The file is there for the jobs that will read it; after an error it is as it was."""
+    """The file is there for the jobs that will read it; after an error it is as it was, unless they may be queued."""
     path = sweep.directory / SWEEP_FILE
     before = path.read_bytes() if path.exists() else None
     elements = [element._asdict() for element in sweep.elements]
     write_json(path, {"arguments": sweep.arguments, "directory": sweep.given_in, "elements": elements})
     try:
         yield
+    except MayBeQueued:
+        raise
     except BaseException:
         path.unlink() if before is None else path.write_bytes(before)
         raise

@@ -13,6 +13,14 @@ RUNNING = "JobState=RUNNING Reason=None Restarts=0 EndTime=2026-03-01T12:00:00 P
 NOON = own_job.queued_at("EligibleTime=2026-03-01T12:00:00")
 
 
+def test_salloc_s_shell_is_no_batch_body_also_where_it_runs_on_the_first_node() -> None:
+    shell = {"SLURM_JOB_ID": "7", "SLURMD_NODENAME": "n1", "SLURM_JOB_NAME": "interactive"}
+
+    assert own_job.in_batch_body(shell)
+    assert not own_job.in_batch_body(shell | {"SLURM_STEP_ID": "4294967290"})
+    assert own_job.job_name(shell | {"SLURM_STEP_ID": "4294967290"}) is None
+
+
 def test_a_warning_shortly_before_the_jobs_end_is_for_its_time_limit() -> None:
     assert NOON is not None
     assert own_job.why_warned(RUNNING, NOON - 120) == "time limit"

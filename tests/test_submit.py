@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from cluster import slurm
-from cluster.errors import LauncherError, RequestError
+from cluster.errors import LauncherError, MayBeQueued, RequestError
 from cluster.sbatch import check_with_slurm, made, patiently, queued
 from conftest import ROOT
 from stand_ins import stand_ins
@@ -427,6 +427,17 @@ def test_a_preparation_that_sbatch_refuses_leaves_nothing_in_the_queue(
         with queued("#!/bin/sh\n", dict(os.environ)):
             raise AssertionError("nothing follows")
     assert not (tmp_path / "cancelled").exists()
+
+
+def test_an_sbatch_that_does_not_answer_may_have_queued_the_job(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(slurm, "SECONDS", 0.2)
+    monkeypatch.setenv("PATH", stand_ins(tmp_path, sbatch="exec sleep 60"))
+
+    with pytest.raises(MayBeQueued, match=r"^sbatch has not answered .* Slurm may have the job: look by squeue --me"):
+        with queued("#!/bin/sh\n", dict(os.environ)):
+            raise AssertionError("nothing follows")
 
 
 def test_after_an_error_a_directory_in_which_something_lies_stays(tmp_path: Path) -> None:

@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 
 from cluster import element
-from cluster.errors import LauncherError, RequestError
+from cluster.errors import LauncherError, MayBeQueued, RequestError
 from cluster.grid import combinations, index_list, name_of, parse_grid
 from cluster.plan import ResourcePlan, hours
 from cluster.ranking import ranking, ranking_lines
 from cluster.rundir import check_experiment_name
 from cluster.sweep import cost, main, others_unchanged
-from cluster.sweep_file import Element, Sweep, extended, read_sweep, written
+from cluster.sweep_file import Element, Sweep, extended, find_sweep, read_sweep, written
 from conftest import ROOT, Mpi
 from slurm_lab import SlurmLab
 from stand_ins import stand_ins
@@ -187,6 +187,22 @@ def test_a_sweeps_file_is_as_it_was_where_the_queue_refuses(tmp_path: Path) -> N
 
     assert read_sweep(tmp_path) == grown(1)
     assert (tmp_path / "sweep.json").stat().st_mode & 0o777 == 0o600
+
+
+def test_a_sweeps_file_stays_where_its_array_may_be_queued(tmp_path: Path) -> None:
+    sweep = Sweep(tmp_path, [], "/", [Element("0", {"seed": "0"}, [], [])])
+
+    with pytest.raises(MayBeQueued), written(sweep):
+        raise MayBeQueued("sbatch has not answered")
+
+    assert read_sweep(tmp_path) == sweep
+
+
+def test_a_file_of_a_sweeps_name_is_no_sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a").write_text("something else\n")
+
+    assert find_sweep("a", tmp_path / "outputs") is None
 
 
 @pytest.fixture

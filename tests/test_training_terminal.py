@@ -1,12 +1,16 @@
 """What models, data and names from elsewhere say cannot steer the terminal that shows it."""
 
 import io
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from hostile import strings
 
 import cluster.terminal
+from conftest import ROOT
 from training.command import refuse, run_command
 from training.display import Display
 from training.errors import INPUT_ERROR, InputError
@@ -31,6 +35,29 @@ def test_the_rule_is_the_launchers() -> None:
 def test_a_result_is_plain_on_a_terminal_and_as_it_is_elsewhere() -> None:
     assert plain_on_a_terminal(HOSTILE, Terminal()) == HARMLESS
     assert plain_on_a_terminal(HOSTILE, io.StringIO()) == HOSTILE
+
+
+def test_a_terminal_that_knows_ascii_alone_ends_neither_the_trainer_nor_its_launcher(tmp_path: Path) -> None:
+    launch = [sys.executable, "-m", "cluster.launch", "--cluster", "local", "--ranks-per-node", "1", "--"]
+    train = [
+        "python",
+        "-m",
+        "training.train_llm",
+        "-e",
+        "a",
+        "--preset",
+        "smoke",
+        "--max-steps",
+        "1",
+        "--device",
+        "cpu",
+    ]
+    environ = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run([*launch, *train], cwd=tmp_path, env=environ, capture_output=True, text=True)
+
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "step 1/1 ? epoch " in done.stdout
+    assert "?? complete ? exit status 0 ? attempt 1 ? " in done.stdout
 
 
 def test_an_error_that_quotes_a_model_or_a_dataset_is_plain(capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,12 +7,13 @@ from collections.abc import Callable
 
 from training.errors import COMPLETE, INPUT_ERROR, INTERRUPTED, NODE_UNFIT, InputError, NodeError
 from training.ranks import RankInfo, check_rendezvous
-from training.terminal import plain
+from training.terminal import plain, take_any_letter
 
 
 def run_command(work: Callable[[], None], left: str | None = None) -> int:
     """Do the work of one process alone; its exit status. `left` says what an interruption leaves behind, where that
     matters."""
+    take_any_letter()
     try:
         work()
     except InputError as error:
@@ -28,6 +29,7 @@ def run_command(work: Callable[[], None], left: str | None = None) -> int:
 def run_on_ranks(work: Callable[[RankInfo], None]) -> int:
     """Do the work as one of the ranks that a launcher started, or alone; the process's exit status."""
     ranks = RankInfo()
+    take_any_letter()
     try:
         ranks = RankInfo.from_env(os.environ)
         check_rendezvous(ranks, os.environ)

@@ -3,11 +3,20 @@
 What models and data say may move the cursor, rename the window or turn writing around.
 """
 
+import io
 import re
+import sys
 from collections.abc import Sequence
 from typing import TextIO
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def take_any_letter() -> None:
+    """From here on a letter that the standard output's encoding lacks (of a job with ``LANG=en_US``) is printed as ?:
+    no run may end by it."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
 
 
 def plain(text: str) -> str:

@@ -25,7 +25,7 @@ from training.run_directory import RUN_DIRECTORY_VARIABLE, RunDirectory, run_dir
 from training.start_clock import StartClock
 from training.stop import StopRequest, takes_interrupts
 from training.teardown import exit_with
-from training.terminal import plain
+from training.terminal import plain, take_any_letter
 from training.trackers import Tracked, Trackers, check_installed
 from training.whole_file import write_json
 
@@ -35,6 +35,7 @@ SAMPLES = 3
 def main(argv: Sequence[str]) -> int:
     """Carry out the training that the command line and the environment describe; the process's exit
     status."""
+    take_any_letter()
     stop = StopRequest()
     heartbeat = Heartbeat.from_env(os.environ)
     ranks = RankInfo()
