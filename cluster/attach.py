@@ -21,6 +21,7 @@ from cluster.allocation import Allocation
 from cluster.channel import ALL_STACKS
 from cluster.environment import with_project
 from cluster.errors import COMPLETE, LauncherError, RequestError
+from cluster.lock import check_is_here, read_holder
 from cluster.options import OptionParser, add_output_dir, at_least, run
 from cluster.private import check_private
 from cluster.run_file import read_plan
@@ -58,6 +59,8 @@ def main(arguments: list[str]) -> int:
     hosts = hosts_of(allocation, options.rank, options.node)
     if not options.stacks:
         open_shell(shell_command(options, found.job_id, allocation.source, hosts[0]), hosts[0])
+    if allocation.source == "local" and (holder := read_holder(run_dir)):
+        check_is_here(holder, run_dir, f"python -m cluster attach {shlex.quote(str(run_dir))} --stacks")
     told = ask_nodes(options, found.job_id, allocation, hosts, attempt.path)
     if options.json:
         wanted = [one for one in told if options.rank in (None, one["rank"])]

@@ -81,6 +81,7 @@ def run_attempt(
         "seconds": end.seconds,
         "steps": steps_of(end.views),
         "verdict": verdict._asdict(),
+        "cut_off": end.cut_off,
         "accounting": account(
             begun["queued"],
             begun["started"],

@@ -85,7 +85,7 @@ def decide(seen: Witnesses) -> Verdict:
         return _unfit(seen.unfit)
     guilty = first_failure(seen.failed)
     if seen.lost_hosts:
-        return _lost(seen.lost_hosts[0], "fell silent", seen)
+        return _silent(seen.lost_hosts[0], seen)
     if seen.hang is not None:
         return _hang(seen.hang)
     words = read_words(seen.mpirun_log_tail, [host.name for host in seen.allocation.hosts])
@@ -139,13 +139,21 @@ def _hang(hang: Mapping[str, Any]) -> Verdict:
     return Verdict(HUNG, HANG, hang["summary"], *where, detail=hang.get("stacks") or "", step=hang.get("step"))
 
 
-def _lost(host: str, what: str, seen: Witnesses) -> Verdict:
+def _silent(host: str, seen: Witnesses) -> Verdict:
+    """The host that the launcher no longer hears, or of which no rank has begun in time."""
+    ranks = {place.rank for place in seen.allocation.rank_map() if place.host == host}
+    if ranks.isdisjoint(record["rank"] for record in seen.started) and ranks:
+        return _lost(host, "was never heard", seen, never="began")
+    return _lost(host, "fell silent", seen)
+
+
+def _lost(host: str, what: str, seen: Witnesses, never: str = "ended") -> Verdict:
     """The host that mpirun or the launcher lost; its first rank stands for all of its ranks."""
     ranks = [place.rank for place in seen.allocation.rank_map() if place.host == host]
     if not ranks:
         return Verdict(NODE_LOST, NODE, f"{host} {what}", host=host, detail=seen.mpirun_log_tail)
     others = f" (with ranks {ranks[0]} to {ranks[-1]})" if len(ranks) > 1 else ""
-    return _at(ranks[0], seen, NODE_LOST, NODE, f"never ended: the host {what}{others}", seen.mpirun_log_tail)
+    return _at(ranks[0], seen, NODE_LOST, NODE, f"never {never}: the host {what}{others}", seen.mpirun_log_tail)
 
 
 def _lacks_executable(lacking: tuple[str, str], seen: Witnesses) -> Verdict:

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, NamedTuple
 
-from cluster.errors import RequestError
+from cluster.errors import LauncherError, RequestError
 from cluster.own_job import restart_count
 from cluster.private import make_private_directory, private
 from cluster.rundir import unwritable
@@ -106,6 +106,15 @@ def read_holder(run_dir: Path) -> Holder | None:
         return parse_holder((run_dir / LOCK_FILE).read_text())
     except OSError:
         return None
+
+
+def check_is_here(holder: Holder, run_dir: Path, command: str) -> None:
+    """Raise `LauncherError` where the launcher is on another machine, on which the command does what was asked."""
+    here = os.uname().nodename
+    if holder.host != here:
+        raise LauncherError(
+            f"the launcher of {run_dir.name} runs on {holder.host}, this is {here}: ssh {holder.host} {command}"
+        )
 
 
 def parse_holder(text: str) -> Holder | None:

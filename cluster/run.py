@@ -23,14 +23,16 @@ from cluster.jobs import job_now
 from cluster.private import check_private
 from cluster.progress import Progress, all_rows, read_progress
 from cluster.request_file import Request, read_request
-from cluster.run_state import RunState, look, look_now
+from cluster.run_state import RunState, look, look_now, states
 from cluster.rundir import DEFAULT_OUTPUT_DIR, attempt_of, newest_attempt
 from cluster.runs import all_runs, find_run
 from cluster.stop import stop
 from cluster.trainer import METRICS_FILE
 
 LOOK_EVERY = 0.5
-"""Seconds between two looks at a run without a job, while it is waited for."""
+"""Seconds between two looks at a run, while it is waited for."""
+ASK_SLURM_EVERY = 5.0
+"""The same where only Slurm knows whether it goes on: no launcher holds the directory, and the job may be any."""
 
 
 class Run:
@@ -105,19 +107,21 @@ class Run:
         """
         deadline = None if timeout is None else time.monotonic() + timeout
         found, state = look_now(self.directory)
-        if found.job_id and not state.is_over:
+        if found.job_id and found.has_own_job and not state.is_over:
             from cluster.wait import wait_for_job
 
             return wait_for_job(found.job_id, self.log, follow=False, timeout=timeout)
         while not state.is_over:
             if deadline is not None and time.monotonic() > deadline:
                 raise TimeoutError(f"{self.name} is {state} after {timeout:g} s")
-            time.sleep(LOOK_EVERY)
-            found, state = look_now(self.directory)
+            time.sleep(ASK_SLURM_EVERY if found.job_id and not found.held else LOOK_EVERY)
+            found = look(self.directory)
+            if not found.held:
+                [(state, _)] = states([found])
         if self.launcher is not None:
             return self.launcher.wait()
-        if found.job_id and (ended := job_now(found.job_id)):
-            return ended.exit_status
+        if found.job_id and found.has_own_job and (job := job_now(found.job_id)) and job.ended:
+            return job.exit_status
         return int((found.newest.get("verdict") or {"status": 1})["status"])
 
     def cancel(self) -> str:

@@ -4,10 +4,12 @@
         {"attempt": 1, "started": 1790000000.0, "ended": …, "seconds": …, "job_id": "7", "restart_count": "0",
          "source": "slurm", "hosts": [["n1", 8, 8, 64], …],
          "verdict": {"kind", "status", "summary", "rank", "host", "gpu", "step", "detail", "next"},
-         "steps": {"resumed": 0, "last": 17, "saved": 10},
+         "steps": {"resumed": 0, "last": 17, "saved": 10}, "cut_off": false,
          "accounting": {"queue": 2.1, "start": 4.0, …}}]}     seconds, see cluster.goodput
 
-An attempt without `verdict` runs, or its launcher was killed.
+An attempt without `verdict` runs, or its launcher was killed. The verdict's `next` is the launcher's last word:
+before it another attempt may follow. `cut_off` is whether its first host lost the network: Slurm then queues the job
+again.
 """
 
 import json

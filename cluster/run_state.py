@@ -10,7 +10,7 @@ from cluster.lock import launcher_holds
 from cluster.request_file import Request, read_request
 from cluster.run_file import read_run
 from cluster.sequel import REQUEUE
-from cluster.verdict import COMPLETED
+from cluster.verdict import COMPLETED, PREEMPTED
 
 CLOCKS_DIFFER = 5.0
 """Seconds by which Slurm's clock and the launcher's may differ."""
@@ -58,6 +58,11 @@ class Snapshot(NamedTuple):
         if self.request and self.request.submitted > self.newest.get("started", 0.0):
             return self.request.job_id
         return self.newest.get("job_id")
+
+    @property
+    def has_own_job(self) -> bool:
+        """Whether its job was submitted for it and ends with it, as a shell of salloc or a user's script may not."""
+        return self.job_id is not None and self.request is not None and self.request.job_id == self.job_id
 
     @property
     def restarts(self) -> int:
@@ -108,7 +113,9 @@ def state_of(run: Snapshot, job: Job | None, answered: bool) -> RunState:
         since_start = own and newest["started"] > (job.start or 0.0) - CLOCKS_DIFFER
         if not since_start:
             return RunState(STARTING)
-        return RunState(ENDING if verdict else RUNNING)
+        if not verdict:
+            return RunState(RUNNING)
+        return RunState(ENDING if _goes_on_by_itself(run) else str(verdict["kind"]))
     if run.job_id and not own:
         if job is not None:
             return RunState(job.state.lower().replace("_", " "), "before its launcher began")
@@ -124,6 +131,13 @@ def state_of(run: Snapshot, job: Job | None, answered: bool) -> RunState:
     if job is not None:
         return RunState(UNFINISHED, f"job {run.job_id} {job.state.lower().replace('_', ' ')}, without a verdict")
     return RunState(UNFINISHED, "its launcher has gone without a verdict")
+
+
+def _goes_on_by_itself(run: Snapshot) -> bool:
+    """Whether another start may follow a verdict while the job still runs: by its launcher, which has not said its last
+    word (`next`), or by Slurm, asked for it or not."""
+    verdict = run.newest["verdict"]
+    return "next" not in verdict or run.requeued or verdict["kind"] == PREEMPTED or bool(run.newest.get("cut_off"))
 
 
 def _is_complete(run: Snapshot) -> bool:

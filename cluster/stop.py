@@ -8,7 +8,7 @@ from pathlib import Path
 from cluster import slurm
 from cluster.errors import LauncherError, RequestError
 from cluster.jobs import job_now
-from cluster.lock import Holder, has_lock_open, launcher_holds, read_holder
+from cluster.lock import Holder, check_is_here, has_lock_open, launcher_holds, read_holder
 from cluster.private import check_private
 from cluster.run_state import Snapshot, look, look_now, states
 from cluster.runs import name_from_here
@@ -96,12 +96,7 @@ def stop_launcher(run_dir: Path, holder: Holder | None) -> str:
     """SIGTERM to the launcher on this machine; what was done. Raises `LauncherError` where it is not here."""
     if holder is None:
         raise LauncherError(f"{run_dir.name} is just starting: try again in a moment")
-    here = os.uname().nodename
-    if holder.host != here:
-        raise LauncherError(
-            f"the launcher of {run_dir.name} runs on {holder.host}, this is {here}: "
-            f"ssh {holder.host} kill -TERM {holder.pid}"
-        )
+    check_is_here(holder, run_dir, f"kill -TERM {holder.pid}")
     try:
         if not has_lock_open(holder.pid, run_dir):
             raise ProcessLookupError

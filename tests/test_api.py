@@ -4,11 +4,13 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from cluster import RequestError, Run, submit
 from cluster.keywords import SubmitOptions, command_words
+from cluster.lock import only_launcher_of
 from cluster.request import parser
 from cluster.request_file import record_request
 from conftest import ROOT, Mpi
@@ -201,6 +203,31 @@ def test_a_run_is_shown_by_its_directory_and_an_ended_job_by_slurms_own_status(
 
     assert repr(run) == f"Run('{tmp_path}/a')"
     assert run.wait() == 3
+
+
+@pytest.mark.parametrize("status", [0, 3])
+def test_a_run_in_an_allocation_that_lives_on_is_waited_for_to_its_own_end(
+    status: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    squeue = "echo '12|RUNNING|None|2026-01-31T12:00:00|gpu|1|12|N/A'"
+    scontrol = 'echo "JobId=12 JobState=RUNNING ExitCode=0:0"'
+    monkeypatch.setenv("PATH", stand_ins(tmp_path / "bin", squeue=squeue, scontrol=scontrol))
+    begun: dict[str, Any] = {"attempt": 1, "started": 1_790_000_000.0, "job_id": "12"}
+    ended = {**begun, "verdict": {"kind": "rank crash" if status else "complete", "status": status, "next": None}}
+    run_file = tmp_path / "a/run.json"
+
+    with only_launcher_of(tmp_path / "a"):
+        run_file.write_text(json.dumps({"experiment": "a", "attempts": [begun]}))
+        run = Run(tmp_path / "a")
+        with pytest.raises(TimeoutError):
+            run.wait(timeout=0)
+        run_file.write_text(json.dumps({"experiment": "a", "attempts": [ended]}))
+
+        def let_go(seconds: float) -> None:
+            (tmp_path / "a/launcher.lock").unlink(missing_ok=True)
+
+        monkeypatch.setattr("time.sleep", let_go)
+        assert run.wait(timeout=60) == status
 
 
 def test_a_run_whose_directory_of_submission_has_gone_is_not_submitted_again(tmp_path: Path) -> None:

@@ -184,6 +184,18 @@ def test_a_run_that_has_no_plan_yet_is_just_starting(tmp_path: Path) -> None:
             attach.main([str(tmp_path / "a")])
 
 
+def test_stacks_of_a_local_run_on_another_machine_are_asked_for_there(tmp_path: Path) -> None:
+    with only_launcher_of(tmp_path / "a"):
+        (tmp_path / "a/run.json").write_text('{"experiment": "a", "attempts": []}')
+        (tmp_path / "a/launcher.lock").write_text("process 4711 on elsewhere\n")
+        (tmp_path / "a/attempt-0001").mkdir()
+        plan = {"log_dir": "/logs", "source": "local", "hosts": [["localhost", 1, 0, 1]]}
+        (tmp_path / "a/attempt-0001/plan.json").write_text(json.dumps(plan))
+
+        with pytest.raises(LauncherError, match=r"of a runs on elsewhere, this is .*: ssh elsewhere python -m cluster"):
+            attach.main([str(tmp_path / "a"), "--stacks"])
+
+
 def test_a_rank_that_ends_while_it_is_asked_has_no_answer(tmp_path: Path) -> None:
     gone = subprocess.Popen(["true"])
     gone.wait()

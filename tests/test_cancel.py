@@ -116,6 +116,22 @@ def test_a_run_that_is_over_is_not_cancelled(tmp_path: Path) -> None:
         cancel.main([str(tmp_path / "a")])
 
 
+def test_a_failed_run_leaves_the_allocation_that_it_ran_in_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    running = "echo '12|RUNNING|None|2026-01-31T12:00:00|gpu|1|12|N/A'"
+    monkeypatch.setenv("PATH", stand_ins(tmp_path / "bin", squeue=running, scancel=f"touch {tmp_path}/cancelled"))
+    verdict = {"kind": "rank crash", "status": 1, "next": "less …"}
+    attempt = {"attempt": 1, "started": 1_790_000_000.0, "job_id": "12", "verdict": verdict}
+    (tmp_path / "a").mkdir(mode=0o700)
+    (tmp_path / "a/run.json").write_text(json.dumps({"experiment": "a", "attempts": [attempt]}))
+
+    with pytest.raises(RequestError, match=r"^a is not running: rank crash$"):
+        cancel.main([str(tmp_path / "a")])
+
+    assert not (tmp_path / "cancelled").exists()
+
+
 def test_a_run_that_submit_did_not_start_is_not_submitted_again(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "a/run.json").write_text(json.dumps({"experiment": "a", "attempts": [ENDED]}))

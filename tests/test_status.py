@@ -279,6 +279,28 @@ def test_an_attempt_without_verdict_is_what_its_lock_and_its_job_say(held: bool,
     assert str(state_of(run, job, answered=True)) == state
 
 
+@pytest.mark.parametrize(
+    ("verdict", "requeued", "facts", "state"),
+    [
+        ({"kind": "rank crash", "next": "less …"}, False, {}, "rank crash"),
+        ({"kind": "node lost", "next": "less …"}, False, {}, "node lost"),
+        ({"kind": "rank crash"}, False, {}, "ending"),  # its launcher has not said yet what follows
+        ({"kind": "node lost", "next": "the job queues itself again"}, True, {}, "ending"),
+        ({"kind": "preempted", "next": "Slurm queues the job again"}, False, {}, "ending"),
+        ({"kind": "node lost", "next": "less …"}, False, {"cut_off": True}, "ending"),  # Slurm finds out later
+    ],
+    ids=str,
+)
+def test_a_run_whose_job_lives_on_is_over_unless_another_start_follows_by_itself(
+    verdict: dict[str, Any], requeued: bool, facts: dict[str, Any], state: str
+) -> None:
+    attempt = {"attempt": 1, "started": 100.0, "job_id": "12", "verdict": verdict, **facts}
+
+    run = Snapshot(Path("a"), [attempt], [], request=None, held=False, requeued=requeued)
+
+    assert str(state_of(run, Job("RUNNING", start=90.0), answered=True)) == state
+
+
 def test_accounting_is_asked_only_for_jobs_of_which_nothing_else_tells(slurm_says: Any) -> None:
     slurm_says(squeue="12|RUNNING|None|2026-01-31T12:00:00|gpu|5|12|N/A\n", sacct="13|FAILED|Unknown|gpu|13\n")
 

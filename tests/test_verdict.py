@@ -352,6 +352,13 @@ def test_a_host_that_fell_silent_is_blamed_not_the_ranks_that_noticed() -> None:
     assert verdict.summary == "never ended: the host fell silent (with ranks 2 to 3)"
 
 
+def test_a_host_of_which_no_rank_was_ever_heard_did_not_fall_silent() -> None:
+    verdict = decide(seen(started=[record(rank) for rank in (0, 1)], lost_hosts=["n2"], mpirun_status=-9))
+
+    assert (verdict.kind, verdict.status, verdict.rank, verdict.host) == ("node lost", 71, 2, "n2")
+    assert verdict.summary == "never began: the host was never heard (with ranks 2 to 3)"
+
+
 def test_what_the_watchdog_says_stands_before_what_followed_when_it_ended_the_attempt() -> None:
     behind = {"rank": 1, "host": "n1", "gpu": "1", "step": 40, "summary": "made no step for 60 s", "stacks": "File …"}
     killed = [record(rank, "signal", 137, "SIGKILL") for rank in range(4)]
