@@ -14,11 +14,20 @@ from pathlib import Path
 from cluster.errors import RequestError
 
 _PYTHON = re.compile(r"python(3(\.\d+)?)?")
+_TAKE_A_VALUE = ("-W", "-X", "--check-hash-based-pycs")
 
 
 def is_python(command: str) -> bool:
     """Whether it is a Python, by its name."""
     return bool(_PYTHON.fullmatch(os.path.basename(command)))
+
+
+def split_flags(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Python's own flags with their values, and what follows: a script, ``-m``, ``-c`` or ``-``, and its arguments."""
+    at = 0
+    while at < len(arguments) and arguments[at].startswith("-") and arguments[at] not in ("-", "-m", "-c"):
+        at += 2 if arguments[at] in _TAKE_A_VALUE else 1
+    return list(arguments[:at]), list(arguments[at:])
 
 
 def resolve_program(program: Sequence[str], wdir: str = ".") -> list[str]:
@@ -42,18 +51,14 @@ def resolve_program(program: Sequence[str], wdir: str = ".") -> list[str]:
 
 
 def _check_python_arguments(arguments: Sequence[str], wdir: Path) -> None:
-    for argument, following in zip(arguments, [*arguments[1:], ""], strict=False):
-        if argument == "-m":
-            if not _module_exists(following, wdir):
-                raise RequestError(f"the module {following!r} does not exist (python -m {following})")
-            return
-        if argument == "-c":
-            return
-        if not argument.startswith("-"):
-            if not os.path.exists(wdir / argument):
-                raise RequestError(f"the script {argument} does not exist in {wdir}")
-            return
-    raise RequestError("no script or module after python: wanted python my_script.py or python -m my_module")
+    _, program = split_flags(arguments)
+    if not program or program[0] == "-":
+        raise RequestError("no script or module after python: wanted python my_script.py or python -m my_module")
+    first, following = program[0], "".join(program[1:2])
+    if first == "-m" and not _module_exists(following, wdir):
+        raise RequestError(f"the module {following!r} does not exist (python -m {following})")
+    if first not in ("-m", "-c") and not os.path.exists(wdir / first):
+        raise RequestError(f"the script {first} does not exist in {wdir}")
 
 
 def _module_exists(name: str, wdir: Path) -> bool:

@@ -30,6 +30,7 @@ from typing import NamedTuple
 
 from cluster.errors import ClusterError, LauncherError, RequestError
 from cluster.private import make_private_directory
+from cluster.program import split_flags
 from cluster.trainer import naming_settings
 
 DEFAULT_OUTPUT_DIR = "outputs"
@@ -150,7 +151,7 @@ def _agreed(option: str, launcher: str | None, trainer: str | None) -> str | Non
 
 
 def _program_stem(program: Sequence[str]) -> str:
-    for word in program[1:] if os.path.basename(program[0]).startswith("python") else program:
+    for word in split_flags(program[1:])[1] if os.path.basename(program[0]).startswith("python") else program:
         if not word.startswith("-"):
             return re.sub(r"[^A-Za-z0-9_]", "_", Path(word).stem)
     return "program"

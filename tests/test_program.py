@@ -29,6 +29,15 @@ def test_script_and_module_are_looked_for_where_the_ranks_will_run(tmp_path: Pat
         resolve_program(["python", "s.py"])
 
 
+@pytest.mark.parametrize("flags", [["-u", "-W", "ignore"], ["-X", "dev"], ["-Wignore", "-Xdev"]], ids=" ".join)
+def test_pythons_own_flags_and_their_values_are_no_script(flags: list[str], tmp_path: Path) -> None:
+    (tmp_path / "s.py").write_text("")
+
+    assert resolve_program(["python", *flags, "s.py"], str(tmp_path))[1:] == [*flags, "s.py"]
+    with pytest.raises(RequestError, match=r"the script none\.py does not exist"):
+        resolve_program(["python", *flags, "none.py"], str(tmp_path))
+
+
 def test_another_program_is_found_on_path() -> None:
     assert resolve_program(["sh", "-c", "true"])[0].endswith("/sh")
 
@@ -44,6 +53,8 @@ def test_another_program_is_found_on_path() -> None:
         (["python", "-m", ".a"], "the module '.a' does not exist"),
         (["python", "-m", ""], "the module '' does not exist"),
         (["python"], "no script or module after python"),
+        (["python", "-W", "ignore"], "no script or module after python"),
+        (["python", "-", "s.py"], "no script or module after python"),
     ],
 )
 def test_a_program_that_does_not_exist_is_refused(program: list[str], message: str) -> None:

@@ -258,7 +258,12 @@ def test_an_attempt_whose_directories_cannot_be_made_is_the_places_fault_or_the_
 
 @pytest.mark.parametrize(
     ("program", "name"),
-    [(["python", "-u", "a b.py"], "a_b"), (["./train.sh", "--fast"], "train"), (["python", "-"], "program")],
+    [
+        (["python", "-u", "a b.py"], "a_b"),
+        (["./train.sh", "--fast"], "train"),
+        (["python", "-"], "program"),
+        (["python", "-W", "ignore", "a.py"], "a"),
+    ],
     ids=" ".join,
 )
 def test_a_run_without_a_name_is_called_after_its_program(program: list[str], name: str, tmp_path: Path) -> None:
