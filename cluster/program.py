@@ -33,7 +33,8 @@ def split_flags(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
 def resolve_program(program: Sequence[str], wdir: str = ".") -> list[str]:
     """The same command with an absolute executable; a bare ``python`` is this Python. Ranks run it in `wdir`.
 
-    Raises `RequestError` where executable, script or module do not exist.
+    Raises `RequestError` where executable, script or module do not exist. Which modules another Python has installed
+    is not known here.
     """
     if not os.path.isdir(wdir):
         raise RequestError(f"--wdir {wdir} is no directory")
@@ -45,17 +46,19 @@ def resolve_program(program: Sequence[str], wdir: str = ".") -> list[str]:
     found = shutil.which(command)
     if found is None:
         raise RequestError(f"the program {program[0]} does not exist or cannot be executed")
-    if found == sys.executable or is_python(found):
-        _check_python_arguments(arguments, Path(wdir).absolute())
-    return [os.path.abspath(found), *arguments]
+    found = os.path.abspath(found)
+    is_this_python = found == sys.executable
+    if is_this_python or is_python(found):
+        _check_python_arguments(arguments, Path(wdir).absolute(), is_this_python)
+    return [found, *arguments]
 
 
-def _check_python_arguments(arguments: Sequence[str], wdir: Path) -> None:
+def _check_python_arguments(arguments: Sequence[str], wdir: Path, is_this_python: bool) -> None:
     _, program = split_flags(arguments)
     if not program or program[0] == "-":
         raise RequestError("no script or module after python: wanted python my_script.py or python -m my_module")
     first, following = program[0], "".join(program[1:2])
-    if first == "-m" and not _module_exists(following, wdir):
+    if first == "-m" and (is_this_python or not following) and not _module_exists(following, wdir):
         raise RequestError(f"the module {following!r} does not exist (python -m {following})")
     if first not in ("-m", "-c") and not os.path.exists(wdir / first):
         raise RequestError(f"the script {first} does not exist in {wdir}")

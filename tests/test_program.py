@@ -1,5 +1,6 @@
 """The program is checked before anything is queued."""
 
+import os
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -8,6 +9,7 @@ import pytest
 
 from cluster.errors import RequestError
 from cluster.program import resolve_program
+from stand_ins import stand_ins
 
 
 def test_a_bare_python_becomes_this_python(tmp_path: Path) -> None:
@@ -66,6 +68,24 @@ def test_a_module_deep_in_a_package_is_found_without_importing_the_package() -> 
     assert resolve_program(["python", "-m", "hypothesis.extra.cli"])[-1] == "hypothesis.extra.cli"
     assert resolve_program(["python", "-m", "torch.distributed.run"])[-1] == "torch.distributed.run"
     assert "torch.distributed.run" not in sys.modules
+
+
+def test_what_another_python_has_installed_is_not_known_here(tmp_path: Path) -> None:
+    stand_ins(tmp_path, python="exit")
+    python = f"{tmp_path}/python"
+
+    assert resolve_program([python, "-m", "installed_there.train"]) == [python, "-m", "installed_there.train"]
+    with pytest.raises(RequestError, match="the module '' does not exist"):
+        resolve_program([python, "-m"])
+    with pytest.raises(RequestError, match=r"the script none\.py does not exist"):
+        resolve_program([python, "none.py"])
+
+
+def test_this_python_by_another_path_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    with pytest.raises(RequestError, match="the module 'no_such_module' does not exist"):
+        resolve_program([os.path.relpath(sys.executable), "-m", "no_such_module"])
 
 
 def test_a_module_that_python_knows_without_a_place_does_not_exist(monkeypatch: pytest.MonkeyPatch) -> None:
