@@ -222,9 +222,18 @@ def test_packages_that_are_missing_are_named_with_the_command_that_brings_them(t
     assert finding.fix.startswith(f"{tmp_path}/python -m pip install transformers datasets")
 
 
-def test_a_python_that_does_not_run_lacks_everything() -> None:
-    finding = check_python("/no/such/python", {})[-1]
-    assert (finding.level, finding.found) == (WRONG, "torch, transformers, datasets, tyro missing")
+@pytest.mark.parametrize("python", ["kill -SEGV $$", "exec sleep 60"], ids=["crashes", "hangs"])
+def test_a_python_that_gives_no_answer_is_told_so_not_what_it_lacks(
+    python: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checks, "PROGRAM_SECONDS", 0.5)
+    stand_ins(tmp_path, python=python)
+
+    [finding] = check_python(f"{tmp_path}/python", {})
+
+    assert (finding.level, finding.name) == (WRONG, "Python")
+    assert finding.found == f"{tmp_path}/python does not run, or does not import torch within 0.5 s"
+    assert finding.fix == f"{tmp_path}/python -c 'import torch' shows where"
 
 
 def test_a_torch_that_cannot_be_imported_is_wrong_and_a_slow_one_is_warned_of(tmp_path: Path) -> None:
