@@ -32,7 +32,7 @@ from cluster.checks import (
     site_words,
 )
 from cluster.doctor import lines, main
-from cluster.errors import RequestError
+from cluster.errors import LauncherError, RequestError
 from conftest import ROOT
 from slurm_lab import SlurmLab
 from stand_ins import stand_ins
@@ -125,6 +125,27 @@ def test_nodes_that_are_simulated_may_be_more_than_those_of_the_allocation_aroun
     monkeypatch.setattr("cluster.launch.main", lambda arguments: int(arguments[arguments.index("--nodes") + 1]))
 
     assert main(["--cluster", "local", "--nodes", "2", "--output-dir", str(tmp_path)]) == 2
+
+
+@pytest.mark.parametrize(("status", "kept"), [(0, []), (71, ["mpirun.log"])], ids=["fit", "unfit"])
+def test_what_a_failed_measurement_wrote_stays_to_be_read(
+    status: int, kept: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def launch(arguments: list[str]) -> int:
+        (Path(arguments[arguments.index("--output-dir") + 1]) / "mpirun.log").write_text("what ranks printed")
+        return status
+
+    monkeypatch.setattr("cluster.launch.main", launch)
+
+    assert main(["--cluster", "local", "--nodes", "2", "--output-dir", str(tmp_path)]) == status
+    assert [path.name for path in tmp_path.glob("doctor-*/*")] == kept
+
+
+def test_a_measurement_that_cannot_begin_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(LauncherError, match="no-such-mpirun"):
+        main(["--cluster", "local", "--nodes", "2", "--mpirun", "no-such-mpirun", "--output-dir", str(tmp_path)])
+
+    assert not list(tmp_path.iterdir())
 
 
 def test_json_is_for_the_findings_of_this_machine() -> None:
