@@ -144,10 +144,14 @@ print(json.dumps(found))
 def check_python(python: str, environ: Mapping[str, str]) -> list[Finding]:
     """The Python that ranks run, its packages, torch, and the GPUs that it sees here."""
     look = printed_by([python, "-c", LOOK, *PACKAGES], PROGRAM_SECONDS)
-    found: dict[str, Any] = json.loads(look.splitlines()[-1]) if look else {"error": f"{python} does not run"}
+    trial = f"{python} -c 'import torch' shows where"
+    if not look:
+        what = f"{python} does not run, or does not import torch within {PROGRAM_SECONDS:g} s"
+        return [Finding(WRONG, "Python", what, trial)]
+    found: dict[str, Any] = json.loads(look.splitlines()[-1])
     version = ".".join(map(str, sys.version_info[:3]))
     findings = [Finding(OK, "Python", f"{version}, {python}")]
-    versions = found.get("versions", {})
+    versions = found["versions"]
     missing = [name for name in NEEDED if not versions.get(name)]
     if missing:
         fix = f"{python} -m pip install {' '.join(missing)}, or give the Python that has them in sbatch/env.sh (PYTHON)"
@@ -156,7 +160,7 @@ def check_python(python: str, environ: Mapping[str, str]) -> list[Finding]:
         Finding(OK, "packages", ", ".join(f"{name} {number}" for name, number in versions.items() if number))
     )
     if "error" in found:
-        return [*findings, Finding(WRONG, "torch", found["error"], f"{python} -c 'import torch' shows where")]
+        return [*findings, Finding(WRONG, "torch", found["error"], trial)]
     if found["seconds"] > SLOW_IMPORT_SECONDS:
         fix = "put the environment on each node's own disk: --stage-env /tmp"
         findings.append(Finding(WARN, "imports", f"torch takes {found['seconds']:.0f} s", fix))

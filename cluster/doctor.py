@@ -7,6 +7,7 @@ python -m cluster doctor --cluster local --nodes 2
 
 import json
 import os
+import shutil
 import sys
 import tempfile
 from argparse import Namespace
@@ -84,7 +85,7 @@ def lines(findings: Sequence[Finding]) -> list[str]:
 def measure_nodes(options: Namespace) -> int:
     """Start a small program on the nodes that multiplies and exchanges messages; its status.
 
-    Raises `RequestError` where there is no allocation to do it in.
+    Its run directory stays where that is not 0. Raises `RequestError` where there is no allocation to do it in.
     """
     in_slurm = options.cluster != "local"
     if in_slurm and "SLURM_JOB_ID" not in os.environ:
@@ -98,15 +99,19 @@ def measure_nodes(options: Namespace) -> int:
         raise RequestError(f"--nodes {options.nodes}: this allocation has {granted}; ask for more, or measure fewer")
     from cluster import launch
 
-    with tempfile.TemporaryDirectory(prefix="doctor-", dir=_shared_folder(options)) as folder:
-        arguments = ["--cluster", options.cluster, "--experiment-name", "doctor", "--output-dir", folder]
-        if not in_slurm:
-            arguments += ["--nodes", str(options.nodes)]
-        elif options.nodes < granted:
-            arguments += ["--spare-nodes", str(granted - options.nodes)]
-        for option, value in (("--ranks-per-node", options.ranks_per_node), ("--mpirun", options.mpirun)):
-            arguments += [option, str(value)] if value is not None else []
-        status: int = launch.main([*arguments, "--", sys.executable, "-m", "training.check_hosts"])
+    folder, status = tempfile.mkdtemp(prefix="doctor-", dir=_shared_folder(options)), COMPLETE
+    arguments = ["--cluster", options.cluster, "--experiment-name", "doctor", "--output-dir", folder]
+    if not in_slurm:
+        arguments += ["--nodes", str(options.nodes)]
+    elif options.nodes < granted:
+        arguments += ["--spare-nodes", str(granted - options.nodes)]
+    for option, value in (("--ranks-per-node", options.ranks_per_node), ("--mpirun", options.mpirun)):
+        arguments += [option, str(value)] if value is not None else []
+    try:
+        status = launch.main([*arguments, "--", sys.executable, "-m", "training.check_hosts"])
+    finally:
+        if status == COMPLETE:  # else its last line names a log in there
+            shutil.rmtree(folder)
     return status
 
 

@@ -65,11 +65,12 @@ def main(arguments: list[str]) -> int:
     requests = Requests(lambda: own_job.why_warned(own_job.detail_now(), time.time()))
     requests.listen()  # a warning before there is anything to save must not kill the job
     options, rest, _ = read_command_line(parser(), arguments)
-    program = resolve_program(rest, options.wdir or ".")
+    wdir = options.wdir or "."
+    program = resolve_program(rest, wdir)
     notices = Notices(read_webhook(options.notify) if options.notify else None)
     granted = find_allocation(options, os.environ)
     mpirun = find_mpirun(options.mpirun, os.environ)
-    run_dir = run_directory(program, options.experiment_name, options.output_dir, own_job.job_name(os.environ))
+    run_dir = run_directory(program, options.experiment_name, options.output_dir, own_job.job_name(os.environ), wdir)
     program = name_run_directory(program, run_dir)
     if options.spare_nodes >= len(granted.hosts):
         raise RequestError(f"--spare-nodes {options.spare_nodes} of {len(granted.hosts)} granted: none would be left")

@@ -14,6 +14,7 @@ from pathlib import Path
 from cluster.errors import RequestError
 
 _PYTHON = re.compile(r"python(3(\.\d+)?)?")
+_TAKE_A_VALUE = ("-W", "-X", "--check-hash-based-pycs")
 
 
 def is_python(command: str) -> bool:
@@ -21,10 +22,19 @@ def is_python(command: str) -> bool:
     return bool(_PYTHON.fullmatch(os.path.basename(command)))
 
 
+def split_flags(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Python's own flags with their values, and what follows: a script, ``-m``, ``-c`` or ``-``, and its arguments."""
+    at = 0
+    while at < len(arguments) and arguments[at].startswith("-") and arguments[at] not in ("-", "-m", "-c"):
+        at += 2 if arguments[at] in _TAKE_A_VALUE else 1
+    return list(arguments[:at]), list(arguments[at:])
+
+
 def resolve_program(program: Sequence[str], wdir: str = ".") -> list[str]:
     """The same command with an absolute executable; a bare ``python`` is this Python. Ranks run it in `wdir`.
 
-    Raises `RequestError` where executable, script or module do not exist.
+    Raises `RequestError` where executable, script or module do not exist. Which modules another Python has installed
+    is not known here.
     """
     if not os.path.isdir(wdir):
         raise RequestError(f"--wdir {wdir} is no directory")
@@ -36,24 +46,22 @@ def resolve_program(program: Sequence[str], wdir: str = ".") -> list[str]:
     found = shutil.which(command)
     if found is None:
         raise RequestError(f"the program {program[0]} does not exist or cannot be executed")
-    if found == sys.executable or is_python(found):
-        _check_python_arguments(arguments, Path(wdir).absolute())
-    return [os.path.abspath(found), *arguments]
+    found = os.path.abspath(found)
+    is_this_python = found == sys.executable
+    if is_this_python or is_python(found):
+        _check_python_arguments(arguments, Path(wdir).absolute(), is_this_python)
+    return [found, *arguments]
 
 
-def _check_python_arguments(arguments: Sequence[str], wdir: Path) -> None:
-    for argument, following in zip(arguments, [*arguments[1:], ""], strict=False):
-        if argument == "-m":
-            if not _module_exists(following, wdir):
-                raise RequestError(f"the module {following!r} does not exist (python -m {following})")
-            return
-        if argument == "-c":
-            return
-        if not argument.startswith("-"):
-            if not os.path.exists(wdir / argument):
-                raise RequestError(f"the script {argument} does not exist in {wdir}")
-            return
-    raise RequestError("no script or module after python: wanted python my_script.py or python -m my_module")
+def _check_python_arguments(arguments: Sequence[str], wdir: Path, is_this_python: bool) -> None:
+    _, program = split_flags(arguments)
+    if not program or program[0] == "-":
+        raise RequestError("no script or module after python: wanted python my_script.py or python -m my_module")
+    first, following = program[0], "".join(program[1:2])
+    if first == "-m" and (is_this_python or not following) and not _module_exists(following, wdir):
+        raise RequestError(f"the module {following!r} does not exist (python -m {following})")
+    if first not in ("-m", "-c") and not os.path.exists(wdir / first):
+        raise RequestError(f"the script {first} does not exist in {wdir}")
 
 
 def _module_exists(name: str, wdir: Path) -> bool:

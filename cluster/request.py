@@ -184,7 +184,7 @@ def resource_plan(options: Namespace) -> ResourcePlan:
 def experiment_directory(options: Namespace, program: list[str]) -> Path:
     """Where the run will write, checked now rather than after hours in the queue."""
     job_name = options.job_name or default_experiment(program)
-    run_dir = run_directory(program, options.experiment_name, options.output_dir, job_name)
+    run_dir = run_directory(program, options.experiment_name, options.output_dir, job_name, options.wdir or ".")
     try:
         check_private(run_dir)
     except OSError as error:
@@ -213,8 +213,9 @@ def launch_arguments(options: Namespace, run_dir: Path, **place: str | int | Non
 def check_training(options: Namespace, programs: Sequence[Sequence[str]], ranks: int) -> None:
     """Let the trainer check its own arguments, of several runs at once, before anything is queued.
 
-    In a process of its own, because this one must not import torch, transformers or datasets. Nothing is checked with
-    ``--no-check``, nor of another program. Raises `RequestError` with the trainer's words where some are wrong.
+    In a process of its own, because this one must not import torch, transformers or datasets; in the directory and
+    with the environment of the ranks. Nothing is checked with ``--no-check``, nor of another program. Raises
+    `RequestError` with the trainer's words where some are wrong.
     """
     if options.no_check or not is_trainer(programs[0]):
         return
@@ -222,9 +223,11 @@ def check_training(options: Namespace, programs: Sequence[Sequence[str]], ranks:
 
     requests = [word for program in programs for word in ("--", *program[3:])][1:]
     # The file once more, below what was made of it: its keys are refused by their names in it.
-    config = ["--config", options.config] if options.config else []
+    file = os.path.abspath(options.config) if options.config and options.wdir else options.config
+    config = ["--config", file] if file else []
     command = [programs[0][0], "-m", "training.check", "--ranks", str(ranks), *config, *requests]
-    done = subprocess.run(command, stderr=subprocess.PIPE, text=True, errors="replace")
+    environ = forwarded_environment(options)
+    done = subprocess.run(command, cwd=options.wdir, env=environ, stderr=subprocess.PIPE, text=True, errors="replace")
     if done.returncode:
         words = done.stderr.strip().removeprefix("error: ")
         raise refused_by(done.returncode, words or f"training.check ended with status {done.returncode}")

@@ -9,7 +9,7 @@ import json
 import sys
 
 from cluster.errors import COMPLETE
-from cluster.options import OptionParser, add_output_dir, run
+from cluster.options import OptionParser, add_output_dir, run, split_program
 from cluster.run import Run
 from cluster.terminal import plain
 
@@ -31,7 +31,13 @@ def main(arguments: list[str]) -> int:
     from cluster.submit import main as submit
 
     with contextlib.chdir(request.directory):
-        return submit([*(["--json"] if options.json else []), *request.arguments])
+        return submit(["--json", *without_waiting(request.arguments)] if options.json else request.arguments)
+
+
+def without_waiting(arguments: list[str]) -> list[str]:
+    """The same request, which returns once the job is queued."""
+    before, _ = split_program(arguments)
+    return [*(word for word in before if word not in ("--wait", "--follow")), *arguments[len(before) :]]
 
 
 def parser() -> OptionParser:

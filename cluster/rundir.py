@@ -30,6 +30,7 @@ from typing import NamedTuple
 
 from cluster.errors import ClusterError, LauncherError, RequestError
 from cluster.private import make_private_directory
+from cluster.program import split_flags
 from cluster.trainer import naming_settings
 
 DEFAULT_OUTPUT_DIR = "outputs"
@@ -48,15 +49,18 @@ def check_experiment_name(name: str) -> str:
     return name
 
 
-def run_directory(program: Sequence[str], experiment: str | None, output_dir: str | None, job_name: str | None) -> Path:
+def run_directory(
+    program: Sequence[str], experiment: str | None, output_dir: str | None, job_name: str | None, wdir: str = "."
+) -> Path:
     """The run directory of a launch, absolute. `experiment` and `output_dir` are the launcher's own options.
 
     Our own trainer's arguments are read for the same two facts, so that both write in one place: its command line,
-    then the TOML file of its `--config`. Without either the job's name is taken, else the program's.
+    then the TOML file of its `--config`, which it reads in `wdir`. Without either the job's name is taken, else the
+    program's.
 
     Raises `RequestError` where launcher and trainer are told different names.
     """
-    settings = naming_settings(program)
+    settings = naming_settings(program, wdir)
     experiment = _agreed("--experiment-name", experiment, settings.get("experiment_name"))
     output_dir = _agreed("--output-dir", output_dir, settings.get("output_dir"))
     name = check_experiment_name(experiment or job_name or _program_stem(program))
@@ -147,7 +151,7 @@ def _agreed(option: str, launcher: str | None, trainer: str | None) -> str | Non
 
 
 def _program_stem(program: Sequence[str]) -> str:
-    for word in program[1:] if os.path.basename(program[0]).startswith("python") else program:
+    for word in split_flags(program[1:])[1] if os.path.basename(program[0]).startswith("python") else program:
         if not word.startswith("-"):
             return re.sub(r"[^A-Za-z0-9_]", "_", Path(word).stem)
     return "program"

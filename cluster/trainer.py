@@ -27,13 +27,14 @@ def is_trainer(program: Sequence[str]) -> bool:
     return is_training(program) and program[2] == TRAINER
 
 
-def naming_settings(program: Sequence[str]) -> dict[str, str]:
-    """`experiment_name` and `output_dir` as our trainer will read them: TOML file first, command line over it."""
+def naming_settings(program: Sequence[str], wdir: str = ".") -> dict[str, str]:
+    """`experiment_name` and `output_dir` as our trainer will read them in `wdir`: TOML file first, command line over
+    it."""
     if not is_training(program):
         return {}
     arguments = program[3:]
     config = option_value(arguments, "--config")
-    file = read_toml(config) if config else {}
+    file = read_toml(str(Path(wdir, config))) if config else {}
     # A file for a whole run has the trainer's options in a table.
     own = file.get("training", {}) if file.keys() & {"cluster", "training"} else file
     settings = {name.replace("-", "_"): value for name, value in own.items()}
@@ -47,7 +48,8 @@ def name_run_directory(program: Sequence[str], run_dir: Path) -> list[str]:
     """The program, told its run directory in full if it is our trainer (the last of a repeated option wins)."""
     if not is_training(program):
         return list(program)
-    name = [] if "experiment_name" in naming_settings(program) else ["--experiment-name", run_dir.name]
+    named = option_value(program[3:], *NAMING_OPTIONS["experiment_name"])
+    name = [] if named else ["--experiment-name", run_dir.name]
     return [*program, *name, "--output-dir", str(run_dir.parent)]
 
 

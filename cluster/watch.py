@@ -24,7 +24,7 @@ from cluster.machine import (
     process_state,
     signal_name,
 )
-from cluster.program import is_python
+from cluster.program import is_python, split_flags
 from cluster.signals import WARNINGS
 
 PROGRAM_MAIN = Path(__file__).with_name("program_main.py")
@@ -289,14 +289,10 @@ def observed_command(program: Sequence[str], descriptor: int, stacks: str) -> li
     python, *arguments = program
     if not is_python(python):
         return None
-    flags: list[str] = []
-    while arguments and arguments[0].startswith("-") and arguments[0] not in ("-", "-m", "-c"):
-        flags.append(arguments.pop(0))
-        if flags[-1] in ("-W", "-X") and arguments:
-            flags.append(arguments.pop(0))
-    if not arguments or arguments[0] == "-":
+    flags, rest = split_flags(arguments)
+    if not rest or rest[0] == "-":
         return None
-    return [python, *flags, str(PROGRAM_MAIN), str(descriptor), stacks, *arguments]
+    return [python, *flags, str(PROGRAM_MAIN), str(descriptor), stacks, *rest]
 
 
 def as_object(text: bytes) -> Mapping[str, Any] | None:

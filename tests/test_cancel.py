@@ -150,6 +150,27 @@ def test_the_request_can_be_had_as_json(tmp_path: Path, capsys: pytest.CaptureFi
     assert shown["command"].endswith("python -m cluster.submit -- -e a")
 
 
+@pytest.mark.parametrize(
+    ("given", "submitted"),
+    [
+        ([], ["--wait", "--follow", "--nodes", "1", "--", "--follow"]),
+        (["--json"], ["--json", "--nodes", "1", "--", "--follow"]),
+    ],
+    ids=["as it was", "as one JSON object"],
+)
+def test_with_json_a_run_that_was_waited_for_is_submitted_again_without_waiting(
+    given: list[str], submitted: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record_request(tmp_path / "a", ["--wait", "--follow", "--nodes", "1", "--", "--follow"], None)
+    (tmp_path / "a/run.json").write_text(json.dumps({"experiment": "a", "attempts": [ENDED]}))
+    asked: list[list[str]] = []
+    monkeypatch.setattr("cluster.submit.main", asked.append)
+
+    resubmit.main([str(tmp_path / "a"), *given])
+
+    assert asked == [submitted]
+
+
 def test_a_launcher_of_another_machine_is_left_alone_and_named(tmp_path: Path) -> None:
     with only_launcher_of(tmp_path / "a"):
         (tmp_path / "a/run.json").write_text(json.dumps({"experiment": "a", "attempts": []}))

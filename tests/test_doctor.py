@@ -32,7 +32,7 @@ from cluster.checks import (
     site_words,
 )
 from cluster.doctor import lines, main
-from cluster.errors import RequestError
+from cluster.errors import LauncherError, RequestError
 from conftest import ROOT
 from slurm_lab import SlurmLab
 from stand_ins import stand_ins
@@ -125,6 +125,27 @@ def test_nodes_that_are_simulated_may_be_more_than_those_of_the_allocation_aroun
     monkeypatch.setattr("cluster.launch.main", lambda arguments: int(arguments[arguments.index("--nodes") + 1]))
 
     assert main(["--cluster", "local", "--nodes", "2", "--output-dir", str(tmp_path)]) == 2
+
+
+@pytest.mark.parametrize(("status", "kept"), [(0, []), (71, ["mpirun.log"])], ids=["fit", "unfit"])
+def test_what_a_failed_measurement_wrote_stays_to_be_read(
+    status: int, kept: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def launch(arguments: list[str]) -> int:
+        (Path(arguments[arguments.index("--output-dir") + 1]) / "mpirun.log").write_text("what ranks printed")
+        return status
+
+    monkeypatch.setattr("cluster.launch.main", launch)
+
+    assert main(["--cluster", "local", "--nodes", "2", "--output-dir", str(tmp_path)]) == status
+    assert [path.name for path in tmp_path.glob("doctor-*/*")] == kept
+
+
+def test_a_measurement_that_cannot_begin_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(LauncherError, match="no-such-mpirun"):
+        main(["--cluster", "local", "--nodes", "2", "--mpirun", "no-such-mpirun", "--output-dir", str(tmp_path)])
+
+    assert not list(tmp_path.iterdir())
 
 
 def test_json_is_for_the_findings_of_this_machine() -> None:
@@ -222,9 +243,18 @@ def test_packages_that_are_missing_are_named_with_the_command_that_brings_them(t
     assert finding.fix.startswith(f"{tmp_path}/python -m pip install transformers datasets")
 
 
-def test_a_python_that_does_not_run_lacks_everything() -> None:
-    finding = check_python("/no/such/python", {})[-1]
-    assert (finding.level, finding.found) == (WRONG, "torch, transformers, datasets, tyro missing")
+@pytest.mark.parametrize("python", ["kill -SEGV $$", "exec sleep 60"], ids=["crashes", "hangs"])
+def test_a_python_that_gives_no_answer_is_told_so_not_what_it_lacks(
+    python: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checks, "PROGRAM_SECONDS", 0.5)
+    stand_ins(tmp_path, python=python)
+
+    [finding] = check_python(f"{tmp_path}/python", {})
+
+    assert (finding.level, finding.name) == (WRONG, "Python")
+    assert finding.found == f"{tmp_path}/python does not run, or does not import torch within 0.5 s"
+    assert finding.fix == f"{tmp_path}/python -c 'import torch' shows where"
 
 
 def test_a_torch_that_cannot_be_imported_is_wrong_and_a_slow_one_is_warned_of(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """The program is checked before anything is queued."""
 
+import os
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -8,6 +9,7 @@ import pytest
 
 from cluster.errors import RequestError
 from cluster.program import resolve_program
+from stand_ins import stand_ins
 
 
 def test_a_bare_python_becomes_this_python(tmp_path: Path) -> None:
@@ -29,6 +31,15 @@ def test_script_and_module_are_looked_for_where_the_ranks_will_run(tmp_path: Pat
         resolve_program(["python", "s.py"])
 
 
+@pytest.mark.parametrize("flags", [["-u", "-W", "ignore"], ["-X", "dev"], ["-Wignore", "-Xdev"]], ids=" ".join)
+def test_pythons_own_flags_and_their_values_are_no_script(flags: list[str], tmp_path: Path) -> None:
+    (tmp_path / "s.py").write_text("")
+
+    assert resolve_program(["python", *flags, "s.py"], str(tmp_path))[1:] == [*flags, "s.py"]
+    with pytest.raises(RequestError, match=r"the script none\.py does not exist"):
+        resolve_program(["python", *flags, "none.py"], str(tmp_path))
+
+
 def test_another_program_is_found_on_path() -> None:
     assert resolve_program(["sh", "-c", "true"])[0].endswith("/sh")
 
@@ -44,6 +55,8 @@ def test_another_program_is_found_on_path() -> None:
         (["python", "-m", ".a"], "the module '.a' does not exist"),
         (["python", "-m", ""], "the module '' does not exist"),
         (["python"], "no script or module after python"),
+        (["python", "-W", "ignore"], "no script or module after python"),
+        (["python", "-", "s.py"], "no script or module after python"),
     ],
 )
 def test_a_program_that_does_not_exist_is_refused(program: list[str], message: str) -> None:
@@ -55,6 +68,24 @@ def test_a_module_deep_in_a_package_is_found_without_importing_the_package() -> 
     assert resolve_program(["python", "-m", "hypothesis.extra.cli"])[-1] == "hypothesis.extra.cli"
     assert resolve_program(["python", "-m", "torch.distributed.run"])[-1] == "torch.distributed.run"
     assert "torch.distributed.run" not in sys.modules
+
+
+def test_what_another_python_has_installed_is_not_known_here(tmp_path: Path) -> None:
+    stand_ins(tmp_path, python="exit")
+    python = f"{tmp_path}/python"
+
+    assert resolve_program([python, "-m", "installed_there.train"]) == [python, "-m", "installed_there.train"]
+    with pytest.raises(RequestError, match="the module '' does not exist"):
+        resolve_program([python, "-m"])
+    with pytest.raises(RequestError, match=r"the script none\.py does not exist"):
+        resolve_program([python, "none.py"])
+
+
+def test_this_python_by_another_path_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    with pytest.raises(RequestError, match="the module 'no_such_module' does not exist"):
+        resolve_program([os.path.relpath(sys.executable), "-m", "no_such_module"])
 
 
 def test_a_module_that_python_knows_without_a_place_does_not_exist(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -69,6 +69,19 @@ def test_names_may_stand_in_the_trainers_toml_file(tmp_path: Path) -> None:
     )
 
 
+def test_the_trainers_toml_file_is_read_where_the_trainer_reads_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for folder, name in (("here", "mine"), ("there", "theirs")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "c.toml").write_text(f'experiment-name = "{name}"')
+    monkeypatch.chdir(tmp_path / "here")
+    program = [*TRAIN, "--config", "c.toml"]
+
+    assert run_directory(program, None, None, None, "../there") == tmp_path / "here/outputs/theirs"
+    assert run_directory(program, None, None, None) == tmp_path / "here/outputs/mine"
+
+
 def test_launcher_and_trainer_must_not_be_told_different_names() -> None:
     with pytest.raises(RequestError, match="--experiment-name is a for the launcher and b for the trainer"):
         run_directory([*TRAIN, "-e", "b"], "a", None, None)
@@ -245,7 +258,12 @@ def test_an_attempt_whose_directories_cannot_be_made_is_the_places_fault_or_the_
 
 @pytest.mark.parametrize(
     ("program", "name"),
-    [(["python", "-u", "a b.py"], "a_b"), (["./train.sh", "--fast"], "train"), (["python", "-"], "program")],
+    [
+        (["python", "-u", "a b.py"], "a_b"),
+        (["./train.sh", "--fast"], "train"),
+        (["python", "-"], "program"),
+        (["python", "-W", "ignore", "a.py"], "a"),
+    ],
     ids=" ".join,
 )
 def test_a_run_without_a_name_is_called_after_its_program(program: list[str], name: str, tmp_path: Path) -> None:

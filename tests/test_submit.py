@@ -10,8 +10,11 @@ from pathlib import Path
 import pytest
 
 from cluster import slurm
+from cluster.config_file import read_command_line
 from cluster.errors import LauncherError, MayBeQueued, RequestError
+from cluster.request import check_training, parser
 from cluster.sbatch import check_with_slurm, made, patiently, queued
+from cluster.trainer import TRAINER
 from conftest import ROOT
 from stand_ins import stand_ins
 
@@ -378,6 +381,22 @@ def test_the_trainers_own_arguments_are_checked_before_anything_is_queued(
     assert done.stderr.startswith("error: ")
     assert message in done.stderr
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bin"]
+
+
+def test_the_trainers_arguments_are_checked_where_and_with_what_the_ranks_will_have(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stand_ins(tmp_path, python='echo "error: $PWD $HF_HOME $*" >&2; exit 64')
+    (tmp_path / "data").mkdir()
+    monkeypatch.chdir(tmp_path)
+    options, _, _ = read_command_line(parser(), ["--wdir", "data", "-x", "HF_HOME=/data/hf"])
+    options.config = "run.toml"
+
+    with pytest.raises(RequestError) as refused:
+        check_training(options, [[f"{tmp_path}/python", "-m", TRAINER, "--dataset-name", "a.jsonl"]], 2)
+
+    checked = f"-m training.check --ranks 2 --config {tmp_path}/run.toml --dataset-name a.jsonl"
+    assert str(refused.value) == f"{tmp_path}/data /data/hf {checked}"
 
 
 def refusing(*answers: str | None) -> Callable[[], str | None]:
