@@ -19,7 +19,7 @@ from cluster import own_job, slurm
 from cluster.allocation import Allocation
 from cluster.attempt import remember, run_attempt
 from cluster.config_file import add_config_options, read_command_line
-from cluster.errors import RequestError
+from cluster.errors import ClusterError, RequestError
 from cluster.events import record_event
 from cluster.granted import find_allocation
 from cluster.last_report import refresh_report
@@ -29,9 +29,9 @@ from cluster.notice import FAULT, START, Notices, notice, read_webhook
 from cluster.options import DEFAULT_RESTARTS, OptionParser, add_place_options, run
 from cluster.program import resolve_program
 from cluster.requeue import lost_by, requeue
-from cluster.run_file import close_unfinished_attempts, exclude_host, put_damaged_aside, read_run
+from cluster.run_file import close_attempt, close_unfinished_attempts, exclude_host, put_damaged_aside, read_run
 from cluster.rundir import Attempt, next_attempt, run_directory
-from cluster.sequel import REQUEUE, RESTART, Sequel, Situation, sequel
+from cluster.sequel import END, REQUEUE, RESTART, Sequel, Situation, sequel
 from cluster.signals import Requests
 from cluster.stage_env import staged
 from cluster.terminal import say
@@ -110,7 +110,15 @@ def launch_to_the_end(
         attempt = next_attempt(run_dir, options.output_filename)
         about = partial(notice, run_dir=run_dir, attempt=attempt.number, summary=allocation.summary())
         notices.tell(about(START, verdict=None))
-        verdict, end = run_attempt(options, program, allocation, mpirun, attempt, requests, launch_id)
+        try:
+            verdict, end = run_attempt(options, program, allocation, mpirun, attempt, requests, launch_id)
+        except ClusterError as error:
+            verdict = Verdict(LAUNCHER_FAILED, error.status, str(error))
+            with suppress(OSError):  # the run directory has gone, or its disk is full
+                close_attempt(attempt, verdict)
+            notices.tell(about(END, verdict=verdict._asdict()))
+            notices.close()
+            raise
         stopped_for = None if requests.stopped_by is None else verdict.kind if verdict.kind in STOPS else CANCELLED
         situation = Situation(
             restarts=restarts,

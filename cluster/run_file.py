@@ -14,6 +14,7 @@ again.
 
 import json
 import os
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -108,12 +109,28 @@ def close_unfinished_attempts(run_dir: Path, own_job: Mapping[str, str]) -> None
         if same_job and entry.get("restart_count") != own_job.get("restart_count"):
             host = Host(*entry["hosts"][0]).name
             verdict = Verdict(NODE_LOST, NODE, f"{host} was lost, and the launcher with it", host=host)
-        seconds = ended - entry["started"]
-        spent = account(entry.get("queued"), entry["started"], ended, None, kept=False)
-        accounting = {**spent, "start": 0.0, "lost": seconds}
-        entry |= {"ended": ended, "seconds": seconds, "verdict": verdict._asdict(), "accounting": accounting}
+        entry |= _nothing_kept(entry, ended, verdict)
     if unfinished:
         write_json(run_dir / RUN_FILE, run)
+
+
+def close_attempt(attempt: Attempt, verdict: Verdict) -> None:
+    """Give a verdict to an attempt that its launcher cannot carry out, where it has begun."""
+    for entry in read_run(attempt.run_dir)["attempts"]:
+        if entry["attempt"] == attempt.number:
+            record_attempt(attempt, _nothing_kept(entry, time.time(), verdict))
+
+
+def _nothing_kept(entry: Mapping[str, Any], ended: float, verdict: Verdict) -> dict[str, Any]:
+    """What run.json says of the end of an attempt whose time counts as lost, and after which its launcher goes."""
+    seconds = ended - entry["started"]
+    spent = account(entry.get("queued"), entry["started"], ended, None, kept=False)
+    return {
+        "ended": ended,
+        "seconds": seconds,
+        "verdict": {**verdict._asdict(), "next": None},
+        "accounting": {**spent, "start": 0.0, "lost": seconds},
+    }
 
 
 def exclude_host(run_dir: Path, host: str) -> None:

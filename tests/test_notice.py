@@ -16,8 +16,10 @@ import pytest
 
 from cluster.errors import RequestError
 from cluster.notice import FAULT, START, Notices, Webhook, notice, read_webhook
+from cluster.run_file import read_run
 from cluster.sequel import END, REQUEUE
 from conftest import ROOT
+from stand_ins import stand_ins
 
 FAILS_ONCE = "import os, sys; new = not os.path.exists(sys.argv[1]); open(sys.argv[1], 'w'); sys.exit(5 if new else 0)"
 
@@ -85,6 +87,22 @@ def test_start_fault_and_end_are_told_in_their_order_with_the_headers_of_the_fil
         str(tmp_path / "a"),
     )
     assert "secret" not in done.stdout + done.stderr
+
+
+def test_an_attempt_whose_mpirun_cannot_be_started_has_its_verdict_and_is_told(tmp_path: Path, hook: Hook) -> None:
+    # It says who it is, and is gone when it shall start the ranks.
+    stand_ins(tmp_path / "bin", mpirun='echo "mpirun (Open MPI) 4.1.8"; rm "$0"')
+    file = address_file(tmp_path, f"http://127.0.0.1:{hook.server_port}/secret")
+    done = launch(tmp_path, file, "python", "-c", "", options=("--mpirun", str(tmp_path / "bin/mpirun")))
+
+    assert done.returncode == 70
+    assert done.stderr.startswith("error: mpirun cannot be started: ")
+    [attempt] = read_run(tmp_path / "a")["attempts"]
+    assert (attempt["verdict"]["kind"], attempt["verdict"]["status"]) == ("launcher failed", 70)
+    assert attempt["verdict"]["summary"].startswith("mpirun cannot be started: ")
+    assert attempt["accounting"]["lost"] == attempt["seconds"]
+    assert [body["event"] for body, _ in hook.told] == [START, END]
+    assert hook.told[1][0]["verdict"]["kind"] == "launcher failed"
 
 
 def test_a_webhook_that_refuses_is_told_of_once_and_ends_nothing(tmp_path: Path, hook: Hook) -> None:
