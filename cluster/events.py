@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 EVENTS_FILE = "events.jsonl"
+NOT_DELIVERED = "notice not delivered"
+"""Of a webhook's notice: it may come after what the notice tells of."""
 LAST_EVENT_BYTES = 4096
 
 
@@ -29,10 +31,13 @@ def record_event(run_dir: Path, event: str, **facts: Any) -> None:
 
 
 def last_event(run_dir: Path) -> str | None:
-    """What happened last; None where nothing did, or the file's end cannot be read."""
+    """What happened to the run last; None where nothing did, or the file's end cannot be read."""
     try:
         with (run_dir / EVENTS_FILE).open("rb") as file:
             file.seek(max(0, file.seek(0, 2) - LAST_EVENT_BYTES))
-            return str(json.loads(file.read().splitlines()[-1])["event"])
-    except (OSError, ValueError, KeyError, TypeError, IndexError):
-        return None
+            for line in reversed(file.read().splitlines()):
+                if (event := str(json.loads(line)["event"])) != NOT_DELIVERED:
+                    return event
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    return None

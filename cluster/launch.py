@@ -86,6 +86,7 @@ def main(arguments: list[str]) -> int:
         job_id, restart_count = own_job.own_id(os.environ), own_job.restart_count(os.environ)
         lost = [*lost_by(os.environ["SLURM_JOB_ID"], read_run(run_dir)["attempts"]), *excluded]
         if why_not := requeue(job_id, restart_count, len(granted.hosts), lost):
+            record_event(run_dir, "requeue refused", why=why_not)
             say([f"not requeued: {why_not}; submit the same command again, it goes on"])
     notices.close()
     return then.verdict.status

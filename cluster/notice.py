@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from cluster.errors import RequestError
-from cluster.events import record_event
+from cluster.events import NOT_DELIVERED, record_event
 from cluster.sequel import END, REQUEUE
 from cluster.terminal import say
 from cluster.verdict import judged
@@ -115,6 +115,6 @@ def _deliver(webhook: Webhook, payload: Mapping[str, Any], before: threading.Thr
         why = type(inner if isinstance(inner, OSError) else error).__name__
         if isinstance(error, urllib.error.HTTPError):
             why = f"HTTP {error.code}"
-        record_event(Path(payload["run_dir"]), "notice not delivered", of=payload["event"], why=why)
+        record_event(Path(payload["run_dir"]), NOT_DELIVERED, of=payload["event"], why=why)
         if payload["event"] == START:  # the verdict stays the end of the log
             say([f"warning: the webhook of --notify did not take the notice that the run starts ({why})"])

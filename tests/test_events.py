@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from cluster.events import record_event
+from cluster.events import NOT_DELIVERED, last_event, record_event
 
 
 def test_events_follow_one_another_one_json_object_a_line(tmp_path: Path) -> None:
@@ -14,6 +14,14 @@ def test_events_follow_one_another_one_json_object_a_line(tmp_path: Path) -> Non
     assert (first["event"], first["attempt"]) == ("attempt started", 1)
     assert (second["event"], second["host"]) == ("host excluded", "n2")
     assert first["time"] <= second["time"]
+
+
+def test_what_happened_last_is_no_notice_of_it(tmp_path: Path) -> None:
+    assert last_event(tmp_path) is None
+    record_event(tmp_path, "requeue", attempt=1)
+    record_event(tmp_path, NOT_DELIVERED, of="requeue")
+
+    assert last_event(tmp_path) == "requeue"
 
 
 def test_an_event_that_cannot_be_written_does_not_end_the_run(tmp_path: Path) -> None:

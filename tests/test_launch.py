@@ -12,6 +12,7 @@ import pytest
 
 from cluster.allocation import Allocation, Host
 from cluster.attempt import remember
+from cluster.events import last_event
 from cluster.launch import hosts_left
 from cluster.records import read_records
 from cluster.rundir import Attempt
@@ -468,14 +469,21 @@ launch.requeue = lambda *_: "it was cancelled"
 
 
 @pytest.mark.parametrize(
-    ("fault", "status", "said"),
+    ("fault", "status", "said", "event"),
     [
-        (FULL_DISK, 70, "cannot be written (No space left on device): df -h "),
-        (CANCELLED_MEANWHILE, 75, "not requeued: it was cancelled; submit the same command again, it goes on\n"),
+        (FULL_DISK, 70, "cannot be written (No space left on device): df -h ", None),
+        (
+            CANCELLED_MEANWHILE,
+            75,
+            "not requeued: it was cancelled; submit the same command again, it goes on\n",
+            "requeue refused",
+        ),
     ],
     ids=["full disk", "cancelled meanwhile"],
 )
-def test_where_a_launcher_can_do_no_more_one_line_says_why(fault: str, status: int, said: str, tmp_path: Path) -> None:
+def test_where_a_launcher_can_do_no_more_one_line_says_why(
+    fault: str, status: int, said: str, event: str | None, tmp_path: Path
+) -> None:
     code = f"import sys\nfrom cluster import attempt, launch\nfrom cluster.options import run\n{fault}\n"
     code += "sys.exit(run(launch.main, ['--cluster', 'local', '--experiment-name', 'a', '--', 'true']))"
 
@@ -489,3 +497,4 @@ def test_where_a_launcher_can_do_no_more_one_line_says_why(fault: str, status: i
 
     assert done.returncode == status, done.stdout + done.stderr
     assert said in done.stdout + done.stderr
+    assert last_event(tmp_path / "outputs/a") == event
