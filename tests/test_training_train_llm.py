@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from conftest import metrics_of
-from forked_ranks import environment, held_port
+from forked_ranks import ForkedRanks, environment, held_port
 from tiny_training import flip_a_bit
 
 TINY = ["--preset", "smoke", "--seq-length", "32", "--batch-size", "2", "--max-steps", "6", "--ckpt-freq", "2"]
@@ -337,3 +337,20 @@ def test_granted_gpus_that_torch_does_not_see_are_an_error(output: Path):
     done = alone(output, *TINY, "-e", "gpu", "--device", "auto", CUDA_VISIBLE_DEVICES="0")
     assert done.returncode == 64
     assert "GPUs were granted (CUDA_VISIBLE_DEVICES=0) but torch sees none" in done.stderr
+
+
+WITHOUT_PACKAGES = """
+import importlib.util
+find_spec = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *rest: None if name in ("tensorboard", "vl_convert") else find_spec(name, *rest)
+"""
+
+
+def test_what_only_rank_zero_tells_may_be_missing_on_the_other_hosts(ranks: ForkedRanks, output: Path):
+    argv = [*TINY, "--output-dir", str(output), "-e", "told", "--max-steps", "1"]
+    argv += ["--report-to", "tensorboard", "--report-interval", "5"]
+    log = output / "told.log"
+    assert ranks.run(log, 2, *argv, inject={1: WITHOUT_PACKAGES}) == [0, 0], log.read_text()
+    assert ranks.run(log, 2, *argv, "-e", "refused", inject={0: WITHOUT_PACKAGES}) == [64, 64]
+    assert log.read_text().splitlines()[-1].startswith("error: --report-to tensorboard: the package is not installed: ")
+    assert not (output / "refused").exists()

@@ -14,6 +14,7 @@ from training.checkpoint import Newest, Progress, newest_checkpoint
 from training.config import TrainConfig
 from training.errors import InputError
 from training.incarnation import claim_incarnation, withdraw_claim
+from training.live_report import interval_seconds
 from training.model import ModelSource, find_model, load_tokenizer
 from training.prepare import DataTokens, data_tokens
 from training.publish import drop_unfinished
@@ -31,6 +32,7 @@ from training.schedule import warmup_steps
 from training.summary import read_summary
 from training.tokenise import end_of_text
 from training.tokens import check_enough
+from training.trackers import check_installed
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,8 @@ def find_start(
         StorageError: the checkpoints cannot be read now.
     """
     check_writable(run)
+    check_installed(config.report_to)
+    interval_seconds(config.report_interval)
     source = find_model(config)
     check_same_run(run, config, source.architecture)
 
