@@ -270,6 +270,13 @@ def test_what_is_not_known_is_not_claimed():
     assert (data["license"], data["language"]) == ("mit", "en")
 
 
+def test_the_card_says_of_a_checkpoint_what_that_one_was_trained_with():
+    made = facts()
+    card = render_card(replace(made, conditions={**made.conditions, "--lr": 0.123, "--batch-size": 16}))
+    assert "| peak learning rate | 0.123 |" in card
+    assert "| batch | 16 sequences × 1 accumulated × 4 ranks |" in card
+
+
 def test_the_card_says_by_which_commit_the_model_was_made_where_that_is_known():
     made = facts()
     for revision, line in (

@@ -140,12 +140,13 @@ def test_a_resumed_run_passes_over_a_damaged_checkpoint_and_repeats_the_undistur
 
 
 def test_a_complete_run_says_so_and_shows_its_summary_again(whole, output: Path):
-    before = (output / "whole" / "metrics.jsonl").read_bytes()
-    done = alone(output, "-e", "whole", *TINY)
+    files = [output / "whole" / name for name in ("metrics.jsonl", "config.json", "summary.json")]
+    before = [path.read_bytes() for path in files]
+    done = alone(output, "-e", "whole", *TINY, "--lr", "0.123")
     assert done.returncode == 0
     assert "already complete at step 6" in done.stdout
     assert "complete: 6 steps" in done.stdout
-    assert (output / "whole" / "metrics.jsonl").read_bytes() == before
+    assert [path.read_bytes() for path in files] == before
 
 
 def test_the_guides_mpirun_command_trains_one_model_on_all_ranks(pair, output: Path):

@@ -133,9 +133,9 @@ def _found(
 
     make_run_directory(run)
     tokens.publish()
-    write_config(run, config, source.architecture, tokens.fingerprint, world_size)
     incarnation = 0
     if finished is None:
+        write_config(run, config, source.architecture, tokens.fingerprint, world_size)
         newest, incarnation = claim_newest(run.checkpoints, newest, say)
         total, warmup = plan_steps(config, sequences, per_step, newest.done)
     return Start(
