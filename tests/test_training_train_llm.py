@@ -13,6 +13,7 @@ import pytest
 from conftest import metrics_of
 from forked_ranks import ForkedRanks, environment, held_port
 from tiny_training import flip_a_bit
+from training.report.run import read_run
 
 TINY = ["--preset", "smoke", "--seq-length", "32", "--batch-size", "2", "--max-steps", "6", "--ckpt-freq", "2"]
 TINY += ["--eval-freq", "3", "--device", "cpu"]
@@ -147,6 +148,17 @@ def test_a_complete_run_says_so_and_shows_its_summary_again(whole, output: Path)
     assert "already complete at step 6" in done.stdout
     assert "complete: 6 steps" in done.stdout
     assert [path.read_bytes() for path in files] == before
+
+
+def test_a_complete_run_that_goes_on_is_no_longer_complete(whole, ranks: ForkedRanks, output: Path):
+    longer = shutil.copytree(output / "whole", output / "longer")
+    argv = ["-e", "longer", *TINY, "--output-dir", str(output), "--max-steps", "9"]
+    log = output / "longer.log"
+    assert read_run(longer).state == "complete"
+    assert ranks.run(log, 1, *argv, stop=(0, 7)) == [75], log.read_text()
+    assert read_run(longer).state == "not complete"
+    assert ranks.run(log, 1, *argv) == [0], log.read_text()
+    assert json.loads((longer / "summary.json").read_text())["steps"] == 9
 
 
 def test_the_guides_mpirun_command_trains_one_model_on_all_ranks(pair, output: Path):

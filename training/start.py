@@ -137,6 +137,8 @@ def _found(
     if finished is None:
         write_config(run, config, source.architecture, tokens.fingerprint, world_size)
         newest, incarnation = claim_newest(run.checkpoints, newest, say)
+        # The run is this start's own now, and no longer complete.
+        run.summary.unlink(missing_ok=True)
         total, warmup = plan_steps(config, sequences, per_step, newest.done)
     return Start(
         source=source,
