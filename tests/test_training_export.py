@@ -115,6 +115,20 @@ def test_a_copy_that_is_not_what_was_proved_is_refused_and_leaves_nothing(run: P
     assert set(os.listdir(run)) == {"checkpoints", "config.json", "metrics.jsonl"}
 
 
+def test_a_checkpoint_that_the_training_removes_during_an_export_is_named(run: Path, capsys, monkeypatch):
+    copyfile, checkpoint = shutil.copyfile, run / "checkpoints/step-00000006"
+
+    def remove_first(source: Path, target: Path) -> None:
+        shutil.rmtree(checkpoint, ignore_errors=True)
+        copyfile(source, target)
+
+    monkeypatch.setattr("shutil.copyfile", remove_first)
+    status, printed = exported(capsys, str(run))
+    assert status == 64
+    assert printed == f"error: {checkpoint} was removed meanwhile by the training; run the same command again\n"
+    assert set(os.listdir(run)) == {"checkpoints", "config.json", "metrics.jsonl"}
+
+
 def test_an_export_is_replaced_only_when_that_is_asked_and_by_nothing_half(run: Path, capsys, monkeypatch):
     exported(capsys, str(run))
     (run / "export/README.md").write_text("mine")
