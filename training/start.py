@@ -13,7 +13,7 @@ from typing import Any
 from training.checkpoint import Newest, Progress, newest_checkpoint
 from training.config import TrainConfig
 from training.errors import InputError
-from training.incarnation import claim_incarnation, withdraw_claim
+from training.incarnation import claim_incarnation, settle_claim
 from training.live_report import interval_seconds
 from training.model import ModelSource, find_model, load_tokenizer
 from training.prepare import DataTokens, data_tokens
@@ -161,19 +161,15 @@ def claim_newest(checkpoints: Path, newest: Newest, say: Callable[[str], None]) 
     still saves after this step does not count.
 
     Until then an earlier start that is still alive may have saved a newer one and removed this one: then look again,
-    and claim that one. Returns what to go on from, and the incarnation.
+    and go on from that one. The claim overtakes nothing before it is sure which, so that a start which is killed here
+    takes nothing along. Returns what to go on from, and the incarnation.
     """
-    incarnation = claim_incarnation(checkpoints, newest.done.step)
+    incarnation = claim_incarnation(checkpoints, None)
     # First, so that what an earlier start has just put aside is missing below.
     drop_unfinished(checkpoints, incarnation)
     while not newest.is_still_there():
-        earlier = incarnation
-        try:
-            newest = newest_checkpoint(checkpoints, say, own=earlier)
-            incarnation = claim_incarnation(checkpoints, newest.done.step)
-        finally:
-            # Not before: nothing may be saved between the two.
-            withdraw_claim(checkpoints, earlier)
+        newest = newest_checkpoint(checkpoints, say)
+    settle_claim(checkpoints, incarnation, newest.done.step)
     return newest, incarnation
 
 
