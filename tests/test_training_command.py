@@ -1,9 +1,11 @@
 """How a command ends."""
 
+import socket
+
 import pytest
 
 from training.command import run_command, run_on_ranks
-from training.errors import InputError, NodeError
+from training.errors import AgreedError, InputError, NodeError
 
 SECOND_OF_TWO = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}
 
@@ -25,11 +27,12 @@ def test_a_place_that_cannot_be_is_refused_in_one_line(monkeypatch: pytest.Monke
 @pytest.mark.parametrize(
     ("error", "status", "said"),
     [
-        (InputError("no data"), 64, ""),
+        (InputError("no such file"), 64, f"error: rank 1 on {socket.gethostname()}: no such file\n"),
+        (AgreedError("no data"), 64, ""),
         (NodeError("n2 is slow", speaker=1), 71, "error: n2 is slow\n"),
         (NodeError("n1 is slow", speaker=0), 71, ""),
     ],
-    ids=["the request is wrong", "this rank's host is unfit", "another host is unfit"],
+    ids=["the request is wrong here", "it is wrong on all ranks", "this rank's host is unfit", "another host is unfit"],
 )
 def test_of_several_ranks_the_one_that_knows_says_it(
     monkeypatch: pytest.MonkeyPatch, capsys, error: Exception, status: int, said: str

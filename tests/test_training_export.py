@@ -115,6 +115,20 @@ def test_a_copy_that_is_not_what_was_proved_is_refused_and_leaves_nothing(run: P
     assert set(os.listdir(run)) == {"checkpoints", "config.json", "metrics.jsonl"}
 
 
+def test_a_checkpoint_that_the_training_removes_during_an_export_is_named(run: Path, capsys, monkeypatch):
+    copyfile, checkpoint = shutil.copyfile, run / "checkpoints/step-00000006"
+
+    def remove_first(source: Path, target: Path) -> None:
+        shutil.rmtree(checkpoint, ignore_errors=True)
+        copyfile(source, target)
+
+    monkeypatch.setattr("shutil.copyfile", remove_first)
+    status, printed = exported(capsys, str(run))
+    assert status == 64
+    assert printed == f"error: {checkpoint} was removed meanwhile by the training; run the same command again\n"
+    assert set(os.listdir(run)) == {"checkpoints", "config.json", "metrics.jsonl"}
+
+
 def test_an_export_is_replaced_only_when_that_is_asked_and_by_nothing_half(run: Path, capsys, monkeypatch):
     exported(capsys, str(run))
     (run / "export/README.md").write_text("mine")
@@ -268,6 +282,13 @@ def test_what_is_not_known_is_not_claimed():
     data = ModelCard(render_card(bare)).data.to_dict()
     assert "model-index" not in data
     assert (data["license"], data["language"]) == ("mit", "en")
+
+
+def test_the_card_says_of_a_checkpoint_what_that_one_was_trained_with():
+    made = facts()
+    card = render_card(replace(made, conditions={**made.conditions, "--lr": 0.123, "--batch-size": 16}))
+    assert "| peak learning rate | 0.123 |" in card
+    assert "| batch | 16 sequences × 1 accumulated × 4 ranks |" in card
 
 
 def test_the_card_says_by_which_commit_the_model_was_made_where_that_is_known():

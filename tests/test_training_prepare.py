@@ -204,3 +204,11 @@ def test_content_that_does_not_fit_is_refused_before_it_is_tokenised(tmp_path: P
     with pytest.raises(InputError, match="another dataset"):
         with data_tokens(request(tmp_path), demo_tokenizer(), print, check):
             pass
+
+
+def test_a_refused_start_leaves_an_output_directory_that_was_there_before(tmp_path: Path):
+    config = request(tmp_path)
+    config.output_dir.mkdir(mode=0o770)
+    with pytest.raises(InputError, match="too few"), data_tokens(config, demo_tokenizer(), print):
+        raise InputError("too few rows")
+    assert list(config.output_dir.iterdir()) == []

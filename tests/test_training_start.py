@@ -1,6 +1,8 @@
 """What is decided before the training starts."""
 
 import math
+import os
+import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +13,7 @@ from training import start as module
 from training.checkpoint import Progress, newest_checkpoint
 from training.config import TrainConfig
 from training.errors import InputError, StorageError
-from training.incarnation import claim_incarnation, read_claims
+from training.incarnation import claim_incarnation, newest_incarnation, read_claims
 from training.start import check_not_fewer, claim_newest
 
 
@@ -61,7 +63,7 @@ def test_a_checkpoint_whose_held_out_loss_is_no_number_is_known_again(tmp_path: 
     assert replace(found, manifest=replace(found.manifest, held_out_loss=float("nan"))).is_still_there()
 
 
-def test_a_start_that_cannot_look_again_withdraws_its_claim(tmp_path: Path, monkeypatch):
+def test_a_start_that_cannot_look_again_overtakes_nothing(tmp_path: Path, monkeypatch):
     first = saver_of(tmp_path, *tiny(), incarnation=claim_incarnation(tmp_path, 0), keep=1)
     save(first, 10)
     found = newest_checkpoint(tmp_path, print)
@@ -74,3 +76,20 @@ def test_a_start_that_cannot_look_again_withdraws_its_claim(tmp_path: Path, monk
     with pytest.raises(StorageError, match="stale"):
         claim_newest(tmp_path, found, print)
     assert newest_checkpoint(tmp_path, print).done.step == 20
+
+
+def test_a_start_that_is_killed_while_it_looks_again_overtakes_nothing(tmp_path: Path, monkeypatch):
+    first = saver_of(tmp_path, *tiny(), incarnation=claim_incarnation(tmp_path, 0), keep=1)
+    save(first, 10)
+    found = newest_checkpoint(tmp_path, print)
+    save(first, 20)
+    child = os.fork()
+    if child == 0:
+        monkeypatch.setattr(module, "newest_checkpoint", lambda *given, **more: os.kill(os.getpid(), signal.SIGKILL))
+        claim_newest(tmp_path, found, print)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    assert newest_incarnation(tmp_path) == 2
+    assert newest_checkpoint(tmp_path, print).done.step == 20
+    with pytest.raises(StorageError, match="a newer attempt"):
+        save(first, 30)

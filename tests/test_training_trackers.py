@@ -224,6 +224,16 @@ def test_the_end_of_the_training_does_not_wait_for_a_tracker_for_ever(tmp_path: 
     release.set()
 
 
+def test_a_second_ctrl_c_does_not_wait_for_the_trackers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    told = Trackers([], tracked(tmp_path))
+    monkeypatch.setattr(told, "close", lambda: pytest.fail("waited"))
+    with (
+        pytest.raises(KeyboardInterrupt),
+        RunLog(RunDirectory(tmp_path), 0, 4, 2, RankInfo("torchrun's variables"), told),
+    ):
+        raise KeyboardInterrupt
+
+
 def test_a_tracker_that_is_not_installed_is_refused_with_the_command_that_installs_it(
     monkeypatch: pytest.MonkeyPatch, capsys, tmp_path: Path
 ):

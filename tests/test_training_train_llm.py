@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from conftest import metrics_of
-from forked_ranks import environment, held_port
+from forked_ranks import ForkedRanks, environment, held_port
 from tiny_training import flip_a_bit
+from training.report.run import read_run
 
 TINY = ["--preset", "smoke", "--seq-length", "32", "--batch-size", "2", "--max-steps", "6", "--ckpt-freq", "2"]
 TINY += ["--eval-freq", "3", "--device", "cpu"]
@@ -140,12 +141,24 @@ def test_a_resumed_run_passes_over_a_damaged_checkpoint_and_repeats_the_undistur
 
 
 def test_a_complete_run_says_so_and_shows_its_summary_again(whole, output: Path):
-    before = (output / "whole" / "metrics.jsonl").read_bytes()
-    done = alone(output, "-e", "whole", *TINY)
+    files = [output / "whole" / name for name in ("metrics.jsonl", "config.json", "summary.json")]
+    before = [path.read_bytes() for path in files]
+    done = alone(output, "-e", "whole", *TINY, "--lr", "0.123")
     assert done.returncode == 0
     assert "already complete at step 6" in done.stdout
     assert "complete: 6 steps" in done.stdout
-    assert (output / "whole" / "metrics.jsonl").read_bytes() == before
+    assert [path.read_bytes() for path in files] == before
+
+
+def test_a_complete_run_that_goes_on_is_no_longer_complete(whole, ranks: ForkedRanks, output: Path):
+    longer = shutil.copytree(output / "whole", output / "longer")
+    argv = ["-e", "longer", *TINY, "--output-dir", str(output), "--max-steps", "9"]
+    log = output / "longer.log"
+    assert read_run(longer).state == "complete"
+    assert ranks.run(log, 1, *argv, stop=(0, 7)) == [75], log.read_text()
+    assert read_run(longer).state == "not complete"
+    assert ranks.run(log, 1, *argv) == [0], log.read_text()
+    assert json.loads((longer / "summary.json").read_text())["steps"] == 9
 
 
 def test_the_guides_mpirun_command_trains_one_model_on_all_ranks(pair, output: Path):
@@ -337,3 +350,20 @@ def test_granted_gpus_that_torch_does_not_see_are_an_error(output: Path):
     done = alone(output, *TINY, "-e", "gpu", "--device", "auto", CUDA_VISIBLE_DEVICES="0")
     assert done.returncode == 64
     assert "GPUs were granted (CUDA_VISIBLE_DEVICES=0) but torch sees none" in done.stderr
+
+
+WITHOUT_PACKAGES = """
+import importlib.util
+find_spec = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *rest: None if name in ("tensorboard", "vl_convert") else find_spec(name, *rest)
+"""
+
+
+def test_what_only_rank_zero_tells_may_be_missing_on_the_other_hosts(ranks: ForkedRanks, output: Path):
+    argv = [*TINY, "--output-dir", str(output), "-e", "told", "--max-steps", "1"]
+    argv += ["--report-to", "tensorboard", "--report-interval", "5"]
+    log = output / "told.log"
+    assert ranks.run(log, 2, *argv, inject={1: WITHOUT_PACKAGES}) == [0, 0], log.read_text()
+    assert ranks.run(log, 2, *argv, "-e", "refused", inject={0: WITHOUT_PACKAGES}) == [64, 64]
+    assert log.read_text().splitlines()[-1].startswith("error: --report-to tensorboard: the package is not installed: ")
+    assert not (output / "refused").exists()

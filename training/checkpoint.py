@@ -67,13 +67,12 @@ class Newest:
             return False
 
 
-def newest_checkpoint(checkpoints: Path, say: Callable[[str], None], own: int = 0) -> Newest:
+def newest_checkpoint(checkpoints: Path, say: Callable[[str], None]) -> Newest:
     """The newest checkpoint that its manifest proves whole and that no later start has overtaken, found by looking.
 
     Args:
         checkpoints: the folder of checkpoints; may be missing.
         say: told about each checkpoint that is skipped, and why.
-        own: an incarnation that the asker has claimed and will withdraw.
 
     Raises:
         InputError: there are checkpoints, none can be resumed, and to begin at the start would lose what was trained;
@@ -81,7 +80,7 @@ def newest_checkpoint(checkpoints: Path, say: Callable[[str], None], own: int = 
         StorageError: the system could not read one now.
     """
     try:
-        return _newest(checkpoints, say, own)
+        return _newest(checkpoints, say)
     except OSError as error:
         where = error.filename if error.filename is not None else checkpoints
         raise StorageError(
@@ -91,10 +90,10 @@ def newest_checkpoint(checkpoints: Path, say: Callable[[str], None], own: int = 
         ) from error
 
 
-def _newest(checkpoints: Path, say: Callable[[str], None], own: int) -> Newest:
+def _newest(checkpoints: Path, say: Callable[[str], None]) -> Newest:
     faults: list[str] = []
     overtaken: list[str] = []
-    claims = [claim for claim in read_claims(checkpoints) if claim.incarnation != own]
+    claims = read_claims(checkpoints)
 
     def passed_over() -> tuple[str, ...]:
         for skipped in (*faults, *overtaken):

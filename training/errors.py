@@ -15,6 +15,10 @@ class InputError(ValueError):
     """
 
 
+class AgreedError(InputError):
+    """The same, raised by every rank of the group in the same words, so that one rank says it for all."""
+
+
 class NodeError(RuntimeError):
     """A host is not fit to train on.
 

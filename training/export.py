@@ -121,6 +121,10 @@ def export(options: ExportOptions) -> dict[str, Any]:
         _fill(aside, trained, options)
         _put_in_place(aside, folder)
     except OSError as error:
+        if isinstance(error, FileNotFoundError) and Path(error.filename or "").parent == trained.folder:
+            raise InputError(
+                f"{trained.folder} was removed meanwhile by the training; run the same command again"
+            ) from error
         raise InputError(
             f"{folder} cannot be written: {error.filename or aside}: {error.strerror or error}; make room there, or "
             f"give another --output DIR"

@@ -12,12 +12,12 @@ import re
 import secrets
 import socket
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from training.errors import InputError, TakenOverError
 from training.manifest import DamagedError, read_manifest
-from training.whole_file import force_to_disk
+from training.whole_file import force_to_disk, write_whole
 
 FOLDER = "incarnations"
 CLAIM_FILE = re.compile(r"(\d{6,})\.json")
@@ -36,20 +36,20 @@ class Claim:
     time: float = 0.0
 
 
-def claim_incarnation(checkpoints: Path, resumed_step: int) -> int:
+def claim_incarnation(checkpoints: Path, resumed_step: int | None) -> int:
     """Take the next number; of two that ask at once, each gets its own.
 
     Args:
         checkpoints: the folder of checkpoints.
-        resumed_step: the step that this start goes on from.
+        resumed_step: the step that this start goes on from; None where `settle_claim` will say it: until then the claim
+            keeps earlier starts from saving, and overtakes nothing.
     """
     folder = checkpoints / FOLDER
     folder.mkdir(parents=True, exist_ok=True)
     number = newest_incarnation(checkpoints) + 1
     while True:
-        claim = Claim(number, resumed_step, socket.gethostname(), os.getpid(), time.time())
         try:
-            _create_whole(_claim_file(checkpoints, number), json.dumps(asdict(claim)) + "\n")
+            _create_whole(_claim_file(checkpoints, number), _claim_text(number, resumed_step))
         except FileExistsError:
             number += 1
             continue
@@ -58,9 +58,17 @@ def claim_incarnation(checkpoints: Path, resumed_step: int) -> int:
         return number
 
 
-def withdraw_claim(checkpoints: Path, incarnation: int) -> None:
-    """Take back a claim of this process, after a later one of its own: it did not go on from that step."""
-    _claim_file(checkpoints, incarnation).unlink()
+def settle_claim(checkpoints: Path, incarnation: int, resumed_step: int) -> None:
+    """Say in a claim of this process which step it goes on from, now that this is sure."""
+    path = _claim_file(checkpoints, incarnation)
+    write_whole(path, _claim_text(incarnation, resumed_step))
+    for written in (path, path.parent):
+        force_to_disk(written)
+
+
+def _claim_text(incarnation: int, resumed_step: int | None) -> str:
+    place = {"host": socket.gethostname(), "pid": os.getpid(), "time": time.time()}
+    return json.dumps({"incarnation": incarnation, "resumed_step": resumed_step, **place}) + "\n"
 
 
 def _claim_file(checkpoints: Path, incarnation: int) -> Path:
@@ -101,7 +109,7 @@ def newest_incarnation(checkpoints: Path) -> int:
 
 
 def read_claims(checkpoints: Path) -> list[Claim]:
-    """All starts of this run whose claim is whole, in their order.
+    """All starts of this run whose claim is whole and settled, in their order.
 
     Raises:
         OSError: the system could not read one now.
@@ -109,8 +117,10 @@ def read_claims(checkpoints: Path) -> list[Claim]:
     claims = []
     for path in sorted((checkpoints / FOLDER).glob("*.json")):
         try:
-            claims.append(Claim(**json.loads(path.read_text(encoding="utf-8"))))
-        except (FileNotFoundError, ValueError, TypeError):
+            told = json.loads(path.read_text(encoding="utf-8"))
+            if told["resumed_step"] is not None:
+                claims.append(Claim(**told))
+        except (FileNotFoundError, ValueError, TypeError, KeyError):
             continue
     return sorted(claims, key=lambda claim: claim.incarnation)
 

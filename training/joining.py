@@ -10,7 +10,7 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
-from training.errors import InputError
+from training.errors import AgreedError, InputError
 from training.host import load_libraries
 from training.preflight import say_host
 from training.ranks import RankInfo
@@ -142,7 +142,7 @@ def agreed_device(ranks: RankInfo, choose: Callable[[], str], store: dist.Store)
     """What `choose` says here, once every rank has a device, and all of one kind.
 
     Raises:
-        InputError: a rank has none, or another kind than rank 0; every rank raises it.
+        AgreedError: a rank has none, or another kind than rank 0; every rank raises it.
     """
     error: Exception | None = None
     device = ""
@@ -157,7 +157,7 @@ def agreed_device(ranks: RankInfo, choose: Callable[[], str], store: dist.Store)
         store.set("device/verdict", _verdict(reports))
     verdict = store.get("device/verdict").decode()
     if verdict != "ok":
-        raise InputError(verdict) from error
+        raise AgreedError(verdict) from error
     return device
 
 

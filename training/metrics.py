@@ -112,7 +112,7 @@ def bit_exact(rows: Iterable[Mapping[str, Any]]) -> bool:
 
 
 class MetricsFile:
-    """Appends rows; each is on disk as a whole line as soon as it is written."""
+    """Appends rows; each is with the system as a whole line at once: it outlives this process, though not its host."""
 
     def __init__(self, path: Path, last_step: int) -> None:
         """Open for appending after `last_step`: rows beyond it, of an attempt whose later steps are lost,

@@ -9,6 +9,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from training.config import option_name
 from training.evaluate import perplexity
 from training.manifest import Manifest
 
@@ -148,7 +149,9 @@ def _settings(facts: CardFacts) -> list[tuple[str, str]]:
     model = f"`{_label(options['model_name'], facts.hub_model)}`"
     if options.get("from_scratch") or options["model_name"] == "demo":
         model += ", from random initialisation"
-    batch, accumulation = options["batch_size"], options["gradient_accumulation_steps"]
+    # The checkpoint knows for itself; the run's options are those of the latest attempt.
+    known = {name: facts.conditions.get(option_name(name), value) for name, value in options.items()}
+    batch, accumulation = known["batch_size"], known["gradient_accumulation_steps"]
     rows = [
         ("model", model),
         ("data", f"`{_label(options['dataset_name'], facts.hub_dataset)}`"),
@@ -156,7 +159,7 @@ def _settings(facts: CardFacts) -> list[tuple[str, str]]:
         ("sequences", f"{manifest.samples:,} of {options['seq_length']:,} tokens"),
         ("tokens seen", f"{manifest.samples * options['seq_length']:,}"),
         ("batch", f"{batch} sequences × {accumulation} accumulated × {manifest.world_size} ranks"),
-        *((label, str(options[name])) for name, label in SETTINGS.items() if name in options),
+        *((label, str(known[name])) for name, label in SETTINGS.items() if name in known),
     ]
     if options.get("dataset_subset"):
         rows.insert(2, ("subset", f"`{options['dataset_subset']}`"))

@@ -68,6 +68,7 @@ def data_tokens(
     from training.tokens import (
         CACHE,
         discard_tokens,
+        missing_above,
         open_tokens,
         publish_tokens,
         read_tokens,
@@ -98,6 +99,7 @@ def data_tokens(
     if found is not None:
         yield DataTokens(folder, corpus.fingerprint, found, False, remember)
         return
+    made = missing_above(folder)
     aside = stage_tokens(folder, corpus, tokenizer)
     try:
         if not is_hub_name(config.dataset_name) and source_state(config.dataset_name) != state:
@@ -111,7 +113,7 @@ def data_tokens(
 
         yield DataTokens(folder, corpus.fingerprint, open_tokens(aside), True, publish)
     finally:
-        discard_tokens(aside)
+        discard_tokens(aside, made)
 
 
 def main(argv: Sequence[str]) -> int:

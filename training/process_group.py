@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
-from training.errors import InputError, PeerError
+from training.errors import AgreedError, InputError, PeerError
 
 T = TypeVar("T")
 
@@ -29,7 +29,7 @@ def rank_zero_first(step: Callable[[], T]) -> T:
     travels pickled.
 
     Raises:
-        InputError: rank 0 raised it; every rank does.
+        AgreedError: rank 0 raised InputError; where there is a group, every rank raises this.
         PeerError: rank 0 raised something else (which rank 0 itself raises unchanged), so this rank stops
         too.
     """
@@ -52,7 +52,7 @@ def rank_zero_first(step: Callable[[], T]) -> T:
         dist.broadcast_object_list(outcome, src=0)
     kind, value = outcome
     if kind == "input":
-        raise InputError(value)
+        raise AgreedError(value)
     if kind == "error":
         raise PeerError(f"rank 0 failed: {value}")
     return value
@@ -62,7 +62,7 @@ def on_every_rank(step: Callable[[], T]) -> T:
     """Run `step` on every rank; where it raises InputError on any, all raise that of the lowest such rank.
 
     Raises:
-        InputError: with the rank and host that met it.
+        AgreedError: with the rank and host that met it.
     """
     if not dist.is_initialized():
         return step()
@@ -76,7 +76,7 @@ def on_every_rank(step: Callable[[], T]) -> T:
     dist.all_gather_object(errors, error)
     for met_error in errors:
         if met_error is not None:
-            raise InputError(met_error)
+            raise AgreedError(met_error)
     return result  # type: ignore[return-value]
 
 

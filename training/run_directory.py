@@ -43,7 +43,7 @@ class RunDirectory:
 
     @property
     def config(self) -> Path:
-        """The resolved configuration of the latest attempt."""
+        """The resolved configuration of the latest attempt that had steps to make."""
         return self.root / "config.json"
 
     @property

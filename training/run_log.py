@@ -117,5 +117,7 @@ class RunLog:
             finally:
                 if self._report is not None:
                     self._report.stop()
-                self._lines(self._trackers.close() if self._trackers is not None else [])
+                # A second Ctrl-C stops at once.
+                if self._trackers is not None and kind is not KeyboardInterrupt:
+                    self._lines(self._trackers.close())
                 display.close()

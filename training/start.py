@@ -13,7 +13,8 @@ from typing import Any
 from training.checkpoint import Newest, Progress, newest_checkpoint
 from training.config import TrainConfig
 from training.errors import InputError
-from training.incarnation import claim_incarnation, withdraw_claim
+from training.incarnation import claim_incarnation, settle_claim
+from training.live_report import interval_seconds
 from training.model import ModelSource, find_model, load_tokenizer
 from training.prepare import DataTokens, data_tokens
 from training.publish import drop_unfinished
@@ -31,6 +32,7 @@ from training.schedule import warmup_steps
 from training.summary import read_summary
 from training.tokenise import end_of_text
 from training.tokens import check_enough
+from training.trackers import check_installed
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,8 @@ def find_start(
         StorageError: the checkpoints cannot be read now.
     """
     check_writable(run)
+    check_installed(config.report_to)
+    interval_seconds(config.report_interval)
     source = find_model(config)
     check_same_run(run, config, source.architecture)
 
@@ -129,10 +133,12 @@ def _found(
 
     make_run_directory(run)
     tokens.publish()
-    write_config(run, config, source.architecture, tokens.fingerprint, world_size)
     incarnation = 0
     if finished is None:
+        write_config(run, config, source.architecture, tokens.fingerprint, world_size)
         newest, incarnation = claim_newest(run.checkpoints, newest, say)
+        # The run is this start's own now, and no longer complete.
+        run.summary.unlink(missing_ok=True)
         total, warmup = plan_steps(config, sequences, per_step, newest.done)
     return Start(
         source=source,
@@ -155,19 +161,15 @@ def claim_newest(checkpoints: Path, newest: Newest, say: Callable[[str], None]) 
     still saves after this step does not count.
 
     Until then an earlier start that is still alive may have saved a newer one and removed this one: then look again,
-    and claim that one. Returns what to go on from, and the incarnation.
+    and go on from that one. The claim overtakes nothing before it is sure which, so that a start which is killed here
+    takes nothing along. Returns what to go on from, and the incarnation.
     """
-    incarnation = claim_incarnation(checkpoints, newest.done.step)
+    incarnation = claim_incarnation(checkpoints, None)
     # First, so that what an earlier start has just put aside is missing below.
     drop_unfinished(checkpoints, incarnation)
     while not newest.is_still_there():
-        earlier = incarnation
-        try:
-            newest = newest_checkpoint(checkpoints, say, own=earlier)
-            incarnation = claim_incarnation(checkpoints, newest.done.step)
-        finally:
-            # Not before: nothing may be saved between the two.
-            withdraw_claim(checkpoints, earlier)
+        newest = newest_checkpoint(checkpoints, say)
+    settle_claim(checkpoints, incarnation, newest.done.step)
     return newest, incarnation
 
 

@@ -160,6 +160,7 @@ def stage_tokens(folder: Path, corpus: Corpus | StreamedCorpus, tokenizer: Any) 
     """
     # Process numbers repeat from host to host.
     aside = folder.with_name(f"{folder.name}.{socket.gethostname()}.{os.getpid()}")
+    made = missing_above(folder)
     try:
         _drop_abandoned(folder)
         shutil.rmtree(aside, ignore_errors=True)
@@ -180,20 +181,26 @@ def stage_tokens(folder: Path, corpus: Corpus | StreamedCorpus, tokenizer: Any) 
         force_to_disk(aside / META)
         write_whole(aside / PROVED, json.dumps({name: identity(aside / name) for name in written.hashes}))
     except OSError as error:
-        discard_tokens(aside)
+        discard_tokens(aside, made)
         raise InputError(f"{folder} cannot be written: {error.strerror}; choose another --output-dir") from error
     except BaseException:
-        discard_tokens(aside)
+        discard_tokens(aside, made)
         raise
     return aside
 
 
-def discard_tokens(aside: Path) -> None:
-    """Take away what was made aside, and the folders above it where nothing else is in them."""
+def missing_above(folder: Path) -> list[Path]:
+    """Of the cache and the output directory above these tokens, the deepest first, what is not there yet."""
+    return [above for above in (folder.parent, folder.parent.parent) if not os.path.exists(above)]
+
+
+def discard_tokens(aside: Path, made: Sequence[Path]) -> None:
+    """Take away what was made aside, and of the folders above it those that were made for it, where nothing else is in
+    them."""
     shutil.rmtree(aside, ignore_errors=True)
     with suppress(OSError):
-        aside.parent.rmdir()
-        aside.parent.parent.rmdir()
+        for above in made:
+            above.rmdir()
 
 
 def _drop_abandoned(folder: Path) -> None:

@@ -26,7 +26,7 @@ from training.start_clock import StartClock
 from training.stop import StopRequest, takes_interrupts
 from training.teardown import exit_with
 from training.terminal import plain, take_any_letter
-from training.trackers import Tracked, Trackers, check_installed
+from training.trackers import Tracked, Trackers
 from training.whole_file import write_json
 
 SAMPLES = 3
@@ -44,8 +44,6 @@ def main(argv: Sequence[str]) -> int:
         config = config_from_argv(argv)
         run = run_directory(config, os.environ)
         check_rendezvous(ranks, os.environ)
-        check_installed(config.report_to)
-        report_seconds = interval_seconds(config.report_interval)
     except InputError as error:
         return refuse(error, ranks)
     if takes_interrupts(ranks.launcher, RUN_DIRECTORY_VARIABLE in os.environ):
@@ -57,21 +55,14 @@ def main(argv: Sequence[str]) -> int:
 
     def train_or_refuse() -> int:
         try:
-            return train(config, run, ranks, stop, heartbeat, report_seconds)
+            return train(config, run, ranks, stop, heartbeat)
         except (InputError, NodeError) as error:
             return refuse(error, ranks)
 
     return record(train_or_refuse)() or COMPLETE
 
 
-def train(
-    config: TrainConfig,
-    run: RunDirectory,
-    ranks: RankInfo,
-    stop: StopRequest,
-    heartbeat: Heartbeat,
-    report_seconds: float | None,
-) -> int:
+def train(config: TrainConfig, run: RunDirectory, ranks: RankInfo, stop: StopRequest, heartbeat: Heartbeat) -> int:
     """Join the other ranks, prepare, train, evaluate, save."""
     clock = StartClock(process_age())
     with collector_at_rest():
@@ -256,7 +247,7 @@ def train(
     trackers: Trackers | None = None
     report: LiveReport | None = None
     if ranks.rank == 0:
-        if report_seconds is not None:
+        if (report_seconds := interval_seconds(config.report_interval)) is not None:
             report = LiveReport(run.root, report_seconds)
         tracked = Tracked(run.trackers, run.root.absolute().name, config.to_json(), done.step)
         trackers = Trackers(config.report_to, tracked)
