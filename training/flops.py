@@ -31,13 +31,14 @@ def flops_per_token(parameters: int, layers: int, heads: int, head_size: int, le
 
 def model_flops_per_token(model: Any, length: int) -> float:
     """`flops_per_token` of a Hugging Face model; GPT-2's position embeddings are looked up, not
-    multiplied."""
+    multiplied, and a model without attention heads, such as mamba, has no second term."""
     config = model.config.get_text_config()
     multiplied = sum(
         parameter.numel() for name, parameter in model.named_parameters() if not name.endswith("wpe.weight")
     )
-    heads = config.num_attention_heads
-    return flops_per_token(multiplied, config.num_hidden_layers, heads, config.hidden_size // heads, length)
+    heads = getattr(config, "num_attention_heads", 0)
+    head_size = config.hidden_size // heads if heads else 0
+    return flops_per_token(multiplied, config.num_hidden_layers, heads, head_size, length)
 
 
 def peak_flops(device_name: str) -> float | None:
