@@ -230,6 +230,16 @@ def test_a_stream_uses_a_validation_file_as_held_out_documents(tmp_path: Path):
     assert split(streamed(tmp_path)) == (["a"], ["b"])
 
 
+@pytest.mark.parametrize(
+    ("names", "kinds"), [(["a.txt"], ".txt"), (["a.csv"], ".csv"), (["a.jsonl", "b.parquet"], ".jsonl, .parquet")]
+)
+def test_files_that_a_stream_would_cut_otherwise_are_refused(tmp_path: Path, names: list[str], kinds: str):
+    for name in names:
+        (tmp_path / name).write_text("one\ntwo\n\nthree\n")
+    with pytest.raises(InputError, match=f"json or parquet files of one kind.*, and these are {kinds}; leave out"):
+        streamed(tmp_path)
+
+
 def test_another_number_of_tokens_is_another_corpus(tmp_path: Path):
     path = str(write(tmp_path, ".json"))
     found = {load_corpus(TrainConfig(dataset_name=path, max_train_tokens=most)).fingerprint for most in (None, 10, 20)}

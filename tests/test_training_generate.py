@@ -130,6 +130,16 @@ def test_an_empty_prompt_begins_after_an_end_of_text(run: Path, capsys):
     assert answer["tokens"] == 3
 
 
+@pytest.mark.parametrize("errors", ["strict", "surrogateescape"])
+def test_a_standard_input_that_is_no_text_is_one_line_and_status_64(run: Path, capsys, monkeypatch, errors: str):
+    """Where the locale is C, Python lets any byte through."""
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"a\xff\n"), "utf-8", errors))
+    assert generate.main([str(run), "--max-new-tokens", "1"]) == 64
+    captured = capsys.readouterr()
+    assert captured.err.endswith("error: the standard input is no UTF-8 text; give a prompt on each line\n")
+    assert captured.out == ""
+
+
 @pytest.mark.parametrize(
     ("argv", "message"),
     [

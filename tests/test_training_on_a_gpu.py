@@ -16,7 +16,7 @@ from training.heartbeat import Heartbeat
 from training.loader import Loader
 from training.loop import LoopPlan, StepResult, train_steps
 from training.optimizer import make_optimizer
-from training.packing import within_documents
+from training.packing import check_keeps_apart, within_documents
 from training.passes import CallByCall, Captured, make_passes
 from training.sampler import RankBatches, SampleOrder
 from training.stop import StopRequest
@@ -66,6 +66,10 @@ def test_the_fused_step_is_as_near_to_float64_as_autocast_is(packing: str, heads
     assert float(loss.detach()) == pytest.approx(float(expected.detach()), rel=2e-3)
     for mine, theirs in zip(distances(fused, exact), distances(autocast, exact), strict=True):
         assert mine < max(2 * theirs, 0.02)
+
+
+def test_a_model_is_tried_for_keeping_documents_apart_where_it_is() -> None:
+    check_keeps_apart(model())
 
 
 def test_packed_documents_drop_out_attention_too() -> None:

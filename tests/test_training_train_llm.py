@@ -9,10 +9,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from transformers import AutoConfig
 
 from conftest import metrics_of
 from forked_ranks import ForkedRanks, environment, held_port
 from tiny_training import flip_a_bit
+from training.demo import demo_tokenizer
 from training.report.run import read_run
 
 TINY = ["--preset", "smoke", "--seq-length", "32", "--batch-size", "2", "--max-steps", "6", "--ckpt-freq", "2"]
@@ -76,6 +78,19 @@ def test_a_run_says_what_it_trains_and_what_came_out(whole, output: Path):
     for line in ("complete: 6 steps", "held out    loss", "sample      ", "answer    ", str(output / "whole")):
         assert line in whole.stdout
     assert whole.stderr == ""
+
+
+def test_a_model_without_attention_heads_and_their_cache_trains_and_answers(output: Path, tmp_path: Path):
+    mamba = {"hidden_size": 16, "num_hidden_layers": 1, "state_size": 4}
+    demo_tokenizer().save_pretrained(tmp_path)
+    AutoConfig.for_model("mamba", vocab_size=len(demo_tokenizer()), **mamba).save_pretrained(tmp_path)
+    argv = [*TINY, "--model-name", str(tmp_path), "--max-steps", "2"]
+    done = alone(output, "-e", "mamba", *argv)
+    assert done.returncode == 0, done.stderr
+    assert "answer    " in done.stdout
+    refused = alone(output, "-e", "packed", *argv, "--packing", "varlen")
+    assert refused.returncode == 64
+    assert "--packing varlen: the attention of a mamba cannot be kept within documents" in refused.stderr
 
 
 def test_metrics_have_a_row_for_each_step_and_each_evaluation(whole, output: Path):

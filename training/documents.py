@@ -327,13 +327,26 @@ def _stream(name: str, subset: str | None) -> tuple[Any, Any | None, str]:
             files = data_files(name)
             train_files, held_out_files = _by_split(files)
             splits = {"train": train_files, **({"validation": held_out_files} if held_out_files else {})}
-            builder = {".jsonl": "json", ".txt": "text"}.get(files[0].suffix, files[0].suffix[1:])
+            builder = _stream_builder(name, files)
             paths = {split: [str(file) for file in part] for split, part in splits.items()}
             loaded = datasets.load_dataset(builder, data_files=paths, streaming=True)
             with ThreadPoolExecutor() as pool:
                 source = "stream " + " ".join(pool.map(_named_digest, files))
     train, held_out = _splits(loaded, name)
     return train, held_out, source
+
+
+def _stream_builder(name: str, files: list[Path]) -> str:
+    """What `datasets` reads these files by. Its readers of text and csv make other documents than `training.tables`."""
+    builders = {{".json": "json", ".jsonl": "json", ".parquet": "parquet"}.get(file.suffix) for file in files}
+    builder = builders.pop()
+    if builders or builder is None:
+        kinds = ", ".join(sorted({file.suffix or "without a suffix" for file in files}))
+        raise InputError(
+            f"--dataset-name {name}: --streaming reads json or parquet files of one kind on this machine, and these "
+            f"are {kinds}; leave out --streaming: --max-train-tokens does without it"
+        )
+    return builder
 
 
 @contextmanager

@@ -1,10 +1,11 @@
 """Model FLOPs utilisation: the share of a GPU's peak that the model's arithmetic uses."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
-# Dense bf16 peaks in FLOP/s, without sparsity, from NVIDIA's data sheets; the first name found in the
-# device's name wins.
+# Dense bf16 peaks in FLOP/s, without sparsity, from NVIDIA's data sheets; the first name that stands in the
+# device's name as whole words wins.
 PEAKS: Mapping[str, float] = {
     "B200": 2250e12,
     "GH200": 989e12,
@@ -31,18 +32,19 @@ def flops_per_token(parameters: int, layers: int, heads: int, head_size: int, le
 
 def model_flops_per_token(model: Any, length: int) -> float:
     """`flops_per_token` of a Hugging Face model; GPT-2's position embeddings are looked up, not
-    multiplied."""
+    multiplied, and a model without attention heads, such as mamba, has no second term."""
     config = model.config.get_text_config()
     multiplied = sum(
         parameter.numel() for name, parameter in model.named_parameters() if not name.endswith("wpe.weight")
     )
-    heads = config.num_attention_heads
-    return flops_per_token(multiplied, config.num_hidden_layers, heads, config.hidden_size // heads, length)
+    heads = getattr(config, "num_attention_heads", 0)
+    head_size = getattr(config, "head_dim", None) or (config.hidden_size // heads if heads else 0)
+    return flops_per_token(multiplied, config.num_hidden_layers, heads, head_size, length)
 
 
 def peak_flops(device_name: str) -> float | None:
     """The dense bf16 peak of a GPU by its name, in FLOP/s; None where it is not known."""
-    return next((peak for name, peak in PEAKS.items() if name in device_name), None)
+    return next((peak for name, peak in PEAKS.items() if re.search(rf"\b{name}\b", device_name)), None)
 
 
 def utilisation(tokens_per_second: float, per_token: float, device_name: str, devices: int) -> float | None:

@@ -182,7 +182,7 @@ def read_prompts(options: GenerateOptions) -> Iterator[str]:
     """The prompts, those of the standard input as they come.
 
     Raises:
-        InputError: the file cannot be read.
+        InputError: the file or the standard input cannot be read, the latter at the prompt that is no text.
     """
     if options.prompts:
         return iter(options.prompts)
@@ -195,7 +195,17 @@ def read_prompts(options: GenerateOptions) -> Iterator[str]:
         return iter([line for line in lines if line.strip()])
     if sys.stdin.isatty():
         say("type a prompt, one on a line; Ctrl-D ends")
-    return (line.rstrip("\n") for line in sys.stdin if line.strip())
+    return _lines_of_input()
+
+
+def _lines_of_input() -> Iterator[str]:
+    try:
+        for line in sys.stdin:
+            line.encode()  # Where the locale is C, Python has let any byte through.
+            if line.strip():
+                yield line.rstrip("\n")
+    except UnicodeError as error:
+        raise InputError("the standard input is no UTF-8 text; give a prompt on each line") from error
 
 
 def answers(model: Any, tokenizer: Any, prompt: str, options: GenerateOptions) -> list[Answer]:

@@ -97,7 +97,7 @@ def check_keeps_apart(model: Any) -> None:
     apart = "position_ids" in inspect.signature(model.forward).parameters
     if apart:
         training, _ = model.training, model.eval()
-        tokens, end_of_text = torch.tensor([[1, 2, 0, 4, 5, 6], [2, 3, 0, 4, 5, 6]]), 0
+        tokens, end_of_text = torch.tensor([[1, 2, 0, 4, 5, 6], [2, 3, 0, 4, 5, 6]], device=model.device), 0
         first, second = model(input_ids=tokens, **within_documents(tokens, end_of_text)).logits[:, 3:]
         apart = torch.allclose(first, second, atol=1e-5)
         model.train(training)

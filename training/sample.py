@@ -45,13 +45,15 @@ def sample_answer(
     with torch.compiler.set_stance("force_eager"):
         for _ in range(new_tokens):
             output = model(input_ids=given, past_key_values=cache, use_cache=True)
-            cache = output.past_key_values
+            # Some models keep none, mamba for one: they are shown all of it each time.
+            cache = getattr(output, "past_key_values", None)
             likeliest = output.logits[0, -1].argmax()
             token, ends = rank_zero_first(lambda: _read(likeliest, tokenizer))  # noqa: B023 – called at once
             if ends:
                 break
             answer.append(token)
-            given = torch.tensor([[token]], device=device)
+            latest = torch.tensor([[token]], device=device)
+            given = torch.cat([given, latest], dim=1) if cache is None else latest
     return rank_zero_first(lambda: Sample(prompt, tokenizer.decode(answer), expected))
 
 
