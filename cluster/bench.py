@@ -22,16 +22,17 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from cluster.allocation import Allocation
-from cluster.environment import forwarded_names, mpirun_environment, with_project
+from cluster.command import bare_command, launch_environment
 from cluster.errors import LauncherError, RequestError
 from cluster.granted import find_allocation
 from cluster.growing_logs import tail
 from cluster.hostfile import hostfile_text
-from cluster.mpirun import Mpirun, find_mpirun, mpirun_command
+from cluster.mpirun import Mpirun, find_mpirun
 from cluster.options import OptionParser, add_place_options, at_least, run, split_program
 from cluster.program import resolve_program
 from cluster.records import read_records
 from cluster.rendezvous import rendezvous
+from cluster.request import forwarded_environment
 from cluster.run_file import RUN_FILE
 from cluster.trainer import METRICS_FILE, SUMMARY_FILE, is_training
 
@@ -142,30 +143,18 @@ def bare(
     address, port, held = rendezvous(allocation, os.environ, number, allocation.hosts[0].name)
     held.close()  # as nobody holds it who types this
     meet = {"MASTER_ADDR": address, "MASTER_PORT": str(port), "PYTHONUNBUFFERED": "1"}
-    here = with_project(os.environ)
+    here = forwarded_environment(options)
     if name == "srun":
         command = ["srun", f"--ntasks={allocation.world_size}", "--mpi=none", *program]
         return Way(name, command, {**here, **meet})
     if name == "torchrun":
         torchrun = [_torchrun() or "torchrun", f"--nproc-per-node={allocation.world_size}", "--no-python"]
-        return Way(name, [*torchrun, f"--master-addr={address}", f"--master-port={port}", *program], os.environ)
+        return Way(name, [*torchrun, f"--master-addr={address}", f"--master-port={port}", *program], here)
     assert mpirun is not None
     hostfile = folder / "hostfile"
     hostfile.write_text(hostfile_text(allocation, mpirun.dialect))
-    environ = {**mpirun_environment(here, allocation, options.nic, mpirun.has_daemon), **meet}
-    command = mpirun_command(
-        mpirun,
-        allocation,
-        hostfile=str(hostfile),
-        program=program,
-        forward=forwarded_names(environ, meet),
-        wdir=os.path.abspath(options.wdir or "."),
-        bind_to=options.bind_to,
-        nic=options.nic,
-        ssh=options.ssh,
-        extra=options.mpirun_arg,
-    )
-    return Way(name, command, environ)
+    environ = {**launch_environment(options, mpirun, allocation), **meet}
+    return Way(name, bare_command(options, mpirun, allocation, program, hostfile, environ, meet), environ)
 
 
 def measure(way: Way, folder: Path, trains: bool) -> Start:

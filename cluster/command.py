@@ -4,7 +4,8 @@ import os
 import shlex
 import sys
 from argparse import Namespace
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 
 from cluster.allocation import Allocation
 from cluster.environment import forwarded_names, mpirun_environment, with_project
@@ -30,12 +31,26 @@ def launch_command(
     environ: Mapping[str, str],
 ) -> list[str]:
     """mpirun's command line in that environment. Nothing is written."""
+    rank = [sys.executable, "-m", "cluster.rank", str(attempt.plan), "--", *program]
+    return bare_command(options, mpirun, allocation, rank, attempt.hostfile, environ)
+
+
+def bare_command(
+    options: Namespace,
+    mpirun: Mpirun,
+    allocation: Allocation,
+    program: Sequence[str],
+    hostfile: Path,
+    environ: Mapping[str, str],
+    forward: Iterable[str] = (),
+) -> list[str]:
+    """The same for a program without our ranks around it; the variables named in `forward` are handed on too."""
     return mpirun_command(
         mpirun,
         allocation,
-        hostfile=str(attempt.hostfile),
-        program=[sys.executable, "-m", "cluster.rank", str(attempt.plan), "--", *program],
-        forward=forwarded_names(environ, [*(name for name, _ in options.forward), *options.secret]),
+        hostfile=str(hostfile),
+        program=program,
+        forward=forwarded_names(environ, [*(name for name, _ in options.forward), *options.secret, *forward]),
         wdir=os.path.abspath(options.wdir or "."),
         bind_to=options.bind_to,
         nic=options.nic,

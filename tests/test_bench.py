@@ -3,14 +3,14 @@
 import json
 import subprocess
 import sys
-from argparse import Namespace
 from pathlib import Path
 
 import pytest
 
 from cluster.allocation import Allocation, Host
-from cluster.bench import Start, Way, bare, can, launch_options, main, measure, phases, table, to_json
+from cluster.bench import Start, Way, bare, can, launch_options, main, measure, parser, phases, table, to_json
 from cluster.errors import LauncherError, RequestError
+from cluster.mpirun import HYDRA, Mpirun
 from conftest import ROOT, Mpi
 from stand_ins import stand_ins
 
@@ -88,14 +88,31 @@ def test_any_program_is_started_by_each_way_in_turns(mpi: Mpi, tmp_path: Path) -
     assert done.stdout.startswith("1 node × 2 ranks = 2 ranks, 1 rounds: -c pass\n")
 
 
+def test_bare_mpirun_is_given_what_the_launcher_gives_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OWN_KEY", "secret")
+    given = ["-x", "DATA=/data", "--secret", "OWN_KEY", "--ssh", "ssh -p 2222", "--wdir", str(tmp_path)]
+    remote = Allocation("ssh", (Host("a", 2, 0, 2),))
+
+    way = bare("mpirun", Mpirun("/mpich/mpirun", HYDRA), remote, ["x"], tmp_path, 1, parser().parse_options(given))
+
+    names = way.command[way.command.index("-genvlist") + 1].split(",")
+    assert {"DATA", "OWN_KEY", "MASTER_ADDR", "MASTER_PORT", "PYTHONPATH"} <= {*names}
+    assert (way.environ["DATA"], way.environ["HYDRA_LAUNCHER_EXTRA_ARGS"]) == ("/data", "-p 2222")
+    assert way.command[way.command.index("-launcher-exec") + 1] == "ssh"
+    assert way.command[way.command.index("-wdir") + 1] == str(tmp_path)
+    assert way.command[-1] == "x"
+
+
 def test_srun_and_torchrun_are_given_what_one_would_type(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", stand_ins(tmp_path, torchrun=""))
     monkeypatch.setattr(sys, "executable", "/nowhere/python")
     here = Allocation("local", (Host("localhost", 2, 0, 2),))
+    options = parser().parse_options(["-x", "DATA=/data"])
 
-    srun = bare("srun", None, here, ["python", "a.py"], tmp_path, 1, Namespace())
-    torchrun = bare("torchrun", None, here, ["python", "a.py"], tmp_path, 1, Namespace())
+    srun = bare("srun", None, here, ["python", "a.py"], tmp_path, 1, options)
+    torchrun = bare("torchrun", None, here, ["python", "a.py"], tmp_path, 1, options)
 
+    assert (srun.environ["DATA"], torchrun.environ["DATA"]) == ("/data", "/data")
     assert srun.command == ["srun", "--ntasks=2", "--mpi=none", "python", "a.py"]
     assert srun.environ["MASTER_PORT"].isdecimal()
     assert torchrun.command[:3] == [f"{tmp_path}/torchrun", "--nproc-per-node=2", "--no-python"]
