@@ -1,6 +1,8 @@
 """The perplexity of a trained model: the held-out loss of its training, and that of other data."""
 
+import errno
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -53,6 +55,27 @@ def test_its_tokens_are_found_where_the_run_has_them(run: Path, capsys):
     evaluated(capsys, str(run))
     # The tokenizer of a checkpoint may be of another class than the one that was trained with.
     assert len(set((run.parent / ".cache").glob("tokens-*")) - before) <= 1
+
+
+def test_where_the_runs_cache_cannot_be_written_the_tokens_go_to_the_output_directory(
+    run: Path, capsys, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    evaluated(capsys, str(run))
+    (tmp_path / "new.txt").write_text("abcdefgh\n\n" * 40)
+    made = Path.mkdir
+
+    def read_only(folder: Path, *arguments, **options) -> None:
+        if run.parent in folder.parents:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(folder))
+        made(folder, *arguments, **options)
+
+    monkeypatch.setattr(Path, "mkdir", read_only)
+    data = ["--dataset-name", str(tmp_path / "new.txt"), "--output-dir", str(tmp_path / "mine")]
+    assert evaluated(capsys, str(run), *data)["sequences"] > 0
+    assert len(list((tmp_path / "mine/.cache").glob("tokens-*"))) == 1
+    (tmp_path / "mine").rename(tmp_path / "moved")
+    evaluated(capsys, str(run), "--output-dir", str(tmp_path / "mine"))
+    assert not (tmp_path / "mine").exists()  # the run's cache has the tokens of its own data
 
 
 def test_other_data_is_read_whole_and_by_split(run: Path, capsys, tmp_path: Path):

@@ -175,6 +175,7 @@ def evaluate_model(options: EvaluateOptions) -> dict[str, Any]:
     from training.ranks import RankInfo
     from training.token_loss import token_loss
     from training.tokenise import end_of_text
+    from training.tokens import UnwritableError
 
     quiet_libraries()
     device = torch.device(own_device(options.device, RankInfo()))
@@ -183,7 +184,11 @@ def evaluate_model(options: EvaluateOptions) -> dict[str, Any]:
     end = end_of_text(tokenizer) if config.packing == "varlen" else None
     if end is not None:
         check_keeps_apart(model)
-    blocks, split = read_blocks(config, options.split, tokenizer)
+    try:
+        blocks, split = read_blocks(config, options.split, tokenizer)
+    except UnwritableError:
+        # The run lies where others write.
+        blocks, split = read_blocks(replace(config, output_dir=options.output_dir), options.split, tokenizer)
     batch_size = config.batch_size
     assert batch_size != "auto"  # A run's config.json has the number that was found.
     batches = evaluation_batches(len(blocks), batch_size, 0, 1, config.max_eval_samples)

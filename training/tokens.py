@@ -34,6 +34,10 @@ PROVED = "proved.json"
 VISIBLE_WITHIN_SECONDS = 30.0
 
 
+class UnwritableError(InputError):
+    """The cache of tokens cannot be written where it was asked for."""
+
+
 @dataclass(frozen=True)
 class Blocks:
     """A flat array of token ids, read in blocks.
@@ -156,7 +160,8 @@ def stage_tokens(folder: Path, corpus: Corpus | StreamedCorpus, tokenizer: Any) 
     """Tokenise a corpus into a folder aside; `publish_tokens` puts it in place, `discard_tokens` takes it away.
 
     Raises:
-        InputError: the tokenizer has no end-of-text token, or the folder cannot be written.
+        InputError: the tokenizer has no end-of-text token.
+        UnwritableError: the folder cannot be written.
     """
     # Process numbers repeat from host to host.
     aside = folder.with_name(f"{folder.name}.{socket.gethostname()}.{os.getpid()}")
@@ -182,7 +187,7 @@ def stage_tokens(folder: Path, corpus: Corpus | StreamedCorpus, tokenizer: Any) 
         write_whole(aside / PROVED, json.dumps({name: identity(aside / name) for name in written.hashes}))
     except OSError as error:
         discard_tokens(aside, made)
-        raise InputError(f"{folder} cannot be written: {error.strerror}; choose another --output-dir") from error
+        raise UnwritableError(f"{folder} cannot be written: {error.strerror}; choose another --output-dir") from error
     except BaseException:
         discard_tokens(aside, made)
         raise
@@ -216,12 +221,12 @@ def publish_tokens(aside: Path, folder: Path) -> None:
     the same.
 
     Raises:
-        InputError: the folder cannot be written.
+        UnwritableError: the folder cannot be written.
     """
     try:
         _put_in_place(aside, folder)
     except OSError as error:
-        raise InputError(f"{folder} cannot be written: {error.strerror}; choose another --output-dir") from error
+        raise UnwritableError(f"{folder} cannot be written: {error.strerror}; choose another --output-dir") from error
     finally:
         shutil.rmtree(aside, ignore_errors=True)
 
